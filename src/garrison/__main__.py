@@ -1,0 +1,5 @@
+"""`python -m garrison`."""
+
+from garrison.cli import main
+
+main()

@@ -1,0 +1,253 @@
+"""The manifest: everything about a sealed model but its bytes. Strict: an unknown field is an error.
+
+A bundle is a folder:
+
+    manifest.json            this file
+    graph.onnx               the victim's graph; its parameters are references into parameters/
+    misinformation.onnx      the graph of f', where f' is a network of its own
+    parameters/0000.bin ...  the parameters, in chunks
+    model.sig                OpenSSF model-signing signature over all of the above
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from garrison.crypto.canonical import canonical_json, sha256_hex
+from garrison.errors import FormatVersionError, ManifestError
+from garrison.types import DefenseSpec, InputFacts, ModelFacts, Task
+
+FORMAT = "garrison-bundle/1"
+MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "model.sig"
+PARAMETER_FOLDER = "parameters"
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+]
+"""Datatypes of the Open Inference Protocol that a sealed model may use."""
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+}
+DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class InputSpec(_Strict, frozen=True):
+    """One input tensor.
+
+    Attributes:
+        name: as in the graph.
+        datatype: Open Inference Protocol datatype.
+        shape: shape of one row, without the batch dimension.
+        minimum, maximum: allowed range, one number for all features or one a feature (C order).
+        may_be_missing: whether NaN stands for a missing value, for all features or one by one.
+    """
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    minimum: float | tuple[float, ...]
+    maximum: float | tuple[float, ...]
+    may_be_missing: bool | tuple[bool, ...] = False
+
+
+class FileEntry(_Strict, frozen=True):
+    """A file of the bundle: path relative to it, size in bytes, SHA-256 in hex."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+class TensorEntry(_Strict, frozen=True):
+    """Where a parameter tensor lies within its chunk, in bytes."""
+
+    name: str
+    offset: int
+    length: int
+
+
+class ChunkEntry(_Strict, frozen=True):
+    """A file of parameters; verified as a whole when it is loaded."""
+
+    file: str
+    size: int
+    sha256: str
+    tensors: tuple[TensorEntry, ...]
+
+
+class GraphEntry(_Strict, frozen=True):
+    """A graph and its parameters. A tree ensemble's parameters lie in its node, so its graph is its one chunk.
+
+    The outputs are named `probabilities` (or `scores`, `values`, by the task), `logits` and `misinformation` (log f').
+    """
+
+    file: str
+    size: int
+    sha256: str
+    outputs: tuple[str, ...]
+    chunks: tuple[ChunkEntry, ...] = ()
+
+
+class Provenance(_Strict, frozen=True):
+    """Where the model comes from.
+
+    Attributes:
+        created: UTC, RFC 3339.
+        source_format: "onnx", "scikit-learn", "torch".
+        source_sha256: digest of the model file as given.
+        data_sha256: digest of the training or calibration data as given, by role.
+        metrics: figures measured at hardening and sealing, as fractions unless the name says otherwise.
+        versions: of the software that sealed.
+        outlier_exposure: whether the victim was trained with outlier exposure.
+    """
+
+    created: str
+    source_format: str
+    source_sha256: str
+    data_sha256: dict[str, str] = msgspec.field(default_factory=dict)
+    metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
+    outlier_exposure: bool = False
+
+
+class Manifest(_Strict, frozen=True):
+    """See the module's docstring.
+
+    Attributes:
+        name: the model's name, as clients ask for it.
+        version: a whole number, at least 1; a client's policy may refuse older ones.
+        labels: class labels, empty for regression.
+        guard: the chain of defenses, with its calibrated values.
+        key_commitment: tells the right misinformation key from a wrong one; empty where the guard needs none.
+    """
+
+    format: str
+    name: str
+    version: int
+    task: Task
+    inputs: tuple[InputSpec, ...]
+    outputs: int
+    output_datatype: Datatype
+    labels: tuple[str, ...]
+    graph: GraphEntry
+    misinformation: GraphEntry | None
+    guard: tuple[DefenseSpec, ...]
+    key_commitment: str
+    provenance: Provenance
+
+    def facts(self) -> ModelFacts:
+        """What the guard may know of the model."""
+        return ModelFacts(
+            task=self.task,
+            inputs=tuple(input_facts(spec) for spec in self.inputs),
+            labels=self.labels,
+            outputs=self.outputs,
+            value_dtype=NUMPY_DTYPES[self.output_datatype],
+            has_logits="logits" in self.graph.outputs,
+            has_misinformation=self.misinformation is not None or "misinformation" in self.graph.outputs,
+        )
+
+    def guard_digest(self) -> str:
+        """SHA-256 of the signed chain, in hex."""
+        return guard_digest(self.guard)
+
+    def encode(self) -> bytes:
+        return msgspec.json.format(canonical_json(self), indent=1)
+
+
+def guard_digest(chain: tuple[DefenseSpec, ...]) -> str:
+    """SHA-256 of a chain of defenses in canonical JSON, in hex."""
+    return sha256_hex(canonical_json(chain))
+
+
+def input_facts(spec: InputSpec) -> InputFacts:
+    """The arrays that checks need, made once. Bounds are in the tensor's own dtype and flattened to (features,)."""
+    dtype, features = NUMPY_DTYPES[spec.datatype], math.prod(spec.shape)
+
+    def spread(value: object, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        return np.ascontiguousarray(np.broadcast_to(np.asarray(value).astype(kind), (features,)))
+
+    return InputFacts(
+        name=spec.name,
+        dtype=dtype,
+        shape=spec.shape,
+        low=spread(spec.minimum, dtype),
+        high=spread(spec.maximum, dtype),
+        may_be_missing=spread(spec.may_be_missing, np.dtype(np.bool_)),
+    )
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read and check a manifest's bytes. The bytes must already be known to be signed.
+
+    Raises:
+        FormatVersionError: a bundle of another format version.
+        ManifestError: not JSON, an unknown or ill-typed field, a path that leaves the bundle, values that contradict.
+    """
+    try:
+        found = msgspec.json.decode(data, type=dict[str, Any]).get("format")
+        if found != FORMAT:
+            raise FormatVersionError(f"expected format {FORMAT!r}, found {found!r}", file=MANIFEST_FILE)
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"not a valid manifest: {error}", file=MANIFEST_FILE) from error
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    _expect(
+        manifest.name != "" and "/" not in manifest.name and manifest.name.isprintable(),
+        "name must be printable and hold no '/'",
+    )
+    _expect(manifest.version >= 1, "version must be at least 1")
+    _expect(bool(manifest.inputs), "there must be at least one input")
+    _expect(manifest.outputs >= 1, "outputs must be at least 1")
+    _expect(not manifest.labels or len(manifest.labels) == manifest.outputs, "labels must be as many as outputs")
+    for spec in manifest.inputs:
+        _check_input(spec)
+    graphs = (manifest.graph,) if manifest.misinformation is None else (manifest.graph, manifest.misinformation)
+    for graph in graphs:
+        _check_graph(graph)
+
+
+def _check_input(spec: InputSpec) -> None:
+    features = math.prod(spec.shape)
+    _expect(all(n >= 1 for n in spec.shape), f"input {spec.name!r}: every dimension must be at least 1")
+    for name in ("minimum", "maximum", "may_be_missing"):
+        value = getattr(spec, name)
+        _expect(
+            not isinstance(value, tuple) or len(value) == features,
+            f"input {spec.name!r}: {name} must have {features} entries",
+        )
+
+
+def _check_graph(graph: GraphEntry) -> None:
+    entries: list[GraphEntry | ChunkEntry] = [graph, *graph.chunks]
+    for entry in entries:
+        parts = entry.file.split("/")
+        plain = all(part and part not in {".", ".."} and "\\" not in part and "\0" not in part for part in parts)
+        _expect(plain, f"{entry.file!r} is not a plain path within the bundle")
+        _expect(entry.size >= 0, f"{entry.file!r}: size must not be negative")
+    for chunk in graph.chunks:
+        for tensor in chunk.tensors:
+            inside = tensor.offset >= 0 and tensor.length >= 0 and tensor.offset + tensor.length <= chunk.size
+            _expect(inside, f"{chunk.file!r}: tensor {tensor.name!r} lies outside the chunk")
+
+
+def _expect(condition: bool, message: str) -> None:  # noqa: FBT001  reads as a sentence at every call
+    if not condition:
+        raise ManifestError(message, file=MANIFEST_FILE)

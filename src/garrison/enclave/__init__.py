@@ -1,0 +1,1 @@
+"""Where plaintext lives: the story of a request, and what runs it."""

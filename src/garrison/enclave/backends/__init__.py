@@ -1,0 +1,7 @@
+"""The registry of enclave backends: a trusted technology is one file here, one in attest/verifiers, and one line each."""
+
+from __future__ import annotations
+
+BACKENDS: dict[str, str] = {
+    "none": "garrison.enclave.backends.none:NoIsolation",
+}

@@ -1,0 +1,288 @@
+"""One request, from the door and back: the story of the house.
+
+A batch of requests goes through eight steps, in this order:
+
+    1  open      read each request; one that cannot be read is refused alone
+    2  ADMIT     bounds, calls left
+    3  INSPECT   what does this input look like
+    4  run       the model, on parameters that were checked before they are used
+    5  ANSWER    f(x), or misinformation
+    6  RELEASE   say as little as the policy allows
+    7  RECORD    what each caller has now asked
+    8  sign      one signature over the batch, a statement for each answer
+
+Invariants: a bad request harms no other in its batch; nothing leaves but `Released`; after ADMIT the client learns of a refusal
+only that it was refused, while the outcome keeps the true code for the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from garrison.bundle.manifest import Manifest, guard_digest
+from garrison.bundle.reader import VerifiedBundle
+from garrison.crypto.owner import key_commitment
+from garrison.crypto.signing import AnswerSigner
+from garrison.errors import GuardError, KeyFileError, RefusedError, RequestError
+from garrison.guard.base import Defense
+from garrison.guard.override import UnsafeGuardOverride
+from garrison.guard.pipeline import Pipeline, Progress, tighten
+from garrison.limits import DEFAULT_LIMITS, Limits
+from garrison.protocol.messages import Ask, Outcome, Reply
+from garrison.protocol.oip import InferRequest, decode_request, encode_response
+from garrison.protocol.statement import Statement, sign_batch
+from garrison.runtime.runner import Runner, example_inputs
+from garrison.types import Array, Batch, Caller, DefenseSpec, RawScores, Released
+
+logger = logging.getLogger(__name__)
+
+INTERNAL = "internal"
+NO_LIMIT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A request that could be read, and its number in the batch of asks."""
+
+    number: int
+    ask: Ask
+    request: InferRequest
+
+
+class Service:
+    """One sealed model behind its guard.
+
+    Args:
+        bundle: the verified bundle.
+        key: the owner's misinformation key; needed where the chain needs it.
+        tightened: by defense name, what the host tightens of the signed guard.
+        override: replaces the signed guard, for measurements in this process only.
+        limits: sizes and counts.
+
+    Raises:
+        KeyFileError: the key is missing or belongs to another model.
+        GuardError: the chain cannot be built; the service does not start.
+        ManifestError: the graph is not what the manifest says.
+    """
+
+    def __init__(
+        self,
+        bundle: VerifiedBundle,
+        *,
+        key: bytes | None = None,
+        tightened: Mapping[str, Mapping[str, Any]] | None = None,
+        override: UnsafeGuardOverride | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.manifest: Manifest = bundle.manifest
+        self.manifest_digest = bundle.manifest_sha256
+        self.facts = self.manifest.facts()
+        self.limits = limits
+        self._override = override
+        chain = override.use() if override is not None else tighten(self.manifest.guard, tightened or {})
+        self._pipeline = Pipeline(chain, self.facts, _checked_key(self.manifest, key))
+        self.guard_digest = guard_digest(chain)
+        self._runner = Runner(bundle, limits)
+        self._signer = AnswerSigner()
+        self._runner.run(
+            example_inputs(self.manifest.inputs, 1)
+        )  # the first run allocates; better now than on a client's time
+
+    @property
+    def public_key(self) -> bytes:
+        """The key that signs the answers: 32 bytes, made at start."""
+        return self._signer.public_key
+
+    @property
+    def chain(self) -> tuple[DefenseSpec, ...]:
+        """The chain that runs: the signed one, as tightened by the host."""
+        return self._pipeline.specs
+
+    def armed(self, name: str) -> Defense | None:
+        """The armed defense of that name, if the chain has one."""
+        return self._pipeline.find(name)
+
+    def outputs(self) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
+        """Name, dtype and row shape of each tensor that is released."""
+        return self._pipeline.release_defense.describe_outputs(self.facts)
+
+    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Answer a batch of requests; one reply an ask, in order. Never raises for what a client sent."""
+        try:
+            return self._answer(asks)
+        except Exception:
+            logger.exception("a batch of %d requests failed; answering them one by one", len(asks))
+        if len(asks) == 1:
+            return [_error(INTERNAL, "the service failed on this request", Outcome(code=INTERNAL, rows=0))]
+        return [self.answer([ask])[0] for ask in asks]
+
+    def predict(self, inputs: dict[str, Array], caller: str = "local") -> Released:
+        """Steps 2 to 7 on arrays, for callers within this process. Not signed, not budgeted.
+
+        Raises:
+            RequestError, RefusedError: as a client over the wire would get it.
+        """
+        rows = len(next(iter(inputs.values())))
+        progress, released = self._guarded(Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (NO_LIMIT,)))
+        code = progress.refused[0]
+        if code is not None:
+            raise _refusal(code, progress.detail[0])
+        return released
+
+    def raw(self, inputs: dict[str, Array]) -> RawScores:
+        """What the model says before any defense; only where the signed guard is overridden anyway.
+
+        Raises:
+            GuardError: the signed guard runs.
+        """
+        if self._override is None:
+            raise GuardError("raw scores can only be had under an UnsafeGuardOverride")
+        return self._runner.run(inputs)
+
+    def _answer(self, asks: Sequence[Ask]) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        # 1 open
+        opened = self._open(asks, replies)
+        if opened:
+            # 2 to 7
+            progress, released = self._guarded(_gather(opened))
+            # 8 sign
+            self._sign(opened, progress, released, replies)
+        return [replies[number] for number in range(len(asks))]
+
+    def _guarded(self, batch: Batch) -> tuple[Progress, Released]:
+        everyone = Progress.begin(batch)
+        # 2 ADMIT
+        self._pipeline.admit(everyone)
+        progress, requests = everyone.admitted()
+        if not requests:
+            return everyone, Released({})
+        # 3 INSPECT
+        self._pipeline.inspect(progress)
+        # 4 run
+        raw = self._runner.run(progress.batch.inputs)
+        # 5 ANSWER
+        self._pipeline.answer(progress, raw)
+        # 6 RELEASE
+        released = self._pipeline.release(progress)
+        # 7 RECORD
+        self._pipeline.record(progress, released)
+        return (progress, released) if progress is everyone else _spread(everyone, progress, requests, released)
+
+    def _open(self, asks: Sequence[Ask], replies: dict[int, Reply]) -> list[_Opened]:
+        opened = []
+        for number, ask in enumerate(asks):
+            try:
+                opened.append(_Opened(number, ask, decode_request(ask.body, ask.json_bytes, self.facts, self.limits)))
+            except RequestError as error:
+                replies[number] = _error(error.code, str(error), Outcome(code=error.code, rows=0))
+        return opened
+
+    def _sign(self, opened: list[_Opened], progress: Progress, released: Released, replies: dict[int, Reply]) -> None:
+        bodies: dict[int, tuple[bytes, int]] = {}
+        first = 0
+        for i, item in enumerate(opened):
+            rows = slice(first, first + item.request.rows)
+            first = rows.stop
+            code = progress.refused[i]
+            if code is None:
+                try:
+                    bodies[i] = self._encode(item.request, released, rows)
+                except RequestError as error:  # asks for an output that the policy does not release
+                    replies[item.number] = _error(error.code, str(error), Outcome(code=error.code, rows=0))
+            else:
+                replies[item.number] = _refused(code, progress.detail[i], _outcome(code, item, progress, i))
+        signed = list(bodies)
+        proofs = sign_batch([self._statement(opened[i].ask, bodies[i][0]) for i in signed], self._signer.sign)
+        for i, proof in zip(signed, proofs, strict=True):
+            body, json_bytes = bodies[i]
+            replies[opened[i].number] = Reply("", "", body, json_bytes, proof, _outcome("ok", opened[i], progress, i))
+
+    def _encode(self, request: InferRequest, released: Released, rows: slice) -> tuple[bytes, int]:
+        mine = Released({name: x[rows] for name, x in released.outputs.items()}, released.uncertain[rows])
+        return encode_response(request, mine, self.manifest.name, str(self.manifest.version))
+
+    def _statement(self, ask: Ask, body: bytes) -> Statement:
+        return Statement(
+            request=hashlib.sha256(ask.body).hexdigest(),
+            answer=hashlib.sha256(body).hexdigest(),
+            model=self.manifest_digest,
+            guard=self.guard_digest,
+            time=int(time.time()),
+            nonce=ask.nonce,
+        )
+
+
+def _checked_key(manifest: Manifest, key: bytes | None) -> bytes | None:
+    """A key that is not the model's would give other misinformation than before a restart: refuse it."""
+    if key is not None and manifest.key_commitment and key_commitment(key) != manifest.key_commitment:
+        raise KeyFileError(f"the misinformation key given is not the one that {manifest.name!r} was sealed with")
+    return key
+
+
+def _gather(opened: Sequence[_Opened]) -> Batch:
+    requests = [item.request for item in opened]
+    names = requests[0].inputs
+    return Batch(
+        inputs={
+            n: requests[0].inputs[n] if len(requests) == 1 else np.concatenate([r.inputs[n] for r in requests])
+            for n in names
+        },
+        request_of_row=np.repeat(np.arange(len(requests), dtype=np.intp), [r.rows for r in requests]),
+        callers=tuple(Caller(item.ask.caller) for item in opened),
+        remaining=tuple(item.ask.remaining for item in opened),
+    )
+
+
+def _spread(
+    everyone: Progress, part: Progress, requests: tuple[int, ...], released: Released
+) -> tuple[Progress, Released]:
+    """Put the results of the admitted requests back among all requests; the others' rows stay zero and are never encoded."""
+    rows = np.flatnonzero(np.isin(everyone.batch.request_of_row, requests))
+    for i, request in enumerate(requests):
+        everyone.refused[request], everyone.detail[request] = part.refused[i], part.detail[i]
+    everyone.replaced[rows] = part.replaced
+    for name, counts in part.shadow.items():
+        everyone.shadow.setdefault(name, np.zeros(everyone.batch.requests))[list(requests)] = counts
+
+    def widen(x: Array) -> Array:
+        wide = np.zeros((everyone.batch.rows, *x.shape[1:]), dtype=x.dtype)
+        wide[rows] = x
+        return wide
+
+    return everyone, Released({n: widen(x) for n, x in released.outputs.items()}, widen(released.uncertain))
+
+
+def _outcome(code: str, item: _Opened, progress: Progress, request: int) -> Outcome:
+    charged = 0 if code.startswith("request.") else item.request.rows
+    replaced = (
+        int(np.count_nonzero(progress.replaced & (progress.batch.request_of_row == request)))
+        if progress.replaced.any()
+        else 0
+    )
+    return Outcome(code, charged, replaced, {name: int(counts[request]) for name, counts in progress.shadow.items()})
+
+
+def _refused(code: str, detail: str, outcome: Outcome) -> Reply:
+    """What ADMIT found is the client's own fault and is told; any later refusal is told as a bare "refused"."""
+    if code.startswith("request."):
+        return _error(code, detail, outcome)
+    return _error(RefusedError.code, "the service refuses this request", outcome)
+
+
+def _refusal(code: str, detail: str) -> RequestError | RefusedError:
+    for kind in RequestError.__subclasses__():
+        if kind.code == code:
+            return kind(detail)
+    return RefusedError("the service refuses this request")
+
+
+def _error(code: str, detail: str, outcome: Outcome) -> Reply:
+    return Reply(code, detail, b"", -1, b"", outcome)

@@ -1,0 +1,224 @@
+"""Every error that Garrison raises on purpose.
+
+Each class carries a `code`: stable, lower case, safe to show to a client. The message says what was expected, what was
+found and what to do next; it never holds tensor values or secrets.
+
+    GarrisonError
+    |-- ConfigError                      garrison.toml or an option is wrong
+    |-- MissingExtraError                an optional dependency is not installed
+    |-- DatasetError
+    |   |-- UnknownDatasetError | DatasetUnavailableError | DatasetCorruptError
+    |-- KeyFileError                     an owner's key, secret or passphrase is wrong
+    |-- SealingError                     a model cannot be sealed as asked
+    |   |-- UnsupportedModelError | ModelFileError | CalibrationError | TargetExistsError
+    |-- BundleError                      a sealed bundle must not be used
+    |   |-- NoTrustedKeyError | UntrustedKeyError | SignatureFormatError | SignatureInvalidError
+    |   |-- ManifestError | FormatVersionError
+    |   |-- MissingFileError | UnexpectedFileError | TruncatedFileError | ExtendedFileError
+    |   |-- ChangedFileError | SwappedFileError
+    |-- GuardError                       a chain of defenses cannot be built
+    |-- RequestError                     what a client sent is wrong (its own fault, told plainly)
+    |   |-- MalformedRequestError | InputError | LimitError
+    |   |-- AuthenticationError | BudgetExhaustedError | NotFoundError | MethodError
+    |-- RefusedError                     the guard refused; the client learns no more than that
+    |-- UnavailableError                 try again later
+    |-- ServiceError                     what a server answered makes no sense to the client
+    |   |-- ProofError                   the signature of an answer does not hold
+    |-- AuditError
+    |   |-- PlanError | PreflightError | QueryBudgetError
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GarrisonError(Exception):
+    """Base of all errors raised on purpose; `code` is stable and safe to show."""
+
+    code: ClassVar[str] = "internal"
+
+
+class ConfigError(GarrisonError):
+    code = "config.invalid"
+
+
+class MissingExtraError(GarrisonError):
+    """An optional dependency is missing; names the extra that brings it."""
+
+    code = "extra.missing"
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"the package {package!r} is needed and not installed: pip install 'garrison[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
+class DatasetError(GarrisonError):
+    code = "dataset"
+
+
+class UnknownDatasetError(DatasetError):
+    code = "dataset.unknown"
+
+
+class DatasetUnavailableError(DatasetError):
+    code = "dataset.unavailable"
+
+
+class DatasetCorruptError(DatasetError):
+    code = "dataset.corrupt"
+
+
+class KeyFileError(GarrisonError):
+    code = "key.invalid"
+
+
+class SealingError(GarrisonError):
+    code = "sealing"
+
+
+class UnsupportedModelError(SealingError):
+    code = "sealing.unsupported_model"
+
+
+class ModelFileError(SealingError):
+    code = "sealing.model_file"
+
+
+class CalibrationError(SealingError):
+    code = "sealing.calibration"
+
+
+class TargetExistsError(SealingError):
+    code = "sealing.target_exists"
+
+
+class BundleError(GarrisonError):
+    """A bundle that must not be used; `file` names the part at fault, relative to the bundle."""
+
+    code = "bundle"
+
+    def __init__(self, message: str, *, file: str | None = None) -> None:
+        super().__init__(message if file is None else f"{file}: {message}")
+        self.file = file
+
+
+class NoTrustedKeyError(BundleError):
+    code = "bundle.no_trusted_key"
+
+
+class UntrustedKeyError(BundleError):
+    code = "bundle.untrusted_key"
+
+
+class SignatureFormatError(BundleError):
+    code = "bundle.signature_format"
+
+
+class SignatureInvalidError(BundleError):
+    code = "bundle.signature_invalid"
+
+
+class ManifestError(BundleError):
+    code = "bundle.manifest"
+
+
+class FormatVersionError(BundleError):
+    code = "bundle.format_version"
+
+
+class MissingFileError(BundleError):
+    code = "bundle.missing_file"
+
+
+class UnexpectedFileError(BundleError):
+    code = "bundle.unexpected_file"
+
+
+class TruncatedFileError(BundleError):
+    code = "bundle.truncated_file"
+
+
+class ExtendedFileError(BundleError):
+    code = "bundle.extended_file"
+
+
+class ChangedFileError(BundleError):
+    code = "bundle.changed_file"
+
+
+class SwappedFileError(BundleError):
+    code = "bundle.swapped_file"
+
+
+class GuardError(GarrisonError):
+    code = "guard.invalid"
+
+
+class RequestError(GarrisonError):
+    code = "request"
+
+
+class MalformedRequestError(RequestError):
+    """The message cannot be read as an Open Inference Protocol request."""
+
+    code = "request.malformed"
+
+
+class InputError(RequestError):
+    """The message is well formed, but a tensor has a wrong name, dtype, shape or value."""
+
+    code = "request.input"
+
+
+class LimitError(RequestError):
+    code = "request.too_large"
+
+
+class AuthenticationError(RequestError):
+    code = "request.unauthenticated"
+
+
+class BudgetExhaustedError(RequestError):
+    code = "request.budget_exhausted"
+
+
+class NotFoundError(RequestError):
+    code = "request.not_found"
+
+
+class MethodError(RequestError):
+    code = "request.method"
+
+
+class RefusedError(GarrisonError):
+    code = "refused"
+
+
+class UnavailableError(GarrisonError):
+    code = "unavailable"
+
+
+class ServiceError(GarrisonError):
+    code = "service"
+
+
+class ProofError(ServiceError):
+    code = "service.proof"
+
+
+class AuditError(GarrisonError):
+    code = "audit"
+
+
+class PlanError(AuditError):
+    code = "audit.plan"
+
+
+class PreflightError(AuditError):
+    code = "audit.preflight"
+
+
+class QueryBudgetError(AuditError):
+    code = "audit.query_budget"

@@ -1,0 +1,140 @@
+"""Adaptive Misinformation (Kariyappa and Qureshi, CVPR 2020), diverse and deterministic per input.
+
+In-distribution inputs are answered with f(x), out-of-distribution ones with a wrong answer m(x):
+
+    alpha(x) = 1 / (1 + exp(nu (confidence(x) - tau)))                 (eq. 4 of the paper)
+    answer   = (1 - alpha) f(x) + alpha m(x)                           (eq. 5)
+
+The paper answers with f'(x), a model trained to be wrong. Such an f' collapses to a few classes, which is a fingerprint, and
+it puts the least mass on the true class, which gives that class away. Here f' only *weights* the wrong classes; the owner's
+key picks one of them for each input, never f's own choice, and shapes the rest like an honest answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from garrison.errors import GuardError
+from garrison.guard.base import Code, RowDefense, Verdict, View, raise_not_tighter
+from garrison.types import FloatArray, ModelFacts, Phase, Task
+
+NEGLIGIBLE = 1e-6
+"""Rows with a smaller alpha keep f(x) as it is: the change would be below single precision's rounding."""
+
+
+def alpha(xp: Any, confidence: Any, tau: float, nu: float) -> Any:
+    """Share of misinformation, shape (rows,), in [0, 1]. The exponent is clipped so that no overflow occurs."""
+    return 1.0 / (1.0 + xp.exp(xp.clip(nu * (confidence - tau), -80.0, 80.0)))
+
+
+def misinform(xp: Any, f: Any, wrong: Any, noise: Any, tail_scale: float) -> Any:
+    """A wrong answer that looks like an honest one, shape (rows, classes).
+
+    The class is drawn in proportion to f' among all but f's own first choice (Gumbel-max with keyed noise). The other
+    classes, f's choice among them, get keyed log-probabilities that depend on neither f nor f', so that no rank of the
+    answer tells where the truth is.
+
+    Args:
+        f: f(x), shape (rows, classes).
+        wrong: log f'(x), shape (rows, classes).
+        noise: shape (rows, 2 classes + 1): Gumbel noise, normal noise, margin of the first choice in nats.
+        tail_scale: standard deviation of an honest answer's log-probabilities, in nats.
+    """
+    classes = f.shape[1]
+    numbers = xp.expand_dims(xp.arange(classes), axis=0)
+    own_choice = numbers == xp.argmax(f, axis=1, keepdims=True)
+    score = xp.where(own_choice, -xp.inf, wrong + noise[:, :classes])
+    chosen = numbers == xp.argmax(score, axis=1, keepdims=True)
+    tail = tail_scale * noise[:, classes : 2 * classes]
+    top = xp.max(xp.where(chosen, -xp.inf, tail), axis=1, keepdims=True) + noise[:, 2 * classes :]
+    z = xp.where(chosen, top, tail)
+    e = xp.exp(z - xp.max(z, axis=1, keepdims=True))
+    return e / xp.sum(e, axis=1, keepdims=True)
+
+
+def mix(xp: Any, f: Any, m: Any, a: Any) -> Any:
+    """(1 - alpha) f + alpha m; `a` has shape (rows,)."""
+    share = xp.expand_dims(a, axis=1)
+    return (1.0 - share) * f + share * m
+
+
+class AdaptiveMisinformation(RowDefense, frozen=True):
+    """Answer out-of-distribution inputs wrongly.
+
+    Stops: clones trained on surrogate data. Does not stop: attackers with in-distribution data, nor those who start from it
+    (JBDA). Honest inputs of low confidence are answered wrongly too; tau bounds how many.
+
+    Attributes:
+        tau: threshold on the signal `confidence`; calibrated to a stated benign loss, never a constant.
+        nu: steepness; 1,000 is a hard switch.
+        tail_scale: see `misinform`; calibrated.
+        margins: quantiles of log(p1 / p2) of honest answers, in nats; the keyed margin is drawn from them.
+        constant_time: compute m for every row, so that the time of a batch does not tell how many were misinformed.
+    """
+
+    name: ClassVar[str] = "adaptive-misinformation"
+    phase: ClassVar[Phase] = Phase.ANSWER
+    needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
+    needs_key: ClassVar[bool] = True
+
+    tau: float
+    nu: float = 1000.0
+    tail_scale: float = 3.0
+    margins: tuple[float, ...] = (1.0, 3.0, 6.0)
+    constant_time: bool = False
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.tau):
+            raise ValueError(f"adaptive-misinformation.tau must be finite, found {self.tau}")
+        if not 0 < self.nu < math.inf or not 0 < self.tail_scale < math.inf:
+            raise ValueError("adaptive-misinformation: nu and tail_scale must be above 0 and finite")
+        if not self.margins or not all(0 < m < math.inf for m in self.margins):
+            raise ValueError("adaptive-misinformation.margins must be non-empty, each above 0 and finite")
+
+    def check(self, facts: ModelFacts) -> None:
+        if facts.task is not Task.CLASSIFICATION or facts.outputs < 3:
+            raise GuardError(
+                f"{self.name} needs a model that answers probabilities of at least 3 classes; this one answers "
+                f"{facts.task.value} with {facts.outputs} outputs. Use reject-option or the release policy instead"
+            )
+        if not facts.has_misinformation:
+            raise GuardError(f"{self.name} needs a misinformation model: run `garrison harden` before sealing")
+
+    def noise_drawer(self, facts: ModelFacts) -> Callable[[np.random.Generator, int], FloatArray]:
+        classes, margins = facts.outputs, np.asarray(self.margins, dtype=np.float32)
+
+        def draw(rng: np.random.Generator, rows: int) -> FloatArray:
+            columns = (
+                rng.gumbel(size=(rows, classes)),
+                rng.normal(size=(rows, classes)),
+                rng.choice(margins, (rows, 1)),
+            )
+            return np.concatenate(columns, axis=1).astype(np.float32)
+
+        return draw
+
+    def __call__(self, view: View) -> Verdict:
+        if view.answer is None or view.raw is None or view.raw.misinformation is None or view.noise is None:
+            raise GuardError(f"{self.name} runs after the model, with its misinformation and the owner's key")
+        a = alpha(np, view.signals["confidence"].astype(np.float64), self.tau, self.nu)
+        a = np.where(np.isnan(a), 1.0, a)  # fails closed
+        matters = a > NEGLIGIBLE
+        rows = np.arange(view.batch.rows) if self.constant_time else np.flatnonzero(matters)
+        if not rows.size:
+            return Verdict.keep(view.batch.rows, alpha=a)
+        f = view.answer[rows]
+        m = misinform(np, f, view.raw.misinformation(rows), view.noise(rows), self.tail_scale)
+        values = view.answer.copy()
+        values[rows] = mix(np, f, m, a[rows])
+        codes = np.where(matters, np.uint8(Code.REPLACE), np.uint8(Code.KEEP))
+        return Verdict(codes, values=values, signals={"alpha": a})
+
+    def check_tightened(self, signed: Self) -> None:
+        if self.tau < signed.tau:
+            raise_not_tighter(self.name, f"tau must be at least {signed.tau}, found {self.tau}")
+        if self != type(signed)(**{f: getattr(signed, f) for f in signed.__struct_fields__} | {"tau": self.tau}):
+            raise_not_tighter(self.name, "only tau can be raised")

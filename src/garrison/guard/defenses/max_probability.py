@@ -1,0 +1,39 @@
+"""Out-of-distribution score by maximum softmax probability (Hendrycks and Gimpel, ICLR 2017)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from garrison.errors import GuardError
+from garrison.guard.base import RowDefense, Verdict, View
+from garrison.types import ModelFacts, Phase, Task
+
+
+def confidence(xp: Any, probabilities: Any) -> Any:
+    """max_k f_k(x), shape (rows,): high for inputs like those that the model was trained on."""
+    return xp.max(probabilities, axis=1)
+
+
+class MaxProbability(RowDefense, frozen=True):
+    """Give the signal `confidence`: the largest probability, in [1/classes, 1].
+
+    Weak without outlier exposure (AUROC 0.79 between MNIST and Fashion-MNIST, 0.998 with it), and blind to inputs crafted
+    to look confident.
+    """
+
+    name: ClassVar[str] = "max-probability"
+    phase: ClassVar[Phase] = Phase.ANSWER
+    gives: ClassVar[frozenset[str]] = frozenset({"confidence"})
+
+    def check(self, facts: ModelFacts) -> None:
+        if facts.task is not Task.CLASSIFICATION:
+            raise GuardError(
+                f"{self.name} needs a model that answers probabilities; this one answers {facts.task.value}"
+            )
+
+    def __call__(self, view: View) -> Verdict:
+        if view.raw is None:
+            raise GuardError(f"{self.name} runs after the model")
+        return Verdict.keep(view.batch.rows, confidence=confidence(np, view.raw.values))

@@ -1,0 +1,349 @@
+"""The ordered chain of defenses, run over one batch.
+
+The service calls the phases one by one, in the order of `Phase`; the work in between (running the model, signing) is not the
+guard's. Invariants: a chain without exactly one RELEASE cannot be built; a defense that raises is run again request by
+request and refuses the request on which it raises; one refused row refuses its whole request, and no other; a shadow defense
+is run and counted and changes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
+
+import msgspec
+import numpy as np
+
+from garrison.errors import GuardError
+from garrison.guard.base import Code, Defense, RecordDefense, ReleaseDefense, RowDefense, Verdict, View
+from garrison.guard.defenses import DEFENSES
+from garrison.guard.keyed import KEY_BYTES, KeyedTable
+from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
+
+logger = logging.getLogger(__name__)
+
+DEFENSE_FAILED = "guard.defense_failed"
+
+
+def load_defense(spec: DefenseSpec) -> Defense:
+    """The defense that a spec names, with its parameters checked.
+
+    Raises:
+        GuardError: an unknown name, an unknown or ill-typed parameter.
+    """
+    if spec.name not in DEFENSES:
+        raise GuardError(f"unknown defense {spec.name!r}; known are {', '.join(sorted(DEFENSES))}")
+    module, _, attribute = DEFENSES[spec.name].partition(":")
+    kind: type[Defense] = getattr(importlib.import_module(module), attribute)
+    try:
+        return msgspec.convert(spec.parameters, kind)
+    except msgspec.ValidationError as error:
+        raise GuardError(f"defense {spec.name!r}: {error}") from error
+
+
+def specs_of(defenses: Sequence[Defense], shadow: frozenset[str] = frozenset()) -> tuple[DefenseSpec, ...]:
+    """The specs that rebuild the given defenses; the names in `shadow` run in shadow."""
+    return tuple(DefenseSpec(name=d.name, shadow=d.name in shadow, parameters=msgspec.to_builtins(d)) for d in defenses)
+
+
+def tighten(signed: Sequence[DefenseSpec], changes: Mapping[str, Mapping[str, Any]]) -> tuple[DefenseSpec, ...]:
+    """The signed chain with the host's changes, each of which may only tighten.
+
+    Args:
+        signed: the chain from the manifest.
+        changes: by defense name, the parameters to change; `shadow = false` arms a shadow defense.
+
+    Raises:
+        GuardError: a defense that is not in the chain, or a change that would loosen it.
+    """
+    unknown = sorted(set(changes) - {spec.name for spec in signed})
+    if unknown:
+        raise GuardError(
+            f"guard.{unknown[0]}: the signed chain has no such defense, only {', '.join(s.name for s in signed)}"
+        )
+    return tuple(_tightened(spec, dict(changes[spec.name])) if spec.name in changes else spec for spec in signed)
+
+
+def _tightened(spec: DefenseSpec, change: dict[str, Any]) -> DefenseSpec:
+    shadow = change.pop("shadow", spec.shadow)
+    if not isinstance(shadow, bool) or (shadow and not spec.shadow):
+        raise GuardError(f"guard.{spec.name}.shadow: a host may arm a defense, not disarm it; found {shadow!r}")
+    changed = DefenseSpec(name=spec.name, shadow=shadow, parameters=spec.parameters | change)
+    load_defense(changed).check_tightened(load_defense(spec))
+    return changed
+
+
+@dataclass(slots=True)
+class Progress:
+    """What became of one batch so far. Written by the pipeline alone.
+
+    Attributes:
+        refused: one entry a request: the true code, or None.
+        detail: one entry a request: what the client may be told of an ADMIT refusal.
+        replaced: shape (rows,), rows whose answer a defense changed.
+        shadow: by shadow defense, one number a request: rows that it would have replaced or refused.
+    """
+
+    batch: Batch
+    refused: list[str | None]
+    detail: list[str]
+    replaced: BoolArray
+    uncertain: BoolArray
+    raw: RawScores | None = None
+    answer: FloatArray | None = None
+    signals: dict[str, FloatArray] = field(default_factory=dict)
+    shadow: dict[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, batch: Batch) -> Progress:
+        nothing = np.zeros(batch.rows, dtype=np.bool_)
+        return cls(batch, [None] * batch.requests, [""] * batch.requests, nothing, nothing.copy())
+
+    def admitted(self) -> tuple[Progress, tuple[int, ...]]:
+        """The requests that are not refused yet, and their numbers in this batch; the others need not be computed."""
+        requests = tuple(i for i, code in enumerate(self.refused) if code is None)
+        if len(requests) == self.batch.requests:
+            return self, requests
+        rows = np.flatnonzero(np.isin(self.batch.request_of_row, requests))
+        rest = Progress.begin(narrow_batch(self.batch, rows, requests))
+        rest.signals = {name: signal[rows] for name, signal in self.signals.items()}
+        rest.shadow = {name: counts[list(requests)] for name, counts in self.shadow.items()}
+        return rest, requests
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One armed or shadow defense of the chain, with its table of keyed noise."""
+
+    defense: Defense
+    shadow: bool
+    table: KeyedTable | None
+
+
+class Pipeline:
+    """A chain of defenses for one model.
+
+    Args:
+        specs: the chain, in order of phase.
+        facts: what is known of the model.
+        key: the owner's misinformation key, 32 bytes; needed by some defenses.
+
+    Raises:
+        GuardError: wrong order, not exactly one RELEASE, a signal that nobody gives, a model that does not fit, no key.
+    """
+
+    def __init__(self, specs: Sequence[DefenseSpec], facts: ModelFacts, key: bytes | None = None) -> None:
+        self.facts = facts
+        self.specs = tuple(specs)
+        self.defenses = tuple(load_defense(spec) for spec in specs)
+        _check_chain(self.specs, self.defenses, facts)
+        self._links = tuple(
+            _Link(d, s.shadow, _table(d, facts, key)) for s, d in zip(specs, self.defenses, strict=True)
+        )
+
+    @property
+    def release_defense(self) -> ReleaseDefense:
+        return next(d for d in self.defenses if isinstance(d, ReleaseDefense))
+
+    def find(self, name: str) -> Defense | None:
+        """The chain's armed defense of that name."""
+        return next((link.defense for link in self._links if link.defense.name == name and not link.shadow), None)
+
+    def admit(self, progress: Progress) -> None:
+        """ADMIT: shape and type are checked when the request is read; here bounds and calls left."""
+        self._run(Phase.ADMIT, progress)
+
+    def inspect(self, progress: Progress) -> None:
+        """INSPECT: what does this input look like."""
+        self._run(Phase.INSPECT, progress)
+
+    def answer(self, progress: Progress, raw: RawScores) -> None:
+        """ANSWER: f(x), or what the defenses make of it."""
+        progress.raw, progress.answer = raw, raw.values
+        self._run(Phase.ANSWER, progress)
+
+    def release(self, progress: Progress) -> Released:
+        """RELEASE: the only way from scores to something that may leave."""
+        defense = self.release_defense
+        return _release(defense, progress, self._view(progress, None))
+
+    def record(self, progress: Progress, released: Released) -> None:
+        """RECORD: what each caller has now asked."""
+        for link in self._links:
+            if isinstance(link.defense, RecordDefense):
+                link.defense(self._view(progress, link.table), released)
+
+    def _run(self, phase: Phase, progress: Progress) -> None:
+        for link in self._links:
+            if isinstance(link.defense, RowDefense) and link.defense.phase is phase:
+                view = self._view(progress, link.table)
+                _apply(link, _judge(link.defense, view, progress), progress)
+
+    def _view(self, progress: Progress, table: KeyedTable | None) -> View:
+        noise = None if table is None else lambda rows: table(progress.batch.inputs, rows)
+        p = progress
+        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise)
+
+
+def _check_chain(specs: tuple[DefenseSpec, ...], defenses: tuple[Defense, ...], facts: ModelFacts) -> None:
+    names = [d.name for d in defenses]
+    if len(set(names)) != len(names):
+        raise GuardError(f"a defense stands twice in the chain: {', '.join(names)}")
+    if sorted(d.phase for d in defenses) != [d.phase for d in defenses]:
+        order = " < ".join(phase.name for phase in Phase)
+        raise GuardError(
+            f"the chain must be ordered {order}, found {', '.join(f'{d.name} ({d.phase.name})' for d in defenses)}"
+        )
+    releases = [s for s, d in zip(specs, defenses, strict=True) if isinstance(d, ReleaseDefense)]
+    if len(releases) != 1 or releases[0].shadow:
+        raise GuardError(f"a chain needs exactly one RELEASE defense, not in shadow; found {len(releases)}")
+    given: set[str] = set()
+    for defense in defenses:
+        missing = sorted(defense.needs - given)
+        if missing:
+            raise GuardError(
+                f"{defense.name} needs the signal {missing[0]!r}, which no earlier defense of the chain gives"
+            )
+        defense.check(facts)
+        given |= defense.gives
+
+
+def _table(defense: Defense, facts: ModelFacts, key: bytes | None) -> KeyedTable | None:
+    draw = defense.noise_drawer(facts)
+    if draw is None:
+        return None
+    if key is None or len(key) != KEY_BYTES:
+        raise GuardError(
+            f"{defense.name} needs the owner's misinformation key ({KEY_BYTES} bytes), which was not given"
+        )
+    return KeyedTable(key, defense.name, draw)
+
+
+def _judge(defense: RowDefense, view: View, progress: Progress) -> Verdict:
+    """The verdict over all rows; where that raises, request by request, refusing those on which it raises again."""
+    try:
+        return defense(view)
+    except Exception:
+        logger.exception(
+            "defense %s raised on a batch of %d requests; running it by request", defense.name, view.batch.requests
+        )
+    parts = [_judge_request(defense, view, request) for request in range(view.batch.requests)]
+    for request, part in enumerate(parts):
+        if part is None:
+            progress.refused[request] = progress.refused[request] or DEFENSE_FAILED
+    return _stitch(defense, view, parts)
+
+
+def _judge_request(defense: RowDefense, view: View, request: int) -> Verdict | None:
+    try:
+        return defense(narrow(view, np.flatnonzero(view.batch.request_of_row == request), (request,)))
+    except Exception:  # noqa: BLE001  see _judge
+        return None
+
+
+def _stitch(defense: RowDefense, view: View, parts: Sequence[Verdict | None]) -> Verdict:
+    """One verdict from one a request. Rows of requests that failed are refused and get NaN signals, which fail closed."""
+    rows = view.batch.rows
+    codes = np.full(rows, np.uint8(Code.REFUSE))
+    uncertain = np.zeros(rows, dtype=np.bool_)
+    values = None if view.answer is None else view.answer.copy()
+    signals = {name: np.full(rows, np.nan) for name in defense.gives}
+    reason, detail = DEFENSE_FAILED, ""
+    for request, part in enumerate(parts):
+        if part is None:
+            continue
+        where = view.batch.request_of_row == request
+        codes[where] = part.codes
+        if values is not None and part.values is not None:
+            values[where] = part.values
+        if part.uncertain is not None:
+            uncertain[where] = part.uncertain
+        for name, signal in part.signals.items():
+            signals.setdefault(name, np.full(rows, np.nan))[where] = signal
+        reason, detail = part.reason or reason, part.detail or detail
+    return Verdict(codes, values, uncertain, signals, reason, detail)
+
+
+def _apply(link: _Link, verdict: Verdict, progress: Progress) -> None:
+    progress.signals.update(verdict.signals)
+    if link.shadow:
+        touched = (verdict.codes != Code.KEEP).astype(np.float64)
+        progress.shadow[link.defense.name] = np.bincount(
+            progress.batch.request_of_row, touched, progress.batch.requests
+        )
+        return
+    for code in Code:
+        where = verdict.codes == code
+        if code is Code.KEEP or not where.any():
+            continue
+        match code:
+            case Code.REPLACE:
+                _replace(where, verdict, progress)
+            case Code.REFUSE:
+                _refuse(where, link.defense, verdict, progress)
+            case _:
+                assert_never(code)
+
+
+def _replace(where: BoolArray, verdict: Verdict, progress: Progress) -> None:
+    if verdict.values is None or progress.answer is None:
+        raise GuardError("a verdict that replaces must bring the new values, and comes after the model")
+    progress.answer = np.where(where[:, np.newaxis], verdict.values, progress.answer).astype(progress.answer.dtype)
+    progress.replaced |= where
+    if verdict.uncertain is not None:
+        progress.uncertain |= verdict.uncertain & where
+
+
+def _refuse(where: BoolArray, defense: Defense, verdict: Verdict, progress: Progress) -> None:
+    for request in np.unique(progress.batch.request_of_row[where]):
+        if progress.refused[request] is None:
+            progress.refused[request] = verdict.reason or f"guard.{defense.name}"
+            progress.detail[request] = verdict.detail if defense.phase is Phase.ADMIT else ""
+
+
+def _release(defense: ReleaseDefense, progress: Progress, view: View) -> Released:
+    try:
+        return defense(view)
+    except Exception:
+        logger.exception("release policy raised on a batch of %d requests; refusing all of them", view.batch.requests)
+    progress.refused = [code or DEFENSE_FAILED for code in progress.refused]
+    return Released({}, np.zeros(view.batch.rows, dtype=np.bool_))
+
+
+def narrow(view: View, rows: np.ndarray[Any, np.dtype[np.intp]], requests: tuple[int, ...]) -> View:
+    """The view of some rows, which must be all rows of the given requests."""
+    noise, raw = view.noise, view.raw
+    batch = narrow_batch(view.batch, rows, requests)
+    return replace(
+        view,
+        batch=batch,
+        raw=None if raw is None else _narrow_raw(raw, rows),
+        answer=None if view.answer is None else view.answer[rows],
+        uncertain=None if view.uncertain is None else view.uncertain[rows],
+        signals={name: signal[rows] for name, signal in view.signals.items()},
+        noise=None if noise is None else lambda inner: noise(rows[inner]),
+    )
+
+
+def narrow_batch(batch: Batch, rows: np.ndarray[Any, np.dtype[np.intp]], requests: tuple[int, ...]) -> Batch:
+    """The part of a batch that belongs to the given requests."""
+    number = np.full(batch.requests, -1, dtype=np.intp)
+    number[list(requests)] = np.arange(len(requests))
+    return Batch(
+        {name: x[rows] for name, x in batch.inputs.items()},
+        number[batch.request_of_row[rows]],
+        tuple(batch.callers[r] for r in requests),
+        tuple(batch.remaining[r] for r in requests),
+    )
+
+
+def _narrow_raw(raw: RawScores, rows: np.ndarray[Any, np.dtype[np.intp]]) -> RawScores:
+    wrong: Callable[[Any], FloatArray] | None = raw.misinformation
+    return RawScores(
+        raw.values[rows],
+        None if raw.logits is None else raw.logits[rows],
+        None if wrong is None else lambda inner: wrong(rows[inner]),
+    )

@@ -1,0 +1,48 @@
+"""Every size, time and count limit in one frozen value, with units.
+
+`garrison.toml` may change them under `[limits]`. A limit is checked before the work that it bounds is begun.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MIB = 1024 * 1024
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits of the service. All are inclusive upper bounds.
+
+    Not covered: the number of open connections, which belongs to the operating system and a proxy in front.
+    """
+
+    request_body_bytes: int = 64 * MIB
+    """Longest body of one HTTP request, in bytes."""
+    request_rows: int = 16_384
+    """Most rows (inputs to be scored) in one request."""
+    json_depth: int = 16
+    """Deepest nesting of lists in the JSON form of a tensor."""
+    string_bytes: int = 256
+    """Longest request id, tensor name, nonce or key, in bytes."""
+    queue_requests: int = 1_024
+    """Most requests that wait for the model; the next one is told to come again later."""
+    inline_rows: int = 64
+    """Most rows that are scored on the event loop's own thread; larger batches go to a worker thread."""
+    compute_rows: int = 256
+    """Most rows in one run of the runtime; larger batches are run in slices, which bounds memory."""
+    header_read_seconds: float = 30.0
+    """Longest time in which a client must have sent its request's head, in seconds."""
+    body_read_seconds: float = 60.0
+    """Longest time in which a client must have sent its request's body, in seconds."""
+    stop_seconds: float = 10.0
+    """Longest time that a graceful stop waits for requests in flight, in seconds."""
+    manifest_bytes: int = 4 * MIB
+    """Longest manifest or signature of a bundle, in bytes."""
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            if getattr(self, field) <= 0:
+                raise ValueError(f"limits.{field} must be above 0, found {getattr(self, field)}")
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,63 @@
+"""What the server and the enclave say to each other. A fixed schema, so that it can go through a pipe as it is.
+
+The server hands over a request's body as it came; it is read inside. So a plain and a sealed request take the same way, and
+the code that reads what strangers send runs where it can do the least harm.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One request, as it came in.
+
+    Attributes:
+        caller: id of the caller whom the server authenticated.
+        remaining: rows that this caller may still ask, -1 for no limit.
+        body: an Open Inference Protocol inference request.
+        json_bytes: length of the JSON part of `body` (binary tensor extension), -1 where all of it is JSON.
+        nonce: the client's, bound into the signed statement; may be empty.
+    """
+
+    caller: str
+    remaining: int
+    body: bytes
+    json_bytes: int = -1
+    nonce: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What happened, for the ledger; never shown to the client.
+
+    Attributes:
+        code: the true code: "ok", or why the request was refused.
+        rows: rows to be charged; 0 where the request never was admitted.
+        replaced: rows whose answer a defense changed.
+        shadow: by shadow defense, rows that it would have changed or refused.
+    """
+
+    code: str
+    rows: int
+    replaced: int = 0
+    shadow: dict[str, int] = {}
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The answer to one `Ask`.
+
+    Attributes:
+        code: "" where `body` holds an answer, else the error code that the client may see.
+        detail: what the client may read about the error.
+        body: an Open Inference Protocol inference response; empty for an error.
+        json_bytes: length of the JSON part of `body`, -1 where all of it is JSON.
+        proof: the signed statement over this answer (see `garrison.protocol.statement`), empty for an error.
+        outcome: for the ledger and the budget.
+    """
+
+    code: str
+    detail: str
+    body: bytes
+    json_bytes: int
+    proof: bytes
+    outcome: Outcome

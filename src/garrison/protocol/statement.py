@@ -1,0 +1,127 @@
+"""The enclave's statement about an answer, and one signature over a whole batch of them.
+
+A statement binds the request's digest, the answer's digest, the model, the guard, the time and the client's nonce. The
+statements of a batch are the leaves of a Merkle tree (hashed as in RFC 6962, section 2.1); the root is signed once with
+Ed25519, and each answer carries its path. A batch of one is signed in the same way, with an empty path.
+
+What a valid proof does *not* say: that the answer is f(x). The guard may have answered with misinformation, and signs that too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from garrison.crypto.canonical import canonical_json
+from garrison.crypto.signing import verify_ed25519
+from garrison.errors import ProofError
+
+_LABEL = b"garrison signed answers v1\0"
+_LEAF, _NODE = b"\0", b"\1"
+
+
+class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the enclave says about one answer. Digests are SHA-256 in hex; `time` is in seconds since the epoch, UTC."""
+
+    request: str
+    answer: str
+    model: str
+    guard: str
+    time: int
+    nonce: str
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A statement, its place in the batch's tree, the path to the root, and the root's signature."""
+
+    statement: bytes
+    index: int
+    size: int
+    path: tuple[bytes, ...]
+    signature: bytes
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Proof)
+
+
+def sign_batch(statements: Sequence[Statement], sign: Callable[[bytes], bytes]) -> list[bytes]:
+    """One encoded proof a statement, with a single call of `sign`."""
+    if not statements:
+        return []
+    encoded = [canonical_json(statement) for statement in statements]
+    levels = _levels([_hash(_LEAF + statement) for statement in encoded])
+    signature = sign(_LABEL + levels[-1][0])
+    size = len(encoded)
+    return [_ENCODER.encode(Proof(s, i, size, _path(levels, i), signature)) for i, s in enumerate(encoded)]
+
+
+def verify_answer(proof: bytes, public_key: bytes, *, request: bytes, answer: bytes, nonce: str) -> Statement:
+    """Check that an answer is the one that the holder of the key gave to this request.
+
+    Args:
+        proof: as it came with the answer.
+        public_key: the service's signing key, 32 bytes. Whether that key belongs to an enclave is not checked here.
+        request, answer: the bodies' bytes as sent and received.
+        nonce: as sent; a fresh one makes an old answer unusable.
+
+    Raises:
+        ProofError: anything does not fit. The caller must not use the answer.
+    """
+    try:
+        decoded = _DECODER.decode(proof)
+        statement = msgspec.json.decode(decoded.statement, type=Statement)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProofError("the answer's proof cannot be read") from error
+    root = _root(_hash(_LEAF + decoded.statement), decoded)
+    verify_ed25519(public_key, decoded.signature, _LABEL + root)
+    found = (statement.request, statement.answer, statement.nonce)
+    expected = (hashlib.sha256(request).hexdigest(), hashlib.sha256(answer).hexdigest(), nonce)
+    for name, mine, theirs in zip(("request", "answer", "nonce"), expected, found, strict=True):
+        if mine != theirs:
+            raise ProofError(
+                f"the signed {name} is not the one that was sent or received: expected {mine}, found {theirs}"
+            )
+    return statement
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _levels(leaves: list[bytes]) -> list[list[bytes]]:
+    """The tree from leaves to root. A node without a sibling moves up as it is."""
+    levels = [leaves]
+    while len(levels[-1]) > 1:
+        below = levels[-1]
+        pairs = [_hash(_NODE + below[i] + below[i + 1]) for i in range(0, len(below) - 1, 2)]
+        levels.append(pairs + below[len(pairs) * 2 :])
+    return levels
+
+
+def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
+    path = []
+    for level in levels[:-1]:
+        sibling = index ^ 1
+        if sibling < len(level):
+            path.append(level[sibling])
+        index //= 2
+    return tuple(path)
+
+
+def _root(leaf: bytes, proof: Proof) -> bytes:
+    index, width, node, rest = proof.index, proof.size, leaf, list(proof.path)
+    if not 0 <= index < width:
+        raise ProofError("the answer's proof names a place outside its batch")
+    while width > 1:
+        if index ^ 1 < width:
+            if not rest:
+                raise ProofError("the answer's proof has too short a path")
+            sibling = rest.pop(0)
+            node = _hash(_NODE + (sibling + node if index & 1 else node + sibling))
+        index, width = index // 2, (width + 1) // 2
+    if rest:
+        raise ProofError("the answer's proof has too long a path")
+    return node

@@ -1,0 +1,130 @@
+"""The house holds: imports point down, heavy libraries stay in their rooms, and listing a registry loads nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import garrison
+
+SOURCE = Path(garrison.__file__).parent
+BASE = {"errors", "types", "limits"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "types": {"errors"},
+    "limits": {"errors"},
+    "datasets": BASE,
+    "config": BASE,
+    "crypto": BASE,
+    "bundle": BASE | {"crypto"},
+    "attest": BASE | {"crypto"},
+    "protocol": BASE | {"crypto"},
+    "guard": BASE,
+    "attacks": BASE,
+    "runtime": BASE | {"bundle"},
+    "enclave": BASE | {"guard", "runtime", "bundle", "attest", "protocol", "crypto"},
+    "client": BASE | {"attest", "protocol", "crypto"},
+    "hardening": BASE | {"bundle", "runtime", "guard", "datasets"},
+    "sealing": BASE | {"hardening", "guard", "runtime", "bundle", "crypto"},
+    "server": BASE | {"enclave", "protocol", "config", "crypto", "bundle"},
+    "audit": BASE | {"attacks", "client", "bundle", "guard", "enclave", "crypto", "datasets"},
+}
+OUTSIDE: dict[str, set[str]] = {
+    "torch": {"hardening", "sealing", "attacks", "audit"},
+    "onnx": {"sealing", "hardening"},
+    "ndonnx": {"sealing", "hardening"},
+    "onnxscript": {"sealing", "hardening"},
+    "skl2onnx": {"sealing"},
+    "cryptography": {"crypto", "attest"},
+    "granian": {"server"},
+    "httpx": {"client"},
+    "matplotlib": {"audit"},
+    "jinja2": {"audit"},
+    "onnxruntime": {"runtime", "hardening", "sealing"},
+    "pickle": set(),
+    "joblib": set(),
+    "marshal": set(),
+}
+NEVER_AT_START = {"torch", "onnx", "ndonnx", "onnxscript", "granian", "httpx", "sklearn", "matplotlib", "starlette"}
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "garrison")
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def violations(source: str, room: str) -> list[str]:
+    found = []
+    for name in imports_of(ast.parse(source)):
+        top, _, rest = name.partition(".")
+        if top == "garrison" and rest:
+            other = rest.split(".")[0]
+            if room in MAY_IMPORT and other not in MAY_IMPORT[room] | {room, "__version__"}:
+                found.append(f"{room} imports {name}")
+        elif room not in OUTSIDE.get(top, {room}) and room != "cli":
+            found.append(f"{room} imports {top}")
+    return found
+
+
+SOURCES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    assert violations(path.read_text(), room_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("guard", "import garrison.attacks.base"),
+        ("bundle", "from garrison.server import app"),
+        ("server", "import torch"),
+        ("guard", "import pickle"),
+    ],
+)
+def test_the_check_finds_a_wrong_import(room: str, source: str) -> None:
+    assert violations(source, room)
+
+
+def test_every_room_has_its_layer() -> None:
+    rooms = {room_of(path) for path in SOURCES} - {"__init__", "__main__", "cli"}
+    assert rooms <= set(MAY_IMPORT), f"add {rooms - set(MAY_IMPORT)} to the layers, and to docs/architecture.md"
+
+
+def test_no_internal_import_hides_in_a_function() -> None:
+    hidden = []
+    for path in SOURCES:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                hidden += [
+                    f"{path.name}:{function.name}: {n}" for n in imports_of(function) if n.split(".")[0] == "garrison"
+                ]
+    assert hidden == []
+
+
+@pytest.mark.parametrize(
+    "module", ["garrison", "garrison.client", "garrison.enclave.service", "garrison.attacks.extraction", "garrison.cli"]
+)
+def test_a_light_import_stays_light(module: str) -> None:
+    code = f"import sys, {module}; print('\\n'.join(sys.modules))"
+    loaded = {
+        m.split(".")[0]
+        for m in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    }
+    allowed = {"httpx"} if module == "garrison.client" else set()
+    assert not loaded & (NEVER_AT_START - allowed)

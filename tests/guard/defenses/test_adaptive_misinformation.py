@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from garrison.guard.base import Code, View
+from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation, alpha, misinform, mix
+from garrison.guard.keyed import KeyedTable
+from garrison.types import FloatArray
+from tests.guard.conftest import CLASSES, KEY, make_batch, make_facts, make_inputs, make_scores
+
+
+def noise(rows: int, seed: int = 0) -> FloatArray:
+    drawer = AdaptiveMisinformation(tau=0.5).noise_drawer(make_facts())
+    return drawer(np.random.default_rng(seed), rows)
+
+
+def judge(rows: int, tau: float, key: bytes = KEY, seed: int = 0) -> tuple[FloatArray, FloatArray, FloatArray]:
+    defense = AdaptiveMisinformation(tau=tau)
+    facts, raw, x = make_facts(), make_scores(rows, seed), make_inputs(rows, seed)
+    table = KeyedTable(key, defense.name, defense.noise_drawer(facts))
+    signals = {"confidence": raw.values.max(axis=1)}
+    verdict = defense(View(make_batch(x), facts, raw, raw.values, None, signals, lambda index: table({"x": x}, index)))
+    values = (
+        raw.values
+        if verdict.values is None
+        else np.where((verdict.codes == Code.REPLACE)[:, None], verdict.values, raw.values)
+    )
+    return raw.values, values, verdict.codes
+
+
+def test_alpha_is_equation_4() -> None:
+    got = alpha(np, np.array([0.2, 0.5, 0.8]), 0.5, 10.0)
+    np.testing.assert_allclose(got, [1 / (1 + np.exp(-3.0)), 0.5, 1 / (1 + np.exp(3.0))])
+    assert alpha(np, np.array([0.0, 1.0]), 0.5, 1e9).tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_confident_inputs_are_answered_with_f() -> None:
+    f, answer, codes = judge(500, tau=0.5)
+    sure = f.max(axis=1) > 0.6
+    assert sure.any()
+    np.testing.assert_array_equal(answer[sure], f[sure])
+    assert not codes[sure].any()
+
+
+def test_misinformation_is_a_probability_vector_and_never_f_s_choice() -> None:
+    f, answer, codes = judge(2000, tau=2.0)
+    assert codes.all()
+    np.testing.assert_allclose(answer.sum(axis=1), 1.0, atol=1e-5)
+    assert (answer >= 0).all()
+    assert not (answer.argmax(axis=1) == f.argmax(axis=1)).any()
+
+
+def test_no_rank_of_the_answer_gives_the_truth_away() -> None:
+    """The published f' puts the least mass on the true class. Here f's choice is spread evenly over the other ranks."""
+    f, answer, _ = judge(9000, tau=2.0)
+    rank = np.argsort(np.argsort(-answer, axis=1), axis=1)[np.arange(len(f)), f.argmax(axis=1)]
+    share = np.bincount(rank, minlength=CLASSES) / len(f)
+    assert share[0] == 0
+    np.testing.assert_allclose(share[1:], 1 / (CLASSES - 1), atol=0.025)  # a table of 4,096 rows: 5 standard deviations
+
+
+def test_the_published_form_does_give_it_away() -> None:
+    """Control: f' as published, without the keyed tail."""
+    raw = make_scores(2000)
+    ideal_wrong = np.where(raw.values >= raw.values.max(axis=1, keepdims=True), 0.0, 1.0 / (CLASSES - 1))
+    assert (ideal_wrong.argmin(axis=1) == raw.values.argmax(axis=1)).all()
+
+
+def test_misinformation_is_diverse() -> None:
+    _, answer, _ = judge(4000, tau=2.0)
+    share = np.bincount(answer.argmax(axis=1), minlength=CLASSES) / 4000
+    entropy = -(share * np.log(share)).sum() / np.log(CLASSES)
+    assert entropy > 0.95
+
+
+def test_it_follows_f_prime() -> None:
+    """A class to which f' gives no weight is (nearly) never chosen."""
+    f = np.full((4096, CLASSES), 0.1, np.float32)
+    f[:, 0] = 0.2
+    wrong = np.zeros_like(f)
+    wrong[:, 5] = -30.0
+    chosen = misinform(np, f, wrong, noise(4096), 3.0).argmax(axis=1)
+    assert set(chosen) == set(range(CLASSES)) - {0, 5}
+
+
+def test_ties_of_f_are_no_crash() -> None:
+    even = np.full((64, CLASSES), 1 / CLASSES, np.float32)
+    m = misinform(np, even, np.zeros_like(even), noise(64), 3.0)
+    assert np.isfinite(m).all()
+    assert not (m.argmax(axis=1) == 0).any()  # of equal classes the first counts as f's own choice
+
+
+def test_the_key_decides() -> None:
+    _, first, _ = judge(500, 2.0)
+    _, again, _ = judge(500, 2.0)
+    _, other, _ = judge(500, 2.0, key=bytes(32))
+    np.testing.assert_array_equal(first, again)
+    assert np.mean(first.argmax(axis=1) == other.argmax(axis=1)) < 0.25
+
+
+def test_mix_is_equation_5() -> None:
+    f, m = np.array([[1.0, 0.0], [0.6, 0.4]]), np.array([[0.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_allclose(mix(np, f, m, np.array([0.25, 1.0])), [[0.75, 0.25], [0.0, 1.0]])
+
+
+def test_its_arithmetic_is_plain_array_api() -> None:
+    xp, raw, n = array_api_strict, make_scores(6), noise(6)
+    wrong = np.asarray(raw.misinformation(np.arange(6)) if raw.misinformation else raw.values)
+    m = misinform(xp, xp.asarray(raw.values), xp.asarray(wrong), xp.asarray(n), 3.0)
+    a = alpha(xp, xp.asarray(raw.values.max(axis=1)), 0.5, 10.0)
+    strict = np.asarray(mix(xp, xp.asarray(raw.values), m, a))
+    plain = mix(np, raw.values, misinform(np, raw.values, wrong, n, 3.0), alpha(np, raw.values.max(axis=1), 0.5, 10.0))
+    np.testing.assert_allclose(strict, plain, rtol=1e-6)
+
+
+def test_constant_time_gives_the_same_answers() -> None:
+    facts, raw, x = make_facts(), make_scores(50), make_inputs(50)
+    results = []
+    for constant_time in (False, True):
+        defense = AdaptiveMisinformation(tau=0.6, constant_time=constant_time)
+        table = KeyedTable(KEY, defense.name, defense.noise_drawer(facts))
+        asked: list[int] = []
+
+        def wrong(index: FloatArray, asked: list[int] = asked) -> FloatArray:
+            asked.append(len(index))
+            return raw.misinformation(index) if raw.misinformation else index
+
+        view_raw = type(raw)(raw.values, raw.logits, wrong)
+        view = View(
+            make_batch(x),
+            facts,
+            view_raw,
+            raw.values,
+            None,
+            {"confidence": raw.values.max(axis=1)},
+            lambda i, t=table: t({"x": x}, i),
+        )
+        verdict = defense(view)
+        assert verdict.values is not None
+        results.append((np.where((verdict.codes == Code.REPLACE)[:, None], verdict.values, raw.values), asked[0]))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    assert results[0][1] < results[1][1] == 50

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from garrison.errors import GuardError
+from garrison.guard.base import View
+from garrison.guard.defenses.budget import Budget
+from garrison.types import Batch, Caller
+from tests.guard.conftest import make_facts, make_inputs
+
+
+def judge(rows: tuple[int, ...], callers: tuple[str, ...], remaining: tuple[int, ...]) -> list[bool]:
+    batch = Batch(
+        {"x": make_inputs(sum(rows))},
+        np.repeat(np.arange(len(rows), dtype=np.intp), rows),
+        tuple(Caller(c) for c in callers),
+        remaining,
+    )
+    codes = Budget(rows=100)(View(batch, make_facts())).codes
+    return [bool(codes[batch.request_of_row == i].all()) for i in range(len(rows))]
+
+
+def test_refuses_what_exceeds_the_rest() -> None:
+    assert judge((3, 4), ("a", "b"), (3, 3)) == [False, True]
+
+
+def test_counts_one_callers_requests_within_a_batch_together() -> None:
+    assert judge((2, 2, 1, 2), ("a", "a", "a", "b"), (3, 3, 3, 3)) == [False, True, False, False]
+
+
+def test_no_limit() -> None:
+    assert judge((5,), ("a",), (-1,)) == [False]
+
+
+def test_a_host_may_only_lower_it() -> None:
+    Budget(rows=5).check_tightened(Budget(rows=10))
+    with pytest.raises(GuardError):
+        Budget(rows=11).check_tightened(Budget(rows=10))
+    with pytest.raises(GuardError):
+        Budget(rows=10, period="day").check_tightened(Budget(rows=10))

@@ -1,0 +1,112 @@
+"""What every registered defense keeps: an addition cannot skip these tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from garrison.errors import GuardError
+from garrison.guard.base import Code, Defense, RecordDefense, ReleaseDefense, RowDefense, View
+from garrison.guard.defenses import DEFENSES
+from garrison.guard.keyed import KeyedTable
+from garrison.guard.pipeline import load_defense, narrow
+from garrison.types import DefenseSpec, FloatArray, Phase
+from tests.guard.conftest import CLASSES, KEY, make_batch, make_facts, make_inputs, make_scores
+
+EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "bounds": [{}],
+    "budget": [{"rows": 10}],
+    "max-probability": [{}],
+    "energy": [{}, {"temperature": 2.0}],
+    "adaptive-misinformation": [{"tau": 0.7}, {"tau": 0.7, "constant_time": True}, {"tau": 2.0, "nu": 5.0}],
+    "reject-option": [{"tau": 0.7}, {"tau": 0.7, "action": "refuse"}],
+    "release": [{}, {"mode": "rounded", "decimals": 2}, {"mode": "top-k", "k": 3}, {"mode": "labels"}],
+}
+CASES = [(name, parameters) for name in DEFENSES for parameters in EXAMPLES[name]]
+ids = [f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
+
+
+def view_of(defense: Defense, rows: int, seed: int = 0) -> View:
+    facts, raw, x = make_facts(), make_scores(rows, seed), make_inputs(rows, seed)
+    drawer = defense.noise_drawer(facts)
+    table = None if drawer is None else KeyedTable(KEY, defense.name, drawer)
+    signals = {"confidence": raw.values.max(axis=1)}
+    noise = None if table is None else lambda index: table({"x": x}, index)
+    return View(make_batch(x, (1,) * rows), facts, raw, raw.values, np.zeros(rows, dtype=np.bool_), signals, noise)
+
+
+def outcome(defense: Defense, view: View) -> list[FloatArray]:
+    if isinstance(defense, ReleaseDefense):
+        released = defense(view)
+        return [*released.outputs.values(), released.uncertain]
+    assert isinstance(defense, RowDefense)
+    verdict = defense(view)
+    values = np.zeros(0) if verdict.values is None else verdict.values[verdict.codes == Code.REPLACE]
+    return [verdict.codes, values, *verdict.signals.values()]
+
+
+@pytest.mark.parametrize(("name", "parameters"), CASES, ids=ids)
+class TestEveryDefense:
+    def load(self, name: str, parameters: dict[str, Any]) -> Defense:
+        return load_defense(DefenseSpec(name=name, parameters=parameters))
+
+    def test_is_what_the_registry_says(self, name: str, parameters: dict[str, Any]) -> None:
+        defense = self.load(name, parameters)
+        assert defense.name == name
+        assert isinstance(defense, RowDefense | ReleaseDefense | RecordDefense)
+        assert isinstance(defense.phase, Phase)
+        assert load_defense(DefenseSpec(name=name, parameters=msgspec.to_builtins(defense))) == defense
+
+    def test_refuses_unknown_parameters(self, name: str, parameters: dict[str, Any]) -> None:
+        with pytest.raises(GuardError, match="unknown field `tua`"):
+            self.load(name, parameters | {"tua": 0.5})
+
+    def test_is_frozen(self, name: str, parameters: dict[str, Any]) -> None:
+        with pytest.raises(AttributeError):
+            self.load(name, parameters).anything = 1  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("rows", [1, 2, 37])
+    def test_judges_a_row_alone_as_in_a_batch(self, name: str, parameters: dict[str, Any], rows: int) -> None:
+        defense = self.load(name, parameters)
+        whole = view_of(defense, rows)
+        together = outcome(defense, whole)
+        alone = [outcome(defense, narrow(whole, np.array([i]), (i,))) for i in range(rows)]
+        for part, joined in zip(zip(*alone, strict=True), together, strict=True):
+            np.testing.assert_allclose(np.concatenate(part), joined, rtol=1e-6, atol=1e-9)
+
+    def test_gives_equal_input_an_equal_verdict(self, name: str, parameters: dict[str, Any]) -> None:
+        for first, second in zip(
+            outcome(d := self.load(name, parameters), view_of(d, 8)), outcome(d, view_of(d, 8)), strict=True
+        ):
+            np.testing.assert_array_equal(first, second)
+
+    def test_leaves_its_input_alone(self, name: str, parameters: dict[str, Any]) -> None:
+        defense = self.load(name, parameters)
+        view = view_of(defense, 8)
+        assert view.answer is not None
+        x, answer = view.batch.inputs["x"].copy(), view.answer.copy()
+        outcome(defense, view)
+        np.testing.assert_array_equal(view.batch.inputs["x"], x)
+        np.testing.assert_array_equal(view.answer, answer)
+
+    def test_a_host_may_keep_what_was_signed(self, name: str, parameters: dict[str, Any]) -> None:
+        defense = self.load(name, parameters)
+        defense.check_tightened(defense)
+
+    def test_has_a_page(self, name: str, parameters: dict[str, Any]) -> None:
+        page = Path(__file__).parents[2] / "docs" / "defenses" / f"{name}.md"
+        text = page.read_text()
+        for heading in ("What it stops", "What it does not stop", "Cost", "Source"):
+            assert f"## {heading}" in text, f"{page} lacks the section {heading!r}"
+
+
+def test_every_defense_has_an_example_here() -> None:
+    assert set(EXAMPLES) == set(DEFENSES)
+
+
+def test_classes_of_the_examples() -> None:
+    assert make_scores(3).values.shape == (3, CLASSES)

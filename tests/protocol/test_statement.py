@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import pytest
+
+from garrison.crypto.signing import AnswerSigner
+from garrison.errors import ProofError
+from garrison.protocol.statement import Proof, Statement, sign_batch, verify_answer
+
+
+def statements(n: int) -> list[Statement]:
+    def digest(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    return [
+        Statement(digest(b"q%d" % i), digest(b"a%d" % i), "m" * 64, "g" * 64, 1_700_000_000, f"n{i}") for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 31, 32, 33])
+def test_every_answer_of_a_batch_verifies_with_one_signature(n: int) -> None:
+    signer, calls = AnswerSigner(), []
+    proofs = sign_batch(statements(n), lambda message: calls.append(message) or signer.sign(message))  # type: ignore[func-returns-value]
+    assert len(calls) == 1
+    for i, proof in enumerate(proofs):
+        found = verify_answer(proof, signer.public_key, request=b"q%d" % i, answer=b"a%d" % i, nonce=f"n{i}")
+        assert found.model == "m" * 64
+
+
+def test_nothing_to_sign() -> None:
+    assert sign_batch([], AnswerSigner().sign) == []
+
+
+def test_every_flipped_bit_is_found() -> None:
+    signer = AnswerSigner()
+    proof = sign_batch(statements(5), signer.sign)[2]
+    for offset in range(len(proof)):
+        for bit in (1, 128):
+            bad = bytearray(proof)
+            bad[offset] ^= bit
+            with pytest.raises(ProofError):
+                verify_answer(bytes(bad), signer.public_key, request=b"q2", answer=b"a2", nonce="n2")
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "nonce"), [(b"q1", b"a2", "n2"), (b"q2", b"a1", "n2"), (b"q2", b"a2", "n1"), (b"", b"", "")]
+)
+def test_a_swapped_part_is_found(request_: bytes, answer: bytes, nonce: str) -> None:
+    signer = AnswerSigner()
+    proof = sign_batch(statements(5), signer.sign)[2]
+    with pytest.raises(ProofError, match="the signed"):
+        verify_answer(proof, signer.public_key, request=request_, answer=answer, nonce=nonce)
+
+
+def test_another_key_is_refused() -> None:
+    proof = sign_batch(statements(1), AnswerSigner().sign)[0]
+    with pytest.raises(ProofError, match="does not hold"):
+        verify_answer(proof, AnswerSigner().public_key, request=b"q0", answer=b"a0", nonce="n0")
+
+
+@pytest.mark.parametrize("path", [(), (b"x" * 32,), (b"x" * 32,) * 9])
+def test_a_path_of_the_wrong_length_is_refused(path: tuple[bytes, ...]) -> None:
+    signer = AnswerSigner()
+    proof = msgspec.msgpack.decode(sign_batch(statements(5), signer.sign)[2], type=Proof)
+    forged = msgspec.msgpack.encode(Proof(proof.statement, proof.index, proof.size, path, proof.signature))
+    with pytest.raises(ProofError):
+        verify_answer(forged, signer.public_key, request=b"q2", answer=b"a2", nonce="n2")
