@@ -18,7 +18,7 @@ found and what to do next; it never holds tensor values or secrets.
     |   |-- ChangedFileError | SwappedFileError
     |-- GuardError                       a chain of defenses cannot be built
     |-- RequestError                     what a client sent is wrong (its own fault, told plainly)
-    |   |-- MalformedRequestError | InputError | LimitError
+    |   |-- MalformedRequestError | InputError | LimitError | SlowRequestError
     |   |-- AuthenticationError | BudgetExhaustedError | NotFoundError | MethodError
     |-- RefusedError                     the guard refused; the client learns no more than that
     |-- UnavailableError                 try again later
@@ -174,6 +174,12 @@ class InputError(RequestError):
 
 class LimitError(RequestError):
     code = "request.too_large"
+
+
+class SlowRequestError(RequestError):
+    """The request did not arrive whole within the time that a client has for it."""
+
+    code = "request.slow"
 
 
 class AuthenticationError(RequestError):

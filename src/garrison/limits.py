@@ -18,6 +18,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     request_body_bytes: int = 64 * MIB
     """Longest body of one HTTP request, in bytes."""
+    request_json_bytes: int = 16 * MIB
+    """Longest JSON part of one request, in bytes. Numbers in JSON take up to 16 times their length in memory while they are
+    read; large tensors belong into the binary part, which is bounded by `request_body_bytes` alone."""
     request_rows: int = 16_384
     """Most rows (inputs to be scored) in one request."""
     json_depth: int = 16
@@ -26,6 +29,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Longest request id, tensor name, nonce or key, in bytes."""
     queue_requests: int = 1_024
     """Most requests that wait for the model; the next one is told to come again later."""
+    queue_bytes: int = 256 * MIB
+    """Most bytes of request bodies held at once, over all requests; the next one is told to come again later."""
     inline_rows: int = 64
     """Most rows that are scored on the event loop's own thread; larger batches go to a worker thread."""
     compute_rows: int = 256

@@ -45,7 +45,7 @@ def outcome(defense: Defense, view: View) -> list[FloatArray]:
         return [*released.outputs.values(), released.uncertain]
     assert isinstance(defense, RowDefense)
     verdict = defense(view)
-    values = np.zeros(0) if verdict.values is None else verdict.values[verdict.codes == Code.REPLACE]
+    values = np.zeros((0, CLASSES)) if verdict.values is None else verdict.values[verdict.codes == Code.REPLACE]
     return [verdict.codes, values, *verdict.signals.values()]
 
 

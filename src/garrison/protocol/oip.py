@@ -1,0 +1,423 @@
+"""Open Inference Protocol v2, the service's half: read a request, write an answer. Pure functions over bytes.
+
+JSON, and JSON followed by binary tensors (Triton's binary tensor data extension: the length of the JSON part is told beside
+the body). What strangers send is read here, inside the enclave, so this is strict about everything that has a meaning, and
+deaf to the rest: members and `parameters` that the protocol allows and this service does not know are passed over.
+
+Invariants: an `InferRequest` holds exactly the model's inputs, each C-contiguous, aligned, of the model's dtype and row shape,
+with the same number of rows, between 1 and the limit; a tensor's size is known and compared before its bytes are touched; no
+error message holds a tensor's value.
+
+Not checked here: the range of values, which is the guard's (`bounds`); doubled members within one JSON object, of which the last
+one counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+
+from garrison.bundle.manifest import DATATYPES
+from garrison.errors import InputError, LimitError, MalformedRequestError
+from garrison.limits import Limits
+from garrison.types import Array, ModelFacts, Released
+
+UNCERTAIN_PARAMETER = "garrison_uncertain_rows"
+"""Response parameter: the rows that the owner's policy answers with "uncertain", as "3,7"."""
+ALL_JSON = -1
+"""In place of a length: the whole body is JSON."""
+
+_SHOWN_CHARACTERS = 64
+
+Data = TypeVar("Data")
+
+
+class _TensorParameters(msgspec.Struct):
+    binary_data_size: int | None = None
+    shared_memory_region: str | None = None
+
+
+class _InputTensor(msgspec.Struct, Generic[Data]):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: _TensorParameters | None = None
+    data: Data | None = None
+
+
+class _OutputParameters(msgspec.Struct):
+    binary_data: bool | None = None
+    classification: int = 0
+
+
+class _OutputTensor(msgspec.Struct):
+    name: str
+    parameters: _OutputParameters | None = None
+
+
+class _RequestParameters(msgspec.Struct):
+    binary_data_output: bool = False
+
+
+class _Message(msgspec.Struct, Generic[Data]):
+    inputs: list[_InputTensor[Data]]
+    id: str | None = None
+    outputs: list[_OutputTensor] | None = None
+    parameters: _RequestParameters | None = None
+
+
+class WantedOutput(msgspec.Struct, frozen=True):
+    """An output that the client asks for; `binary` is None where the request's default counts."""
+
+    name: str
+    binary: bool | None
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """A request whose every tensor fits the model.
+
+    Attributes:
+        id: the client's, given back in the answer; may be empty.
+        inputs: by name, each (rows, ...), C-contiguous and aligned, never to be written to.
+        rows: inputs to be scored, at least 1.
+        outputs: what the client asks for; empty for all.
+        binary_default: whether outputs go into the binary part where the client says nothing else.
+    """
+
+    id: str
+    inputs: dict[str, Array]
+    rows: int
+    outputs: tuple[WantedOutput, ...]
+    binary_default: bool
+
+
+class _BinarySize(msgspec.Struct):
+    binary_data_size: int
+
+
+class _AnswerTensor(msgspec.Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: _BinarySize | None = None
+    data: list[Any] | None = None
+
+
+class _Answer(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[_AnswerTensor]
+    id: str = ""
+    parameters: dict[str, str] | None = None
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """What one input must look like; computed once for a model."""
+
+    name: str
+    datatype: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    features: int
+    row_bytes: int
+    types: frozenset[type]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    inputs: dict[str, _Want]
+    decoder: msgspec.json.Decoder[_Message[Any]]
+    mixed: bool
+
+
+def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limits) -> InferRequest:
+    """Read an inference request.
+
+    Args:
+        body: the request's body.
+        json_bytes: length of its JSON part (header `Inference-Header-Content-Length`), -1 where all of it is JSON.
+        facts: what the model takes.
+        limits: `request_json_bytes`, `request_rows` and `string_bytes` count here.
+
+    Raises:
+        MalformedRequestError: not such a message, or its sizes contradict each other.
+        InputError: a tensor that the model does not take: name, datatype, shape, number.
+        LimitError: longer than the limits allow.
+    """
+    plan = _plan(facts)
+    binary = json_bytes != ALL_JSON
+    if binary and not 0 <= json_bytes <= len(body):
+        raise MalformedRequestError(
+            f"the length of the JSON part must lie between 0 and the body's {len(body)} bytes, found {json_bytes}"
+        )
+    end = json_bytes if binary else len(body)
+    if end > limits.request_json_bytes:
+        raise LimitError(
+            f"the JSON part may have {limits.request_json_bytes} bytes, found {end}; send tensors in the binary form"
+        )
+    message = _parse(memoryview(body)[:end] if binary else body, plan)
+    request_id = message.id or ""
+    _check_length("the request's id", request_id, limits)
+    inputs: dict[str, Array] = {}
+    rows = 0
+    for tensor in message.inputs:
+        want = _wanted(tensor, plan, inputs)
+        rows = _check_shape(tensor, want, rows, limits)
+        size = _binary_size(tensor, binary=binary)
+        if size is None:
+            inputs[want.name] = _from_json(tensor.data, want, rows, mixed=plan.mixed)
+        else:
+            inputs[want.name] = _from_binary(body, end, size, want, rows)
+            end += size
+    if len(inputs) != len(plan.inputs):
+        raise InputError(f"the model also needs the input {_listed(n for n in plan.inputs if n not in inputs)}")
+    if binary and end != len(body):
+        raise MalformedRequestError(
+            f"the binary part has {len(body) - json_bytes} bytes, but the tensors' binary_data_size add up to "
+            f"{end - json_bytes}"
+        )
+    default = message.parameters is not None and message.parameters.binary_data_output
+    return InferRequest(request_id, inputs, rows, _outputs(message.outputs, limits), default)
+
+
+def encode_response(
+    request: InferRequest, released: Released, model_name: str, model_version: str
+) -> tuple[bytes, int]:
+    """Write the answer to a request: all released tensors, or those that it asks for, in the order asked.
+
+    Args:
+        request: the request, as read.
+        released: what may leave, one row per row of the request.
+
+    Returns:
+        The body, and the length of its JSON part, -1 where all of it is JSON.
+
+    Raises:
+        InputError: the request asks for an output that is not released.
+    """
+    outputs, default = released.outputs, request.binary_default
+    tensors: list[_AnswerTensor] = []
+    parts: list[bytes] = [b""]
+    for wanted in request.outputs or [WantedOutput(name, None) for name in outputs]:
+        values = outputs.get(wanted.name)
+        if values is None:
+            raise InputError(f"unknown output {_shown(wanted.name)}; this model gives {_listed(outputs)}")
+        tensor = _AnswerTensor(wanted.name, DATATYPES[values.dtype], values.shape)
+        if default if wanted.binary is None else wanted.binary:
+            parts.append(values.tobytes())
+            tensor.parameters = _BinarySize(len(parts[-1]))
+        else:
+            tensor.data = values.ravel().tolist()
+        tensors.append(tensor)
+    uncertain = released.uncertain
+    marks = None
+    if uncertain.any():
+        marks = {UNCERTAIN_PARAMETER: ",".join(map(str, np.flatnonzero(uncertain).tolist()))}
+    parts[0] = _ENCODER.encode(_Answer(model_name, model_version, tensors, request.id, marks))
+    return (parts[0], ALL_JSON) if len(parts) == 1 else (b"".join(parts), len(parts[0]))
+
+
+@lru_cache(maxsize=256)
+def _plan(facts: ModelFacts) -> _Plan:
+    inputs = {
+        spec.name: _Want(
+            name=spec.name,
+            datatype=DATATYPES[spec.dtype],
+            dtype=spec.dtype,
+            shape=spec.shape,
+            features=math.prod(spec.shape),
+            row_bytes=math.prod(spec.shape) * spec.dtype.itemsize,
+            types=_json_types(spec.dtype, missing=bool(spec.may_be_missing.any())),
+        )
+        for spec in facts.inputs
+    }
+    kinds = {want.types for want in inputs.values()}
+    depth = 1 + max(len(want.shape) for want in inputs.values())
+    data = _data_type(frozenset(chain.from_iterable(kinds)), depth)
+    return _Plan(inputs, msgspec.json.Decoder(_Message[data]), len(kinds) > 1)  # type: ignore[valid-type]
+
+
+def _json_types(dtype: np.dtype[Any], *, missing: bool) -> frozenset[type]:
+    """What may stand for a value in JSON. Only where a value may be missing, null stands for it (JSON has no NaN)."""
+    match dtype.kind:
+        case "b":
+            return frozenset({bool})
+        case "f":
+            return frozenset({float, type(None)} if missing else {float})
+        case _:
+            return frozenset({int})
+
+
+def _data_type(elements: frozenset[type], depth: int) -> Any:
+    """A list of such elements, flat or nested up to `depth` lists: the protocol allows both."""
+    ordered = sorted(elements, key=lambda kind: kind.__name__)
+    element: Any = ordered[0]
+    for kind in ordered[1:]:
+        element = element | kind
+    nested: Any = list[element]
+    for _ in range(depth - 1):
+        nested = list[element | nested]
+    return nested
+
+
+def _parse(data: bytes | memoryview, plan: _Plan) -> _Message[Any]:
+    try:
+        return plan.decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedRequestError(f"not an inference request in JSON: {error}") from error
+    except RecursionError as error:
+        raise MalformedRequestError("not an inference request in JSON: nested too deeply") from error
+
+
+def _wanted(tensor: _InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> _Want:
+    want = plan.inputs.get(tensor.name)
+    if want is None:
+        raise InputError(f"unknown input {_shown(tensor.name)}; this model takes {_listed(plan.inputs)}")
+    if want.name in found:
+        raise MalformedRequestError(f"the input {want.name!r} is given twice")
+    if tensor.datatype != want.datatype:
+        raise InputError(f"input {want.name!r}: expected datatype {want.datatype}, found {_shown(tensor.datatype)}")
+    return want
+
+
+def _check_shape(tensor: _InputTensor[Any], want: _Want, rows: int, limits: Limits) -> int:
+    """The number of rows; `rows` is that of the inputs before, 0 for none."""
+    shape = tensor.shape
+    if len(shape) != len(want.shape) + 1 or tuple(shape[1:]) != want.shape:
+        expected = ", ".join(["rows", *map(str, want.shape)])
+        raise InputError(f"input {want.name!r}: expected shape [{expected}], found {_shown(shape)}")
+    if shape[0] < 1:
+        raise InputError(f"input {want.name!r}: expected at least 1 row, found {_shown(shape[0])}")
+    if shape[0] > limits.request_rows:
+        raise LimitError(
+            f"input {want.name!r}: a request may have {limits.request_rows} rows, found {_shown(shape[0])}; split it"
+        )
+    if rows and rows != shape[0]:
+        raise InputError(f"all inputs must have equally many rows: found {rows}, and {shape[0]} in {want.name!r}")
+    return shape[0]
+
+
+def _binary_size(tensor: _InputTensor[Any], *, binary: bool) -> int | None:
+    """The length of the tensor's binary form, None where it is given in JSON."""
+    parameters = tensor.parameters
+    size = None if parameters is None else parameters.binary_data_size
+    if (size is None) == (tensor.data is None):
+        both = "both are" if size is not None else "neither is"
+        hint = "; shared memory is not offered" if parameters is not None and parameters.shared_memory_region else ""
+        raise MalformedRequestError(
+            f"input {tensor.name!r}: expected either data or parameters.binary_data_size, {both} given{hint}"
+        )
+    if size is not None and not binary:
+        raise MalformedRequestError(
+            f"input {tensor.name!r}: binary_data_size needs the header Inference-Header-Content-Length, none was sent"
+        )
+    return size
+
+
+def _from_binary(body: bytes, start: int, size: int, want: _Want, rows: int) -> Array:
+    expected = rows * want.row_bytes
+    if size != expected:
+        raise MalformedRequestError(
+            f"input {want.name!r}: {rows} rows of {want.datatype} are {expected} bytes, "
+            f"but binary_data_size is {_shown(size)}"
+        )
+    if start + size > len(body):
+        raise MalformedRequestError(
+            f"input {want.name!r}: binary_data_size is {size}, but only {len(body) - start} bytes of the body are left"
+        )
+    if want.dtype.kind == "b":
+        return _booleans(np.frombuffer(body, np.uint8, size, start), want).reshape(rows, *want.shape)
+    values: Array = np.frombuffer(body, want.dtype, rows * want.features, start)
+    if start % want.dtype.itemsize:  # the JSON part may have any length, and not all code reads unaligned numbers well
+        values = values.copy()
+    return values.reshape(rows, *want.shape)
+
+
+def _booleans(data: Array, want: _Want) -> Array:
+    if data.max(initial=0) > 1:
+        raise InputError(f"input {want.name!r}: a BOOL in binary form is a byte 0 or 1, found another value")
+    return data.view(np.bool_)
+
+
+def _from_json(data: list[Any] | None, want: _Want, rows: int, *, mixed: bool) -> Array:
+    flat = _flat(data or [], want, rows)
+    if mixed and not want.types.issuperset(map(type, flat)):
+        # One type serves all inputs of the model when JSON is read; what it let through for another input is found here.
+        flat = [float(v) if type(v) is int and float in want.types else v for v in flat]
+        if not want.types.issuperset(map(type, flat)):
+            raise MalformedRequestError(f"input {want.name!r}: data holds something that is not {want.datatype}")
+    try:
+        with np.errstate(over="ignore"):
+            values: Array = np.fromiter(flat, want.dtype, len(flat))
+    except (TypeError, ValueError) as error:
+        raise MalformedRequestError(
+            f"input {want.name!r}: data must be one flat list, or nested as its shape"
+        ) from error
+    except OverflowError as error:
+        raise InputError(f"input {want.name!r}: a number is outside the range of {want.datatype}") from error
+    if want.dtype.kind == "f" and np.isinf(values).any():
+        raise InputError(f"input {want.name!r}: a number is outside the range of {want.datatype}")
+    return values.reshape(rows, *want.shape)
+
+
+def _flat(data: list[Any], want: _Want, rows: int) -> list[Any]:
+    """One flat list, from a flat one or from one that is nested exactly as the shape says."""
+    level = data
+    if want.shape and data and type(data[0]) is list:
+        level = [data]
+        for length in (rows, *want.shape):
+            for part in level:
+                if type(part) is not list or len(part) != length:
+                    raise MalformedRequestError(
+                        f"input {want.name!r}: data must be one flat list, or nested as its shape {[rows, *want.shape]}"
+                    )
+            level = list(chain.from_iterable(level))
+    if len(level) != rows * want.features:
+        raise MalformedRequestError(
+            f"input {want.name!r}: its shape means {rows * want.features} values, found {len(level)} in data"
+        )
+    return level
+
+
+def _outputs(found: Sequence[_OutputTensor] | None, limits: Limits) -> tuple[WantedOutput, ...]:
+    if not found:
+        return ()
+    wanted: dict[str, WantedOutput] = {}
+    for output in found:
+        _check_length("an output's name", output.name, limits)
+        parameters = output.parameters
+        if output.name in wanted:
+            raise MalformedRequestError(f"the output {_shown(output.name)} is asked for twice")
+        if parameters is not None and parameters.classification:
+            raise InputError(f"output {_shown(output.name)}: the classification extension is not offered")
+        wanted[output.name] = WantedOutput(output.name, None if parameters is None else parameters.binary_data)
+    return tuple(wanted.values())
+
+
+def _check_length(what: str, text: str, limits: Limits) -> None:
+    if len(text) > limits.string_bytes or len(text.encode()) > limits.string_bytes:
+        raise LimitError(f"{what} may have {limits.string_bytes} bytes, found {len(text.encode())}")
+
+
+def _shown(value: object) -> str:
+    """What a client sent, short enough for an error message."""
+    try:
+        text = repr(value[:_SHOWN_CHARACTERS] if isinstance(value, list | str) else value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number too long to show"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
