@@ -20,6 +20,15 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.signedinteger[Any]]
 BoolArray = npt.NDArray[np.bool_]
 
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+}
+DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+"""Datatypes of the Open Inference Protocol, by numpy dtype and the other way round."""
+
 
 class Phase(enum.IntEnum):
     """The order of the guard. A pipeline runs its defenses in this order and cannot be built without RELEASE."""

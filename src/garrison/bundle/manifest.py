@@ -19,7 +19,7 @@ import numpy as np
 
 from garrison.crypto.canonical import canonical_json, sha256_hex
 from garrison.errors import FormatVersionError, ManifestError
-from garrison.types import DefenseSpec, InputFacts, ModelFacts, Task
+from garrison.types import NUMPY_DTYPES, DefenseSpec, InputFacts, ModelFacts, Task
 
 FORMAT = "garrison-bundle/1"
 MANIFEST_FILE = "manifest.json"
@@ -30,14 +30,6 @@ Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
 ]
 """Datatypes of the Open Inference Protocol that a sealed model may use."""
-
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
-}
-DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

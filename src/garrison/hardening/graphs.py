@@ -13,11 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from garrison.bundle.manifest import DATATYPES
 from garrison.errors import MissingExtraError, ModelFileError, UnsupportedModelError
 from garrison.hardening.graph_walk import all_nodes, all_tensors, prune, rename
 from garrison.hardening.scoring import open_session, score
-from garrison.types import Array, Task
+from garrison.types import DATATYPES, Array, Task
 
 try:
     import onnx

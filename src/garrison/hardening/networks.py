@@ -49,11 +49,14 @@ def lenet(shape: tuple[int, int, int], classes: int) -> Network:
     """
     channels, height, width = shape
     if min(height, width) < SMALLEST_IMAGE:
-        raise UnsupportedModelError(f"LeNet needs images of at least {SMALLEST_IMAGE} by {SMALLEST_IMAGE}, found {shape}")
+        raise UnsupportedModelError(
+            f"LeNet needs images of at least {SMALLEST_IMAGE} by {SMALLEST_IMAGE}, found {shape}"
+        )
     rows, columns = (height // 2 - 4) // 2, (width // 2 - 4) // 2
     body = nn.Sequential(
-        *(nn.Conv2d(channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        # Pooling before ReLU gives the same numbers and a quarter of the work.
+        *(nn.Conv2d(channels, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU()),
         nn.Flatten(),
         *(nn.Linear(16 * rows * columns, 120), nn.ReLU()),
         *(nn.Linear(120, 84), nn.ReLU()),

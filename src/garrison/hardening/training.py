@@ -37,7 +37,7 @@ class Training:
     """
 
     epochs: int = 10
-    batch: int = 128
+    batch: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     seed: int = 0
@@ -66,14 +66,16 @@ def descend(network: nn.Module, rows: int, step: Step, options: Training, report
         step: the loss of a batch.
         report: told after every twentieth step.
     """
-    optimiser = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
     per_epoch = math.ceil(rows / options.batch)
     total = per_epoch * options.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=total, pct_start=0.25)
     network.train()
     done = 0
     for epoch in range(options.epochs):
-        for batch in torch.randperm(rows).split(options.batch):
+        for batch in torch.split(torch.randperm(rows), options.batch):
             optimiser.zero_grad(set_to_none=True)
             step(batch).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -89,4 +91,4 @@ def apply(network: nn.Module, x: npt.NDArray[np.float32] | torch.Tensor, rows: i
     """The network's answer to all rows, in slices, in evaluation mode."""
     network.eval()
     x = torch.as_tensor(x)
-    return torch.cat([network(part) for part in x.split(rows)])
+    return torch.cat([network(part) for part in torch.split(x, rows)])

@@ -24,10 +24,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import numpy as np
 
-from garrison.bundle.manifest import DATATYPES
 from garrison.errors import InputError, LimitError, MalformedRequestError
 from garrison.limits import Limits
-from garrison.types import Array, ModelFacts, Released
+from garrison.types import DATATYPES, Array, ModelFacts, Released
 
 UNCERTAIN_PARAMETER = "garrison_uncertain_rows"
 """Response parameter: the rows that the owner's policy answers with "uncertain", as "3,7"."""

@@ -13,10 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from garrison.bundle.manifest import DATATYPES, NUMPY_DTYPES
 from garrison.errors import InputError, ServiceError
 from garrison.protocol.oip import ALL_JSON, UNCERTAIN_PARAMETER
-from garrison.types import Array
+from garrison.types import DATATYPES, NUMPY_DTYPES, Array
 
 
 class InferAnswer(msgspec.Struct, frozen=True):

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from garrison.bundle.manifest import NUMPY_DTYPES, GraphEntry, InputSpec
+from garrison.bundle.manifest import GraphEntry, InputSpec
 from garrison.bundle.reader import VerifiedBundle
 from garrison.errors import ManifestError
 from garrison.limits import DEFAULT_LIMITS, Limits
-from garrison.types import Array, FloatArray, RawScores, Task
+from garrison.types import NUMPY_DTYPES, Array, FloatArray, RawScores, Task
 
 VALUES_OUTPUT = {Task.CLASSIFICATION: "probabilities", Task.SCORES: "scores", Task.REGRESSION: "values"}
 

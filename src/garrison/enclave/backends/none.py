@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from garrison.bundle.manifest import DATATYPES
 from garrison.bundle.reader import verify
 from garrison.enclave.host import Launch, OutputSpec, ServiceCard
 from garrison.enclave.service import Service
 from garrison.guard.defenses.budget import Budget
 from garrison.protocol.messages import Ask, Reply
+from garrison.types import DATATYPES
 
 
 class NoIsolation:

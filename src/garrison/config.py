@@ -1,0 +1,123 @@
+"""The settings of one installation: a strict, frozen tree read from `garrison.toml`.
+
+An unknown key is an error: a misspelt security setting must not be silently off. Paths are relative to the file that names them.
+
+    trust = ["keys/owner.pub"]
+
+    [server]
+    port = 8080
+    keys = "keys.json"
+
+    [limits]
+    request_rows = 1024
+
+    [guard.release]          # tightens what the owner signed; checked when a server starts
+    mode = "labels"
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from garrison.errors import ConfigError
+from garrison.limits import Limits
+
+DEFAULT_FILE = "garrison.toml"
+_MOST_PORT = 65_535
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[server]`.
+
+    Attributes:
+        host: address to listen at.
+        port: 0 for any free one.
+        keys: file of API keys; without one, callers are told apart by address.
+        state: folder for what must outlive the server, such as budgets; "" for the user's own state folder.
+        allow_anonymous: listen beyond this machine without keys.
+        secret: files with the owners' misinformation keys, one a model.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    keys: str = ""
+    state: str = ""
+    allow_anonymous: bool = False
+    secret: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= _MOST_PORT:
+            raise ValueError(f"port must lie in 0 to {_MOST_PORT}, found {self.port}")
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings.
+
+    Attributes:
+        trust: files of public keys that may have signed bundles.
+        guard: by defense, what this host tightens; checked against the signed chain when a server starts.
+    """
+
+    trust: tuple[str, ...] = ()
+    server: ServerConfig = ServerConfig()
+    limits: Limits = Limits()
+    guard: dict[str, dict[str, Any]] = {}
+
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {"server": ServerConfig, "limits": Limits}
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read the settings.
+
+    Args:
+        path: the file; None for `garrison.toml` in the current folder, or the defaults where there is none.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds an unknown key or a value of the wrong kind.
+    """
+    file = Path(DEFAULT_FILE) if path is None else path
+    if path is None and not file.exists():
+        return Config()
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+    _check_keys(found, Config, "", file)
+    for name, section in _SECTIONS.items():
+        if isinstance(found.get(name), dict):
+            _check_keys(found[name], section, f"{name}.", file)
+    try:
+        config = msgspec.convert(found, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return _with_paths(config, file.absolute().parent)
+
+
+def _check_keys(found: dict[str, Any], kind: type[msgspec.Struct], prefix: str, file: Path) -> None:
+    known = kind.__struct_fields__
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise ConfigError(f"{file}: unknown key {prefix}{key}{hint}")
+
+
+def _with_paths(config: Config, folder: Path) -> Config:
+    def resolve(name: str) -> str:
+        return str(folder / name) if name else ""
+
+    server = msgspec.structs.replace(
+        config.server,
+        keys=resolve(config.server.keys),
+        state=resolve(config.server.state),
+        secret=tuple(map(resolve, config.server.secret)),
+    )
+    return msgspec.structs.replace(config, trust=tuple(map(resolve, config.trust)), server=server)

@@ -1,0 +1,196 @@
+"""Seals a draft: graph and parameters apart, a manifest over both, the owner's signature over all.
+
+    manifest = seal(draft, owner, Path("BUNDLE"), force=False)
+
+Invariants: what is put in place was verified and run like a server would, and answered like the original; equal drafts give
+equal files, except for the signature, which is randomised. The owner's key never leaves this process; a model's misinformation key is
+written beside the bundle, never into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from garrison.bundle.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    GraphEntry,
+    Manifest,
+    parse_manifest,
+)
+from garrison.bundle.reader import verify
+from garrison.bundle.secret import read_secret, secret_path, write_secret
+from garrison.crypto.canonical import sha256_hex
+from garrison.crypto.owner import OwnerKey, key_commitment
+from garrison.errors import (
+    KeyFileError,
+    ManifestError,
+    MissingExtraError,
+    SealingError,
+    TargetExistsError,
+    UnsupportedModelError,
+)
+from garrison.guard.pipeline import Pipeline, load_defense
+from garrison.hardening.scoring import open_session, score
+from garrison.runtime.runner import VALUES_OUTPUT, Runner
+from garrison.sealing.draft import Draft
+from garrison.sealing.parameters import Chunk, split
+from garrison.sealing.place import GRAPH_FILE, MISINFORMATION_FILE, beside, check_target, put_in_place, write_files
+from garrison.sealing.sign import sign_digests
+from garrison.types import DATATYPES, Array, FloatArray
+
+try:
+    import onnx
+except ImportError as error:
+    raise MissingExtraError("onnx", "seal") from error
+
+TOLERANCE = {np.dtype(np.float16): 1e-2, np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-8}
+"""Largest difference between a sealed and an original answer that is put down to rounding, relative to the answer's scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    entry: GraphEntry
+    data: bytes
+    chunks: tuple[Chunk, ...]
+
+    def files(self) -> dict[str, bytes]:
+        return {self.entry.file: self.data} | {chunk.file: chunk.data for chunk in self.chunks}
+
+
+def seal(draft: Draft, owner: OwnerKey, out: Path, *, force: bool = False) -> Manifest:
+    """Seal a draft into a new folder, and write the model's secret beside it where its guard needs one.
+
+    Args:
+        draft: what is to be sealed.
+        owner: the key that signs.
+        out: the bundle's folder; appears whole or not at all.
+        force: replace an older bundle; nothing else is ever replaced.
+
+    Raises:
+        TargetExistsError: `out`, or the secret file beside it, exists and may not be replaced.
+        GuardError: the chain cannot work for this model.
+        UnsupportedModelError: the sealed model does not answer like the original.
+        SealingError: the folder cannot be written.
+    """
+    check_target(out, force=force)
+    key = owner.misinformation_key(draft.name) if _needs_key(draft) else None
+    if key is not None:
+        _check_secret_target(secret_path(out), key, force=force)
+    expected = _original_answers(draft)
+    manifest, files = _assemble(draft, expected, key)
+    Pipeline(manifest.guard, manifest.facts(), key)
+    with beside(out) as folder:
+        write_files(folder, files | {SIGNATURE_FILE: _signature(files, owner, draft.name)})
+        _prove(folder, owner, draft.rows, expected)
+        put_in_place(folder, out, force=force)
+    if key is not None:
+        write_secret(secret_path(out), key, draft.name)
+    return manifest
+
+
+def _needs_key(draft: Draft) -> bool:
+    return any(load_defense(spec).needs_key for spec in draft.guard)
+
+
+def _check_secret_target(path: Path, key: bytes, *, force: bool) -> None:
+    """A file that happens to have the secret's name is not lost."""
+    if not path.exists():
+        return
+    try:
+        found = read_secret(path)
+    except KeyFileError as error:
+        raise TargetExistsError(f"{path} exists and is no secret file of a bundle; move it away") from error
+    if found != key and not force:
+        raise TargetExistsError(
+            f"{path} holds the secret of another bundle; give another name, or --force to replace it"
+        )
+
+
+def _original_answers(draft: Draft) -> dict[str, Array]:
+    """What the model answers before it is taken apart, by output."""
+    found = score(open_session(draft.model.SerializeToString()), draft.rows)
+    values = found.get(VALUES_OUTPUT[draft.task])
+    if values is None:
+        raise UnsupportedModelError(f"expected an output {VALUES_OUTPUT[draft.task]!r}, found {sorted(found)}")
+    for name, value in found.items():
+        if value.ndim != 2 or value.dtype not in TOLERANCE:
+            raise UnsupportedModelError(
+                f"output {name!r}: expected real values of shape (rows, k), found {value.shape}"
+            )
+    if draft.misinformation is not None:
+        wrong = score(open_session(draft.misinformation.SerializeToString()), draft.rows)
+        found["misinformation"] = wrong["misinformation"]
+    return found
+
+
+def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tuple[Manifest, dict[str, bytes]]:
+    graph = _graph(draft.model, GRAPH_FILE, first=0)
+    wrong = None
+    if draft.misinformation is not None:
+        wrong = _graph(draft.misinformation, MISINFORMATION_FILE, first=len(graph.chunks))
+    values = expected[VALUES_OUTPUT[draft.task]]
+    manifest = Manifest(
+        format=FORMAT,
+        name=draft.name,
+        version=draft.version,
+        task=draft.task,
+        inputs=draft.inputs,
+        outputs=values.shape[1],
+        output_datatype=DATATYPES[values.dtype],  # type: ignore[arg-type]  # the literals are this table's values
+        labels=draft.labels,
+        graph=graph.entry,
+        misinformation=None if wrong is None else wrong.entry,
+        guard=draft.guard,
+        key_commitment="" if key is None else key_commitment(key),
+        provenance=draft.provenance,
+    )
+    data = manifest.encode()
+    try:
+        parse_manifest(data)
+    except ManifestError as error:
+        raise SealingError(f"the model cannot be described: {error}") from error
+    return manifest, {MANIFEST_FILE: data} | graph.files() | ({} if wrong is None else wrong.files())
+
+
+def _graph(model: onnx.ModelProto, file: str, first: int) -> _Graph:
+    data, chunks = split(model, first)
+    entry = GraphEntry(
+        file=file,
+        size=len(data),
+        sha256=sha256_hex(data),
+        outputs=tuple(output.name for output in model.graph.output),
+        chunks=tuple(chunk.entry() for chunk in chunks),
+    )
+    return _Graph(entry, data, chunks)
+
+
+def _signature(files: dict[str, bytes], owner: OwnerKey, name: str) -> bytes:
+    return sign_digests({file: sha256_hex(data) for file, data in files.items()}, owner, name)
+
+
+def _prove(folder: Path, owner: OwnerKey, rows: dict[str, Array], expected: dict[str, Array]) -> None:
+    """Verify and run the sealed bundle as a server does, and compare its answers with the original's."""
+    bundle = verify(folder, [owner.public])
+    raw = Runner(bundle).run(rows)
+    found: dict[str, FloatArray | None] = {VALUES_OUTPUT[bundle.manifest.task]: raw.values, "logits": raw.logits}
+    if raw.misinformation is not None:
+        found["misinformation"] = raw.misinformation(np.arange(len(raw.values)))
+    for name, value in expected.items():
+        _compare(name, value, found.get(name))
+
+
+def _compare(name: str, expected: Array, found: FloatArray | None) -> None:
+    if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+        raise UnsupportedModelError(f"the sealed model lost its output {name!r}")
+    tolerance = TOLERANCE[expected.dtype]
+    scale = max(1.0, float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)))
+    if not np.allclose(found, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        worst = float(np.nanmax(np.abs(found.astype(np.float64) - expected)))
+        raise UnsupportedModelError(
+            f"the sealed model does not answer like the original: {name!r} differs by up to {worst:.3g}; nothing was sealed"
+        )

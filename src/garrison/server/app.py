@@ -1,0 +1,210 @@
+"""What the server answers: plain functions from requests to answers, without a transport.
+
+All paths are known at start, so a path is one look-up. Invariant: nothing that names a model is shown to a caller who has not
+shown a key where keys are used; only health and `/v2` are open.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from garrison import __version__
+from garrison.bundle.manifest import InputSpec
+from garrison.errors import BudgetExhaustedError, LimitError, MalformedRequestError, NotFoundError
+from garrison.limits import Limits
+from garrison.protocol.messages import Reply
+from garrison.protocol.oip import ALL_JSON
+from garrison.protocol.oip_metadata import (
+    BATCH_DIMENSION,
+    IndexEntry,
+    InputRange,
+    KeySet,
+    ModelExtras,
+    ModelKey,
+    ModelMetadata,
+    ServerExtras,
+    ServerMetadata,
+    TensorMetadata,
+)
+from garrison.server.batching import Waiting
+from garrison.server.hosting import Hosting, Model
+from garrison.server.http_errors import Answer, Headers, error_answer, json_answer
+
+LENGTH_HEADER = "inference-header-content-length"
+PROOF_HEADER = "garrison-proof"
+NONCE_HEADER = "garrison-nonce"
+KEYS_PATH = "/.well-known/garrison/keys"
+
+_GET, _POST = ("GET", "HEAD"), ("POST",)
+_MOST_DIGITS = 15
+_JSON_TYPE = ("content-type", "application/json")
+_BINARY_TYPE = ("content-type", "application/octet-stream")
+
+Page = Callable[[], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What stands at a path: a page, or a model that answers questions.
+
+    Attributes:
+        open: whether it is shown without a key.
+    """
+
+    methods: tuple[str, ...]
+    page: Page | None = None
+    model: Model | None = None
+    open: bool = False
+
+
+class App:
+    """The pages and models of one server.
+
+    Attributes:
+        stopping: set when the server is about to stop; it is not ready then, and takes no more questions.
+    """
+
+    def __init__(self, hosting: Hosting, limits: Limits) -> None:
+        self.hosting = hosting
+        self.limits = limits
+        self.stopping = False
+        self._routes = self._all_routes()
+
+    def route(self, path: str) -> Route | None:
+        return self._routes.get(path)
+
+    def why_not_found(self, path: str) -> NotFoundError:
+        """For a caller who may know which models there are."""
+        parts = path.split("/")
+        if parts[:3] == ["", "v2", "models"] and len(parts) > 3 and parts[3] not in self.hosting.names:
+            return NotFoundError(f"unknown model {parts[3][:64]!r}; this server has {', '.join(self.hosting.names)}")
+        if parts[:3] == ["", "v2", "models"] and len(parts) > 5 and parts[4] == "versions":
+            versions = ", ".join(map(str, self.hosting.versions(parts[3])))
+            return NotFoundError(f"unknown version {parts[5][:64]!r} of {parts[3]!r}; this server has {versions}")
+        return NotFoundError(f"nothing is here: {path[:128]!r}")
+
+    def _all_routes(self) -> dict[str, Route]:
+        routes = {
+            "/v2/health/live": Route(_GET, lambda: Answer(200, [], b""), open=True),
+            "/v2/health/ready": Route(_GET, self._ready, open=True),
+            "/v2": Route(_GET, self._fixed(self._server()), open=True),
+            "/v2/": Route(_GET, self._fixed(self._server()), open=True),
+            "/v2/repository/index": Route(_POST, self._index),
+            KEYS_PATH: Route(_GET, self._fixed(self._keys())),
+        }
+        for name in self.hosting.names:
+            default = self.hosting.default(name)
+            routes |= self._model_routes(f"/v2/models/{name}", default, self.hosting.versions(name))
+        for model in self.hosting:
+            path = f"/v2/models/{model.name}/versions/{model.version}"
+            routes |= self._model_routes(path, model, self.hosting.versions(model.name))
+        return routes
+
+    def _model_routes(self, path: str, model: Model, versions: tuple[int, ...]) -> dict[str, Route]:
+        return {
+            path: Route(_GET, self._fixed(_model_metadata(model, versions))),
+            f"{path}/ready": Route(_GET, self._ready),
+            f"{path}/infer": Route(_POST, model=model),
+        }
+
+    @staticmethod
+    def _fixed(document: object) -> Page:
+        answer = json_answer(document)
+        return lambda: answer
+
+    def _ready(self) -> Answer:
+        return Answer(503 if self.stopping else 200, [], b"")
+
+    def _server(self) -> ServerMetadata:
+        cards = [model.card for model in self.hosting]
+        isolation = ", ".join(sorted({card.isolation for card in cards}))
+        forms = tuple(sorted({card.guard_form for card in cards}))
+        return ServerMetadata(name="garrison", version=__version__, garrison=ServerExtras(isolation, forms))
+
+    def _index(self) -> Answer:
+        state, reason = ("UNAVAILABLE", "the server is stopping") if self.stopping else ("READY", "")
+        return json_answer(
+            [
+                {"name": model.name, "version": str(model.version), "state": state, "reason": reason}
+                for model in self.hosting
+            ]
+        )
+
+    def _keys(self) -> KeySet:
+        return KeySet(keys=tuple(_model_key(model) for model in self.hosting))
+
+
+def read_question(
+    model: Model, caller: str, body: bytes, length: str | None, nonce: str | None, limits: Limits
+) -> Waiting:
+    """An inference request, ready for the queue.
+
+    Args:
+        length, nonce: the headers of these names.
+
+    Raises:
+        MalformedRequestError, LimitError: a header makes no sense.
+    """
+    json_bytes = ALL_JSON
+    if length is not None:
+        if not (length.isascii() and length.isdigit() and len(length) <= _MOST_DIGITS):
+            raise MalformedRequestError(f"the header {LENGTH_HEADER} must be a number of bytes, found {length[:32]!r}")
+        json_bytes = int(length)
+    if nonce is None:
+        nonce = ""
+    elif len(nonce) > limits.string_bytes:
+        raise LimitError(f"the header {NONCE_HEADER} may have {limits.string_bytes} bytes, found {len(nonce)}")
+    elif not (nonce.isascii() and nonce.isprintable()):
+        raise MalformedRequestError(f"the header {NONCE_HEADER} must be printable ASCII")
+    return Waiting(caller, body, json_bytes, nonce, model.cost(len(body), json_bytes))
+
+
+def write_answer(reply: Reply) -> Answer:
+    """The response for what the enclave replied."""
+    if reply.code:
+        return error_answer(reply.code, reply.detail)
+    headers: Headers = [(PROOF_HEADER, binascii.b2a_base64(reply.proof, newline=False).decode())]
+    if reply.json_bytes == ALL_JSON:
+        headers.append(_JSON_TYPE)
+    else:
+        headers += [_BINARY_TYPE, (LENGTH_HEADER, str(reply.json_bytes))]
+    return Answer(200, headers, reply.body)
+
+
+def _model_metadata(model: Model, versions: tuple[int, ...]) -> ModelMetadata:
+    card, manifest = model.card, model.manifest
+    return ModelMetadata(
+        name=manifest.name,
+        versions=tuple(map(str, versions)),
+        platform="garrison_onnx",
+        inputs=tuple(TensorMetadata(i.name, i.datatype, (BATCH_DIMENSION, *i.shape)) for i in manifest.inputs),
+        outputs=tuple(TensorMetadata(o.name, o.datatype, (BATCH_DIMENSION, *o.shape)) for o in card.outputs),
+        garrison=ModelExtras(
+            version=str(manifest.version),
+            task=manifest.task,
+            labels=manifest.labels,
+            ranges={spec.name: _range(spec) for spec in manifest.inputs},
+            manifest_digest=card.manifest_digest,
+            guard_digest=card.guard_digest,
+            budget_rows=card.budget_rows,
+            budget_period=card.budget_period,
+        ),
+    )
+
+
+def _range(spec: InputSpec) -> InputRange:
+    return InputRange(minimum=spec.minimum, maximum=spec.maximum, may_be_missing=spec.may_be_missing)
+
+
+def _model_key(model: Model) -> ModelKey:
+    card = model.card
+    return ModelKey(
+        name=model.name,
+        version=str(model.version),
+        public_key=card.public_key.hex(),
+        isolation=card.isolation,
+        manifest_digest=card.manifest_digest,
+        guard_digest=card.guard_digest,
+    )

@@ -1,0 +1,161 @@
+"""From single requests to batches.
+
+The requests that one turn of the event loop brings form a batch: nothing waits for a window to pass. A batch that is cheap is
+computed on the loop's own thread, which saves two thread switches; any other goes to the one worker thread, so that the loop
+goes on answering. One batch a model is computed at a time; what comes meanwhile forms the next.
+
+Invariants: an answer leaves only after its rows are charged; a request whose client has gone is dropped before it is computed;
+the queue is bounded; whatever fails, every request gets an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+from garrison.errors import BudgetExhaustedError, UnavailableError
+from garrison.limits import Limits
+from garrison.protocol.messages import Ask, Outcome, Reply
+from garrison.server.budgets import ModelBudget
+from garrison.server.http_errors import INTERNAL
+
+logger = logging.getLogger(__name__)
+
+INLINE_SECONDS = 0.005
+"""A batch that is expected to take longer is not computed on the event loop's thread."""
+_NEWEST_WEIGHT = 0.2
+
+Call = Callable[[Sequence[Ask]], list[Reply]]
+
+
+class Waiting:
+    """A request in the queue. `rows` is what it may cost, in rows; `reply` is cancelled when its client has gone."""
+
+    __slots__ = ("body", "caller", "json_bytes", "nonce", "reply", "rows")
+
+    def __init__(self, caller: str, body: bytes, json_bytes: int, nonce: str, rows: float) -> None:
+        self.caller = caller
+        self.body = body
+        self.json_bytes = json_bytes
+        self.nonce = nonce
+        self.rows = rows
+        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+
+class Batcher:
+    """The queue before one model. To be used from the event loop alone.
+
+    Args:
+        call: computes a batch; blocks.
+        budget: what callers may ask of this model.
+        worker: one thread, for what is not cheap.
+        limits: `queue_requests`, `inline_rows` and `compute_rows` count here.
+    """
+
+    def __init__(self, call: Call, budget: ModelBudget, worker: Executor, limits: Limits) -> None:
+        self._call = call
+        self._budget = budget
+        self._worker = worker
+        self._limits = limits
+        self._queue: deque[Waiting] = deque()
+        self._scheduled = False
+        self._working = False
+        self._row_seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a new request will wait for longer than this turn of the loop."""
+        return self._working
+
+    def submit(self, request: Waiting) -> asyncio.Future[Reply]:
+        """Put a request into the next batch.
+
+        Raises:
+            UnavailableError: too many are waiting.
+        """
+        if len(self._queue) >= self._limits.queue_requests:
+            raise UnavailableError(f"{self._limits.queue_requests} requests are waiting already; try again")
+        self._queue.append(request)
+        self._schedule()
+        return request.reply
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._working:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        batch = self._take()
+        if not batch:
+            return
+        rows = sum(request.rows for request in batch)
+        if rows <= self._limits.inline_rows and rows * self._row_seconds <= INLINE_SECONDS:
+            self._finish(batch, self._compute(batch, rows))
+        else:
+            self._working = True
+            asyncio.get_running_loop().create_task(self._compute_aside(batch, rows))
+        if self._queue:
+            self._schedule()
+
+    async def _compute_aside(self, batch: list[Waiting], rows: float) -> None:
+        replies = _failed(batch)
+        try:
+            replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._compute, batch, rows)
+        finally:
+            self._working = False
+            self._finish(batch, replies)
+            if self._queue:
+                self._schedule()
+
+    def _take(self) -> list[Waiting]:
+        """The oldest requests that make up one run of the runtime, at least one; without those whose client has gone."""
+        batch: list[Waiting] = []
+        rows = 0.0
+        while self._queue and (not batch or rows + self._queue[0].rows <= self._limits.compute_rows):
+            request = self._queue.popleft()
+            if not request.reply.done():
+                batch.append(request)
+                rows += request.rows
+        return batch
+
+    def _compute(self, batch: list[Waiting], rows: float) -> list[Reply]:
+        """Answer and charge a batch; never raises. On whichever thread it runs, it is the only one for this model."""
+        start = time.perf_counter()
+        try:
+            replies = self._charge(batch, self._call([self._ask(request) for request in batch]))
+        except Exception:
+            logger.exception("a batch of %d requests could not be answered or charged", len(batch))
+            return _failed(batch)
+        measured = (time.perf_counter() - start) / max(rows, 1.0)
+        self._row_seconds += _NEWEST_WEIGHT * (measured - self._row_seconds)
+        return replies
+
+    def _ask(self, request: Waiting) -> Ask:
+        remaining = self._budget.remaining(request.caller)
+        return Ask(request.caller, remaining, request.body, request.json_bytes, request.nonce)
+
+    def _charge(self, batch: list[Waiting], replies: list[Reply]) -> list[Reply]:
+        wants = [(request.caller, reply.outcome.rows) for request, reply in zip(batch, replies, strict=True)]
+        granted = self._budget.charge(wants)
+        return [reply if good else self._exhausted() for reply, good in zip(replies, granted, strict=True)]
+
+    def _exhausted(self) -> Reply:
+        """The budget was enough when the batch began, and was used up elsewhere meanwhile: the answer must not leave."""
+        code, budget = BudgetExhaustedError.code, self._budget
+        detail = f"the caller's budget of {budget.rows} rows ({budget.period}) does not cover this request"
+        return Reply(code, detail, b"", -1, b"", Outcome(code=code, rows=0))
+
+    @staticmethod
+    def _finish(batch: list[Waiting], replies: list[Reply]) -> None:
+        for request, reply in zip(batch, replies, strict=True):
+            if not request.reply.done():
+                request.reply.set_result(reply)
+
+
+def _failed(batch: list[Waiting]) -> list[Reply]:
+    return [Reply(INTERNAL, "", b"", -1, b"", Outcome(code=INTERNAL, rows=0)) for _ in batch]

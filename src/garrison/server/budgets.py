@@ -1,0 +1,232 @@
+"""Rows that callers have used: durable, charged before an answer leaves.
+
+The counts lie in SQLite (write-ahead log, synchronised at each commit). To keep the disk off the path of most requests, rows
+are taken from a caller's budget in blocks (leases) and used up in memory. Invariants: what stands in the database is never less
+than what was used, so a crash can cost a caller the rest of a lease (at most 1/64 of its budget) and can never give rows back;
+a graceful stop gives unused leases back; several servers may share one database; memory holds a bounded number of callers.
+
+Grows on disk with the number of callers; counts of past days are dropped.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from garrison.errors import ConfigError
+
+CALLERS_IN_MEMORY = 65_536
+FILE_NAME = "budgets.sqlite3"
+NO_LIMIT = -1
+
+_SCHEMA_VERSION = 1
+_LEASES = 64
+_MOST_LEASED = 4_096
+_BUSY_SECONDS = 10.0
+_EVER, _DAY = "ever", "day"
+
+Key = tuple[str, str, str]
+"""Model, caller, period."""
+
+
+class _Account:
+    """What is known of one caller: rows in the database (leases included), and of those leased here and not yet used."""
+
+    __slots__ = ("recorded", "unused")
+
+    def __init__(self, recorded: int) -> None:
+        self.recorded = recorded
+        self.unused = 0
+
+
+class BudgetBook:
+    """The counts of all models and callers. Safe to use from several threads.
+
+    Args:
+        folder: where the database lies; made where it is not there.
+        clock: seconds since the epoch.
+        callers_in_memory: how many callers' leases are held at once.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds another database.
+    """
+
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, callers_in_memory: int = CALLERS_IN_MEMORY
+    ) -> None:
+        self._clock = clock
+        self._most = callers_in_memory
+        self._accounts: OrderedDict[Key, _Account] = OrderedDict()
+        self._lock = threading.Lock()
+        self._day = ""
+        self._next_day = 0.0
+        self._database = _open(folder)
+        self._begun = False
+
+    def remaining(self, model: str, caller: str, period: str, limit: int) -> int:
+        """Rows that a caller may still ask, at least 0."""
+        with self._lock:
+            account = self._account((model, caller, self._period(period)))
+            return max(0, limit - account.recorded + account.unused)
+
+    def charge(self, model: str, period: str, limit: int, wants: Sequence[tuple[str, int]]) -> list[bool]:
+        """Charge callers with rows; what is charged is on the disk when this returns.
+
+        Args:
+            model: the model's name; its versions share a budget.
+            period: "day" or "ever".
+            limit: rows a caller may ask in one period.
+            wants: caller and rows.
+
+        Returns:
+            For each whether it was charged; a caller who has not enough left is not charged at all.
+
+        Raises:
+            sqlite3.Error: the disk failed; nothing that was asked for may be answered.
+        """
+        with self._lock:
+            now = self._period(period)
+            try:
+                granted = [rows == 0 or self._take((model, caller, now), rows, limit) for caller, rows in wants]
+                self._commit()
+            except BaseException:
+                self._forget()
+                raise
+            return granted
+
+    def close(self) -> None:
+        """Give unused leases back and close the database."""
+        with self._lock:
+            self._give_back(list(self._accounts))
+            self._commit()
+            self._database.close()
+
+    def _take(self, key: Key, rows: int, limit: int) -> bool:
+        account = self._account(key)
+        if rows <= account.unused and account.recorded - account.unused + rows <= limit:
+            account.unused -= rows
+            return True
+        return self._lease(key, account, rows, limit)
+
+    def _lease(self, key: Key, account: _Account, rows: int, limit: int) -> bool:
+        self._begin()
+        account.recorded = self._recorded(key)  # another server may have charged this caller too
+        needed, free = rows - account.unused, limit - account.recorded
+        if needed > free or account.recorded - account.unused + rows > limit:
+            return False
+        lease = min(max(needed, min(limit // _LEASES, _MOST_LEASED)), free)
+        self._add(key, lease)
+        account.recorded += lease
+        account.unused += lease - rows
+        return True
+
+    def _account(self, key: Key) -> _Account:
+        account = self._accounts.get(key)
+        if account is not None:
+            self._accounts.move_to_end(key)
+            return account
+        if len(self._accounts) >= self._most:
+            oldest = [k for k, _ in zip(self._accounts, range(max(1, self._most // 8)), strict=False)]
+            began = self._begun
+            self._give_back(oldest)
+            if not began:
+                self._commit()
+        account = self._accounts[key] = _Account(self._recorded(key))
+        return account
+
+    def _give_back(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            unused = self._accounts.pop(key).unused
+            if unused:
+                self._begin()
+                self._database.execute(
+                    "UPDATE spent SET rows = rows - ? WHERE model = ? AND caller = ? AND period = ?", (unused, *key)
+                )
+
+    def _recorded(self, key: Key) -> int:
+        found = self._database.execute(
+            "SELECT rows FROM spent WHERE model = ? AND caller = ? AND period = ?", key
+        ).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def _add(self, key: Key, rows: int) -> None:
+        self._database.execute(
+            "INSERT INTO spent (model, caller, period, rows) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (model, caller, period) DO UPDATE SET rows = rows + excluded.rows",
+            (*key, rows),
+        )
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._database.execute("BEGIN IMMEDIATE")
+            self._begun = True
+
+    def _commit(self) -> None:
+        if self._begun:
+            self._database.execute("COMMIT")
+            self._begun = False
+
+    def _forget(self) -> None:
+        """After a failure it is not known which leases the disk holds. Forgetting them all can only cost callers rows."""
+        self._accounts.clear()
+        if self._begun:
+            self._begun = False
+            self._database.rollback()
+
+    def _period(self, period: str) -> str:
+        if period != _DAY:
+            return _EVER
+        now = self._clock()
+        if not self._day or now >= self._next_day:
+            self._day = time.strftime("day %Y-%m-%d", time.gmtime(now))
+            self._next_day = (now // 86_400 + 1) * 86_400
+            self._database.execute("DELETE FROM spent WHERE period <> ? AND period < ?", (_EVER, self._day))
+        return self._day
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBudget:
+    """What the signed guard of one model allows each caller. `rows` 0 stands for no limit."""
+
+    model: str
+    rows: int
+    period: str
+    book: BudgetBook | None
+
+    def remaining(self, caller: str) -> int:
+        """Rows the caller may still ask, -1 for no limit."""
+        return NO_LIMIT if self.book is None else self.book.remaining(self.model, caller, self.period, self.rows)
+
+    def charge(self, wants: Sequence[tuple[str, int]]) -> list[bool]:
+        """See `BudgetBook.charge`."""
+        if self.book is None:
+            return [True] * len(wants)
+        return self.book.charge(self.model, self.period, self.rows, wants)
+
+
+def _open(folder: Path) -> sqlite3.Connection:
+    path = folder / FILE_NAME
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS spent (model TEXT, caller TEXT, period TEXT, rows INTEGER NOT NULL, "
+            "PRIMARY KEY (model, caller, period)) WITHOUT ROWID"
+        )
+        found = int(database.execute("PRAGMA user_version").fetchone()[0])
+        if found not in {0, _SCHEMA_VERSION}:
+            raise ConfigError(f"{path} is of version {found}, this program knows version {_SCHEMA_VERSION}")
+        database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"the budgets cannot be kept in {path}: {error}; choose a folder with server.state or --state"
+        ) from error
+    return database

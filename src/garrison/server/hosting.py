@@ -1,0 +1,97 @@
+"""The models that one server offers, each in one or several versions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from garrison.bundle.manifest import InputSpec, Manifest, parse_manifest
+from garrison.enclave.host import Enclave, ServiceCard
+from garrison.errors import ConfigError
+from garrison.limits import Limits
+from garrison.protocol.oip import ALL_JSON
+from garrison.server.batching import Batcher
+from garrison.server.budgets import BudgetBook, ModelBudget
+from garrison.types import NUMPY_DTYPES
+
+_JSON_BYTES_A_FEATURE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One version of a model, started.
+
+    Attributes:
+        row_bytes: size of one row in binary form.
+        features: values in one row.
+    """
+
+    card: ServiceCard
+    manifest: Manifest
+    batcher: Batcher
+    row_bytes: int
+    features: int
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    def cost(self, body_bytes: int, json_bytes: int) -> float:
+        """What a request may cost, in rows. The server does not read requests, so it goes by their length."""
+        if json_bytes == ALL_JSON:
+            return max(1.0, body_bytes / (_JSON_BYTES_A_FEATURE * self.features))
+        return max(1.0, (body_bytes - json_bytes) / self.row_bytes)
+
+
+def make_model(enclave: Enclave, book: BudgetBook | None, worker: Executor, limits: Limits) -> Model:
+    """Put a queue and a budget before a started enclave."""
+    card = enclave.card
+    manifest = parse_manifest(card.manifest_json)
+    budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, book if card.budget_rows else None)
+    features = sum(math.prod(spec.shape) for spec in manifest.inputs)
+    row_bytes = sum(map(_row_bytes, manifest.inputs))
+    return Model(card, manifest, Batcher(enclave.call, budget, worker, limits), row_bytes, features)
+
+
+def _row_bytes(spec: InputSpec) -> int:
+    return math.prod(spec.shape) * NUMPY_DTYPES[spec.datatype].itemsize
+
+
+class Hosting:
+    """All models of a server. The default version is the highest.
+
+    Raises:
+        ConfigError: none at all, or two of the same name and version.
+    """
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models: dict[str, dict[int, Model]] = {}
+        for model in models:
+            versions = self._models.setdefault(model.name, {})
+            if model.version in versions:
+                raise ConfigError(f"model {model.name!r} version {model.version} is given twice")
+            versions[model.version] = model
+        if not self._models:
+            raise ConfigError("there is no model to serve: name at least one bundle")
+
+    def __iter__(self) -> Iterator[Model]:
+        for name in sorted(self._models):
+            for version in sorted(self._models[name]):
+                yield self._models[name][version]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._models))
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """A model's versions, oldest first."""
+        return tuple(sorted(self._models[name]))
+
+    def default(self, name: str) -> Model:
+        return self._models[name][self.versions(name)[-1]]

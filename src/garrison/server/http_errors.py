@@ -1,0 +1,80 @@
+"""The one table from Garrison's error codes to HTTP.
+
+Every error's body is `{"error": "what happened", "code": "request.input"}`. A code that is not in the table is a 500, and its
+message stays here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from garrison.errors import (
+    AuthenticationError,
+    BudgetExhaustedError,
+    GarrisonError,
+    InputError,
+    LimitError,
+    MalformedRequestError,
+    MethodError,
+    NotFoundError,
+    RefusedError,
+    SlowRequestError,
+    UnavailableError,
+)
+
+INTERNAL = "internal"
+INTERNAL_STATUS = 500
+
+STATUS: dict[str, int] = {
+    MalformedRequestError.code: 400,
+    InputError.code: 400,
+    AuthenticationError.code: 401,
+    RefusedError.code: 403,
+    NotFoundError.code: 404,
+    MethodError.code: 405,
+    SlowRequestError.code: 408,
+    LimitError.code: 413,
+    BudgetExhaustedError.code: 429,
+    INTERNAL: INTERNAL_STATUS,
+    UnavailableError.code: 503,
+}
+
+Headers = list[tuple[str, str]]
+
+_JSON = ("content-type", "application/json")
+_CLOSE = ("connection", "close")
+_EXTRA: dict[str, Headers] = {
+    AuthenticationError.code: [("www-authenticate", "Bearer")],
+    UnavailableError.code: [("retry-after", "1")],
+    # What is left of such a request's body is not read, so the connection cannot be used again.
+    LimitError.code: [_CLOSE],
+    SlowRequestError.code: [_CLOSE],
+}
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole HTTP response."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str
+    code: str
+
+
+def json_answer(value: object, status: int = 200, headers: Headers | None = None) -> Answer:
+    return Answer(status, [_JSON, *(headers or [])], msgspec.json.encode(value))
+
+
+def error_answer(code: str, message: str, headers: Headers | None = None) -> Answer:
+    """The response for an error code. For a code that is not in the table the message is not shown."""
+    if code not in STATUS:
+        code, message = INTERNAL, "the service failed on this request"
+    return json_answer(_ErrorBody(message, code), STATUS[code], [*_EXTRA.get(code, []), *(headers or [])])
+
+
+def answer_of(error: GarrisonError) -> Answer:
+    return error_answer(error.code, str(error))

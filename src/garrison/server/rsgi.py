@@ -1,0 +1,217 @@
+"""The thin adapter between `App` and granian's RSGI. The only file that knows the web server.
+
+Bounds what a client can hold on to: the length of a body (by its header, and while it comes in), the time for it, and the bytes
+that all bodies together take. Nothing is logged for a request that goes well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+from granian._granian import RSGIProtocolClosed, SocketHolder
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from garrison.errors import (
+    GarrisonError,
+    LimitError,
+    MalformedRequestError,
+    MethodError,
+    SlowRequestError,
+    UnavailableError,
+)
+from garrison.protocol.messages import Reply
+from garrison.server.app import LENGTH_HEADER, NONCE_HEADER, App, Route, read_question, write_answer
+from garrison.server.auth import Authenticator
+from garrison.server.batching import Batcher
+from garrison.server.http_errors import INTERNAL, Answer, answer_of, error_answer
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+_SMALL_BODY_BYTES = 64 * 1024
+_PAGE_BODY_BYTES = 64 * 1024
+_SWEEP_SECONDS = 0.5
+
+
+class _ClientGoneError(Exception):
+    """Nobody is there to read an answer."""
+
+
+class RsgiApp:
+    """Speaks RSGI. To be used on one event loop.
+
+    Attributes:
+        in_flight: requests that are being answered.
+    """
+
+    def __init__(self, app: App, authenticator: Authenticator) -> None:
+        self._app = app
+        self._limits = app.limits
+        self._auth = authenticator
+        self._held_bytes = 0
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self.in_flight = 0
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        self.in_flight += 1
+        try:
+            answer = await self._answer(scope, protocol)
+            if scope.method == "HEAD":
+                protocol.response_empty(answer.status, answer.headers)
+            else:
+                protocol.response_bytes(answer.status, answer.headers, answer.body)
+        except (_ClientGoneError, RSGIProtocolClosed):
+            logger.debug("a client has gone before its answer")
+        finally:
+            self.in_flight -= 1
+
+    async def sweep(self) -> None:
+        """Ends what has taken too long and looks for new keys, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = loop.time()
+            for task in [task for task, deadline in self._reading.items() if deadline <= now]:
+                task.cancel()
+            self._auth.refresh()
+
+    async def _answer(self, scope: Any, protocol: Any) -> Answer:
+        try:
+            route = self._app.route(scope.path)
+            caller = "" if route and route.open else self._auth.caller(scope.headers.get("authorization"), scope.client)
+            if route is None:
+                raise self._app.why_not_found(scope.path)
+            if scope.method not in route.methods:
+                return _wrong_method(scope.method, route)
+            if route.page is not None:
+                if scope.method == "POST":
+                    await self._read(scope, protocol, _PAGE_BODY_BYTES)
+                return route.page()
+            return await self._infer(route, caller, scope, protocol)
+        except GarrisonError as error:
+            return answer_of(error)
+        except (_ClientGoneError, RSGIProtocolClosed, asyncio.CancelledError):
+            raise
+        except Exception:
+            logger.exception("a request to %r failed", scope.path)
+            return error_answer(INTERNAL, "")
+
+    async def _infer(self, route: Route, caller: str, scope: Any, protocol: Any) -> Answer:
+        model, headers = route.model, scope.headers
+        if model is None:
+            raise GarrisonError("a route leads to neither page nor model")
+        if self._app.stopping:
+            raise UnavailableError("the server is stopping; ask another")
+        if headers.get("content-encoding", "identity") != "identity":
+            raise MalformedRequestError("compressed bodies are not read; send this one as it is")
+        body = await self._read(scope, protocol, self._limits.request_body_bytes)
+        self._held_bytes += len(body)
+        try:
+            if self._held_bytes > self._limits.queue_bytes:
+                raise UnavailableError("the requests that are being answered fill the memory for them; try again")
+            question = read_question(
+                model, caller, body, headers.get(LENGTH_HEADER), headers.get(NONCE_HEADER), self._limits
+            )
+            future = model.batcher.submit(question)
+            return write_answer(await self._reply(future, model.batcher, protocol))
+        finally:
+            self._held_bytes -= len(body)
+
+    async def _reply(self, future: asyncio.Future[Reply], batcher: Batcher, protocol: Any) -> Reply:
+        if not batcher.busy:
+            return await future
+        # It will take a while: notice when the client goes, so that nothing is computed for nobody.
+        watch = asyncio.create_task(_cancel_when_gone(future, protocol))
+        try:
+            return await future
+        except asyncio.CancelledError as error:
+            raise _ClientGoneError from error
+        finally:
+            watch.cancel()
+
+    async def _read(self, scope: Any, protocol: Any, most: int) -> bytes:
+        declared = scope.headers.get("content-length")
+        length = int(declared) if declared is not None and declared.isdigit() else None
+        if length is not None and length > most:
+            raise _too_long(most, length)
+        task = asyncio.current_task()
+        if task is None:
+            raise GarrisonError("a request is answered outside a task")
+        self._reading[task] = asyncio.get_running_loop().time() + self._limits.body_read_seconds
+        try:
+            if length is not None and length <= _SMALL_BODY_BYTES:
+                body: bytes = await protocol()
+                return body
+            return await self._stream(protocol, most)
+        except asyncio.CancelledError as error:
+            task.uncancel()
+            raise SlowRequestError(
+                f"the body did not arrive within {self._limits.body_read_seconds:g} seconds"
+            ) from error
+        finally:
+            del self._reading[task]
+
+    async def _stream(self, protocol: Any, most: int) -> bytes:
+        """A long body, or one of unknown length: counted against all that is held while it comes in."""
+        parts: list[bytes] = []
+        length = 0
+        try:
+            async for part in protocol:
+                length += len(part)
+                self._held_bytes += len(part)
+                if length > most:
+                    raise _too_long(most, length)
+                if self._held_bytes > self._limits.queue_bytes:
+                    raise UnavailableError("the requests that are being answered fill the memory for them; try again")
+                parts.append(bytes(part))
+            return b"".join(parts)
+        finally:
+            self._held_bytes -= length
+
+
+def make_server(application: RsgiApp, listener: socket.socket, header_read_seconds: float, connections: int) -> Server:
+    """A web server on a socket that listens already. `serve()` runs until `stop()`, and then finishes what is in flight."""
+    return _ListeningServer(
+        listener,
+        application,
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=connections,
+        http1_settings=HTTP1Settings(header_read_timeout=int(header_read_seconds * 1000)),
+        log_enabled=False,
+    )
+
+
+class _ListeningServer(Server):  # type: ignore[misc]  # granian's types are not read
+    """Takes a socket of ours: granian's own is bound so that a second server on the same port would go unnoticed."""
+
+    def __init__(self, listener: socket.socket, application: RsgiApp, **options: Any) -> None:
+        self._listener = listener
+        super().__init__(application, **options)
+
+    def _init_shared_socket(self) -> None:
+        self._ssp, self._shd = None, SocketHolder(self._listener.fileno(), False, BACKLOG)
+        self._sfd = self._shd.get_fd()
+
+
+async def _cancel_when_gone(future: asyncio.Future[Reply], protocol: Any) -> None:
+    await protocol.client_disconnect()
+    future.cancel()
+
+
+def _wrong_method(method: str, route: Route) -> Answer:
+    allowed = ", ".join(route.methods)
+    return error_answer(MethodError.code, f"expected {allowed}, found {method[:16]}", [("allow", allowed)])
+
+
+def _too_long(most: int, found: int) -> LimitError:
+    return LimitError(f"a body may have {most} bytes, found {found} or more")
+
+
