@@ -31,7 +31,9 @@ def say(text: str) -> None:
 
 
 def shown(command: tuple[str, ...]) -> str:
-    words = ("garrison", *command[len(GARRISON) :]) if command[: len(GARRISON)] == GARRISON else ("python", *command[1:])
+    words = (
+        ("garrison", *command[len(GARRISON) :]) if command[: len(GARRISON)] == GARRISON else ("python", *command[1:])
+    )
     return shlex.join(words)
 
 
@@ -86,8 +88,10 @@ def write_questions(out: Path) -> None:
     for name, source in (("honest.npz", "fashion-mnist"), ("digits.npz", "mnist")):
         if not (out / name).exists():
             found = datasets.load(source, "test")
-            honest = {"y": found.y[:500], "labels": np.array(found.labels)} if source == "fashion-mnist" else {}
-            np.savez(out / name, x=found.x[:500], **honest)
+            if source == "fashion-mnist" and found.y is not None:
+                np.savez(out / name, x=found.x[:500], y=found.y[:500], labels=np.array(found.labels))
+            else:
+                np.savez(out / name, x=found.x[:500])
 
 
 def build(out: Path) -> None:
@@ -102,7 +106,17 @@ def build(out: Path) -> None:
     unless(out / "hardened", *GARRISON, "harden", str(victim), *data, "-o", str(out / "hardened"))
     say("4  Seal; also the undefended model, for comparison")
     key = ("--key", f"{owner}.key")
-    unless(out / "bundle", *GARRISON, "seal", str(out / "hardened"), *key, "--name", "fashion-mnist", "-o", str(out / "bundle"))
+    unless(
+        out / "bundle",
+        *GARRISON,
+        "seal",
+        str(out / "hardened"),
+        *key,
+        "--name",
+        "fashion-mnist",
+        "-o",
+        str(out / "bundle"),
+    )
     plain = (str(training / "plain.onnx"), "--data", calibration, *key, "--name", "fashion-mnist-plain")
     unless(out / "plain", *GARRISON, "seal", *plain, "-o", str(out / "plain"))
     say("5  Verify and look inside")
@@ -130,7 +144,9 @@ def main() -> None:
     write_questions(out)
     build(out)
     ask_and_attack(out)
-    say(f"Done in {time.monotonic() - started:.0f} s. Open {out / 'report.html'}; the same in figures: {out / 'report.json'}")
+    say(
+        f"Done in {time.monotonic() - started:.0f} s. Open {out / 'report.html'}; the same in figures: {out / 'report.json'}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 MOST_PACKAGES = 40
-NEVER = {"torch", "onnx", "ndonnx", "onnxscript", "scikit-learn", "pandas", "starlette", "fastapi", "matplotlib", "pillow"}
+NEVER = {
+    "torch",
+    "onnx",
+    "ndonnx",
+    "onnxscript",
+    "scikit-learn",
+    "pandas",
+    "starlette",
+    "fastapi",
+    "matplotlib",
+    "pillow",
+}
 
 
 def closure(name: str, extras: frozenset[str] = frozenset()) -> set[str]:

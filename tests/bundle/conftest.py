@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from garrison.bundle.manifest import InputSpec, Manifest, Provenance
+from garrison.crypto.canonical import sha256_hex
 from garrison.crypto.owner import OwnerKey
 from garrison.sealing import parameters
 from garrison.sealing.draft import Draft
 from garrison.sealing.seal import seal
+from garrison.sealing.sign import sign_digests
 from garrison.types import DefenseSpec, Task
 
 FEATURES, HIDDEN, CLASSES = 6, 16, 3
@@ -27,7 +30,7 @@ def make_network(seed: int = 0, outputs: int = CLASSES) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
     sizes = (FEATURES, HIDDEN, HIDDEN, HIDDEN, outputs)
     nodes, tensors, last = [], [], "x"
-    for i, (m, n) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (m, n) in enumerate(pairwise(sizes)):
         tensors.append(numpy_helper.from_array(rng.normal(size=(m, n)).astype(np.float32), f"w{i}"))
         tensors.append(numpy_helper.from_array(rng.normal(size=n).astype(np.float32), f"b{i}"))
         nodes.append(helper.make_node("Gemm", [last, f"w{i}", f"b{i}"], [f"z{i}"]))
@@ -85,9 +88,6 @@ def sealed(original: Sealed, tmp_path: Path) -> Sealed:
 
 def resign(path: Path, owner: OwnerKey) -> None:
     """Sign whatever lies in the folder now, as an owner who errs would."""
-    from garrison.crypto.canonical import sha256_hex
-    from garrison.sealing.sign import sign_digests
-
     files = {
         f.relative_to(path).as_posix(): f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "model.sig"
     }

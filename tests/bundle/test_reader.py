@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from tests.bundle.conftest import Sealed, make_draft, resign
 
+from garrison.bundle.folder import Folder
 from garrison.bundle.manifest import Manifest
 from garrison.bundle.reader import VerifiedBundle, entries_of, verify
 from garrison.bundle.signature import SigstoreBundle
@@ -36,7 +38,6 @@ from garrison.errors import (
 )
 from garrison.limits import Limits
 from garrison.runtime.runner import Runner
-from tests.bundle.conftest import Sealed, make_draft, resign
 
 CHUNK = "parameters/0001.bin"
 
@@ -134,7 +135,7 @@ def test_a_flipped_bit_at_every_offset_is_found(sealed: Sealed, name: str) -> No
     expected: tuple[type[BundleError], ...] = (ChangedFileError,)
     if name == "model.sig":
         expected = (SignatureFormatError, SignatureInvalidError, UntrustedKeyError)
-    missed = []
+    missed, named = [], set()
     for offset in range(file.stat().st_size):
         bit = int(rng.integers(8))
         flip(file, offset, bit)
@@ -142,9 +143,10 @@ def test_a_flipped_bit_at_every_offset_is_found(sealed: Sealed, name: str) -> No
             check(sealed)
             missed.append((offset, bit))
         except expected as error:
-            assert error.file == name
+            named.add(error.file)
         flip(file, offset, bit)
     assert missed == []
+    assert named == {name}
     assert check(sealed).manifest == sealed.manifest
 
 
@@ -165,18 +167,19 @@ def test_of_ten_thousand_random_flips_none_is_missed(sealed: Sealed) -> None:
     rng = np.random.default_rng(11)
     files = sorted(f for f in sealed.path.rglob("*") if f.is_file())
     sizes = np.array([f.stat().st_size for f in files])
-    missed = 0
+    wrong = []
     for _ in range(10_000):
         file = files[int(rng.choice(len(files), p=sizes / sizes.sum()))]
         offset, bit = int(rng.integers(file.stat().st_size)), int(rng.integers(8))
         flip(file, offset, bit)
         try:
             check(sealed)
-            missed += 1
+            wrong.append((file, offset, bit))
         except BundleError as error:
-            assert error.file == file.relative_to(sealed.path).as_posix()
+            if error.file != file.relative_to(sealed.path).as_posix():
+                wrong.append((file, offset, bit))
         flip(file, offset, bit)
-    assert missed == 0
+    assert wrong == []
     check(sealed)
 
 
@@ -247,7 +250,9 @@ def test_a_chunk_that_stands_in_for_another_is_told(sealed: Sealed) -> None:
         check(sealed)
 
 
-@pytest.mark.parametrize("name", ["extra.bin", "parameters/9999.bin", ".hidden", "parameters/sub/0000.bin", "\udcff\x1b"])
+@pytest.mark.parametrize(
+    "name", ["extra.bin", "parameters/9999.bin", ".hidden", "parameters/sub/0000.bin", "\udcff\x1b"]
+)
 def test_an_added_file_is_named(sealed: Sealed, name: str) -> None:
     (sealed.path / name).parent.mkdir(exist_ok=True)
     (sealed.path / name).write_bytes(b"")
@@ -357,11 +362,11 @@ def test_another_format_version_is_told(sealed: Sealed, found: str) -> None:
         lambda d: d + b"{}",
         lambda d: b"\xef\xbb\xbf" + d,
         lambda d: d.decode().encode("utf-16"),
-        lambda d: b"",
-        lambda d: b"[]",
-        lambda d: b"[" * 100_000,
-        lambda d: b'{"format":' * 100_000,
-        lambda d: b'{"format": "garrison-bundle/1", "name": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        lambda _: b"",
+        lambda _: b"[]",
+        lambda _: b"[" * 100_000,
+        lambda _: b'{"format":' * 100_000,
+        lambda _: b'{"format": "garrison-bundle/1", "name": ' + b"[" * 5000 + b"]" * 5000 + b"}",
     ],
 )
 def test_a_signed_manifest_that_does_not_read_is_refused(sealed: Sealed, change: Callable[[bytes], bytes]) -> None:
@@ -437,25 +442,17 @@ def test_what_was_checked_is_what_is_handed_on(sealed: Sealed) -> None:
     Runner(bundle).run(make_draft().rows)
 
 
-def test_each_file_is_read_once(sealed: Sealed) -> None:
-    code = (
-        "import sys, collections, pathlib\n"
-        "from garrison.bundle.reader import verify\n"
-        "from garrison.crypto.owner import OwnerPublicKey\n"
-        "from garrison.bundle import folder\n"
-        "opened = collections.Counter()\n"
-        "real = folder.Folder.read\n"
-        "def read(self, name, most):\n"
-        "    opened[name] += 1\n"
-        "    return real(self, name, most)\n"
-        "folder.Folder.read = read\n"
-        "bundle = verify(pathlib.Path(sys.argv[1]), [OwnerPublicKey.from_pem(sys.argv[2].encode())])\n"
-        "assert set(opened.values()) == {1}, opened\n"
-        "assert set(opened) == set(bundle.files) | {'manifest.json', 'model.sig'}, opened\n"
-    )
-    import subprocess
+def test_each_file_is_read_once(sealed: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: Counter[str] = Counter()
+    real = Folder.read
 
-    subprocess.run([sys.executable, "-c", code, str(sealed.path), sealed.owner.public.pem.decode()], check=True)
+    def counted(self: Folder, name: str, most: int) -> bytes:
+        reads[name] += 1
+        return real(self, name, most)
+
+    monkeypatch.setattr(Folder, "read", counted)
+    bundle = check(sealed)
+    assert reads == Counter({*bundle.files, "manifest.json", "model.sig"})
 
 
 def test_the_signature_file_has_the_documented_form(sealed: Sealed) -> None:

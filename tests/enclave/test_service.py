@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.models import BOUNDS, CLASSES, PIXELS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 
 from garrison.enclave.backends import BACKENDS
 from garrison.enclave.host import Enclave, Launch, launch
@@ -18,7 +19,6 @@ from garrison.guard.override import UnsafeGuardOverride
 from garrison.protocol.messages import Ask, Reply
 from garrison.protocol.statement import verify_answer
 from garrison.types import Array, DefenseSpec
-from tests.models import BOUNDS, CLASSES, PIXELS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 
 NOTHING_HELD_BACK = UnsafeGuardOverride((RELEASE,), "a test")
 

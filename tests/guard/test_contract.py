@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.guard.conftest import CLASSES, KEY, make_batch, make_facts, make_inputs, make_scores
 
 from garrison.errors import GuardError
 from garrison.guard.base import Code, Defense, RecordDefense, ReleaseDefense, RowDefense, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KeyedTable
 from garrison.guard.pipeline import load_defense, narrow
-from garrison.types import DefenseSpec, FloatArray, Phase
-from tests.guard.conftest import CLASSES, KEY, make_batch, make_facts, make_inputs, make_scores
+from garrison.types import Array, DefenseSpec, Phase
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "bounds": [{}],
@@ -39,7 +39,7 @@ def view_of(defense: Defense, rows: int, seed: int = 0) -> View:
     return View(make_batch(x, (1,) * rows), facts, raw, raw.values, np.zeros(rows, dtype=np.bool_), signals, noise)
 
 
-def outcome(defense: Defense, view: View) -> list[FloatArray]:
+def outcome(defense: Defense, view: View) -> list[Array]:
     if isinstance(defense, ReleaseDefense):
         released = defense(view)
         return [*released.outputs.values(), released.uncertain]

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.guard.conftest import KEY, make_batch, make_facts, make_inputs, make_scores
 
 from garrison.errors import GuardError
-from garrison.guard import pipeline as pipeline_module
 from garrison.guard.base import RowDefense, Verdict, View
+from garrison.guard.defenses import DEFENSES
 from garrison.guard.defenses.release import Release
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import DEFENSE_FAILED, Pipeline, Progress, tighten
 from garrison.types import DefenseSpec, Phase, RawScores, Task
-from tests.guard.conftest import KEY, make_batch, make_facts, make_inputs, make_scores
 
 BOUNDS = DefenseSpec(name="bounds")
 SCORE = DefenseSpec(name="max-probability")
@@ -101,28 +102,14 @@ class Fragile(RowDefense, frozen=True):
 def test_a_defense_that_raises_refuses_only_the_request_at_fault(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(pipeline_module.DEFENSES, "fragile", f"{__name__}:Fragile")
-    monkeypatch.setattr(
-        pipeline_module.importlib,
-        "import_module",
-        lambda name, real=pipeline_module.importlib.import_module: globals_module(name, real),
-    )
+    monkeypatch.setitem(DEFENSES, "fragile", f"{__name__}:Fragile")
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[Fragile.__module__])
     x = make_inputs(6)
     x[2, 0] = 0.5
     progress = Progress.begin(make_batch(x, (2, 2, 2)))
     with caplog.at_level(logging.CRITICAL):
         Pipeline((DefenseSpec(name="fragile"), RELEASE), make_facts()).inspect(progress)
     assert progress.refused == [None, DEFENSE_FAILED, None]
-
-
-def globals_module(name: str, real: Any) -> Any:
-    class Here:
-        pass
-
-    if name == __name__:
-        Here.Fragile = Fragile  # type: ignore[attr-defined]
-        return Here
-    return real(name)
 
 
 class BrokenRelease(Release, frozen=True):

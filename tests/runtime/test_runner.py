@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from tests.models import images, seal_mlp
 
 from garrison.limits import Limits
 from garrison.runtime.runner import Runner, example_inputs
-from tests.models import images, seal_mlp
 
 
 @pytest.mark.parametrize("rows", [1, 2, 37, 300])

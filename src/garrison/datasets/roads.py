@@ -8,42 +8,36 @@ ask for its own metadata) is compared with its pinned SHA-256 by that client bef
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import importlib.util
 import io
-import lzma
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import urllib.request
-import zipfile
-import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from garrison.datasets.archives import (
+    RoadError,
+    WrongBytesError,
+    file_sha256,
+    gunzip,
+    read_archive,
+    read_tar,
+)
+
 COMMAND_SECONDS = 900.0
 """Longest time that one package client may take, in seconds."""
 CONNECT_SECONDS = 30.0
 """Longest silence of a public home, in seconds."""
-MEMBER_BYTES = 256 * 1024 * 1024
-"""Longest file that is read out of an archive, in bytes."""
 READ_BYTES = 1024 * 1024
 
 Progress = Callable[[str, float], None]
 Convert = Callable[[bytes], bytes]
-
-
-class RoadError(Exception):
-    """This road did not lead to the files; the message says why. Never leaves the room."""
-
-
-class WrongBytesError(RoadError):
-    """The road led to something, and it is not what was pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,57 +125,6 @@ def under(folder: str, *names: str, suffix: str = "") -> Members:
     return Members({name: (f"{folder}/{name}{suffix}",) for name in names})
 
 
-def gunzip(data: bytes, limit: int) -> bytes:
-    """Decompress at most `limit` bytes; one byte more than that, or a broken stream, is an error."""
-    try:
-        with gzip.open(io.BytesIO(data)) as stream:
-            out = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise WrongBytesError(f"it does not decompress: {error}") from error
-    if len(out) > limit:
-        raise WrongBytesError(f"it decompresses to more than the {limit} bytes expected")
-    return out
-
-
-def read_tar(stream: io.BufferedIOBase | io.BytesIO, wanted: set[str], mode: str) -> dict[str, bytes]:
-    """The wanted regular files of a tar stream, by name without a leading "./"; links are never followed."""
-    found = {}
-    try:
-        with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if name not in wanted:
-                    continue
-                if not member.isreg() or member.size > MEMBER_BYTES:
-                    raise WrongBytesError(f"{name} is no regular file of at most {MEMBER_BYTES} bytes")
-                data = archive.extractfile(member)
-                found[name] = data.read() if data else b""
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise WrongBytesError(f"the archive cannot be read: {error}") from error
-    return found
-
-
-def read_zip(path: Path, wanted: set[str]) -> dict[str, bytes]:
-    """The wanted files of a zip archive (a wheel), by name."""
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in wanted & set(archive.namelist()):
-                if archive.getinfo(name).file_size > MEMBER_BYTES:
-                    raise WrongBytesError(f"{name} is longer than {MEMBER_BYTES} bytes")
-                found[name] = archive.read(name)
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, NotImplementedError) as error:
-        raise WrongBytesError(f"the archive cannot be read: {error}") from error
-    return found
-
-
-def read_archive(path: Path, wanted: set[str]) -> dict[str, bytes]:
-    if path.suffix in {".whl", ".zip"}:
-        return read_zip(path, wanted)
-    with path.open("rb") as stream:
-        return read_tar(stream, wanted, "r|gz")
-
-
 def run(arguments: list[str], folder: Path) -> bytes:
     """Run a package client in `folder`; what it writes to standard output."""
     program = arguments[0]
@@ -198,11 +141,6 @@ def run(arguments: list[str], folder: Path) -> bytes:
         said = next((line for line in lines if line.lower().startswith(("e:", "error", "npm err"))), "")
         raise RoadError(said or (lines[-1] if lines else f"exit status {done.returncode}"))
     return done.stdout
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _keep(archive: Path, packages: Path) -> Path:
@@ -282,9 +220,7 @@ class DebianPackage:
         for archive in self._archives(errand):
             try:
                 stream = io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", str(archive)], errand.work))
-                return self.members.assemble(
-                    errand.files, read_tar(stream, self.members.wanted(errand.files), "r:")
-                )
+                return self.members.assemble(errand.files, read_tar(stream, self.members.wanted(errand.files), "r:"))
             except RoadError as error:
                 failure = error
         raise failure or RoadError("apt-get brought no package")
@@ -300,7 +236,7 @@ class DebianPackage:
 
 
 @dataclass(frozen=True, slots=True)
-class PinnedPackage:
+class PinnedPackage(ABC):
     """A package of a language's registry: one archive, pinned as a whole."""
 
     spec: str
@@ -309,14 +245,16 @@ class PinnedPackage:
     members: Members
 
     @property
-    def title(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def title(self) -> str: ...
 
+    @abstractmethod
     def download(self, folder: Path) -> None:
-        raise NotImplementedError
+        """Let the registry's own client put the archive into `folder`."""
 
+    @abstractmethod
     def command(self) -> str:
-        raise NotImplementedError
+        """The same as a command for a person."""
 
     def by_hand(self, packages: Path) -> str:
         return f"elsewhere run `{self.command()}` and put {self.archive} into {packages}"
@@ -388,6 +326,7 @@ class Home:
 
     base: str
     names: Mapping[str, str]
+    convert: Mapping[str, Convert] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -404,15 +343,16 @@ class Home:
                 remote = self.names[file.name]
                 data = self._download(remote, file, errand.progress)
                 packed = remote.endswith(".gz") and not file.name.endswith(".gz")
-                out[file.name] = gunzip(data, file.size) if packed else data
+                data = gunzip(data, file.size) if packed else data
+                out[file.name] = self.convert.get(file.name, _same)(data)
         return out
 
     def _download(self, remote: str, file: SourceFile, progress: Progress) -> bytes:
         address = self.base + remote
         if not address.startswith("https://"):
             raise RoadError(f"{address} is no https address")
-        # A compressed file that is longer than what it holds is no honest one; a little slack for headers.
-        limit = file.size + 4096
+        # What is sent may be compressed (a little longer at worst) or have longer line ends.
+        limit = file.size + file.size // 8 + 4096
         try:
             with urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as answer:  # noqa: S310 - https, checked above
                 if not answer.url.startswith("https://"):

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from garrison.datasets.roads import Errand, Progress, Road, RoadError, SourceFile, WrongBytesError
+from garrison.datasets.archives import RoadError, WrongBytesError
+from garrison.datasets.roads import Errand, Progress, Road, SourceFile
 from garrison.errors import DatasetCorruptError, DatasetUnavailableError, MissingExtraError
 
 

@@ -29,7 +29,7 @@ class Network(nn.Module):
         width: number of penultimate features.
     """
 
-    def __init__(self, body: nn.Module, width: int, classes: int) -> None:
+    def __init__(self, body: nn.Sequential, width: int, classes: int) -> None:
         super().__init__()
         self.body, self.width, self.answer = body, width, nn.Linear(width, classes)
 
@@ -64,30 +64,59 @@ def lenet(shape: tuple[int, int, int], classes: int) -> Network:
     return Network(body, 84, classes)
 
 
-def head(width: int, classes: int) -> nn.Module:
+def head(width: int, classes: int) -> nn.Linear:
     """A second head for f': penultimate features (rows, width) -> logits (rows, classes)."""
     return nn.Linear(width, classes)
 
 
-def own_network(shape: tuple[int, ...], classes: int) -> Network:
-    """A small network for f' by input shape: convolutions for images (channels, height, width), else a dense one."""
-    if len(shape) == 3 and min(shape[1:]) >= SMALLEST_IMAGE:
-        return _convolutions(shape[0], classes)
+class Standardise(nn.Module):
+    """(x - mean) / deviation; NaN, where it stands for "missing", becomes the mean.
+
+    Args:
+        mean, deviation: broadcastable to one row.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (torch.where(torch.isnan(x), self.mean, x) - self.mean) / self.deviation
+
+
+def own_network(shape: tuple[int, ...], classes: int, mean: torch.Tensor, deviation: torch.Tensor) -> Network:
+    """A small network for f' by input shape: convolutions for images (channels, height, width), else a dense one.
+
+    Args:
+        shape: of one row.
+        mean, deviation: of the training rows, see `Standardise`.
+    """
+    first = Standardise(mean, deviation)
+    if is_image(shape):
+        return Network(nn.Sequential(first, *_convolutions(shape[0])), 32, classes)
     features = math.prod(shape)
     width = max(32, min(128, 2 * features))
-    body = nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-    return Network(body, width, classes)
+    dense = (nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+    return Network(nn.Sequential(nn.Flatten(), first, *dense), width, classes)
 
 
-def _convolutions(channels: int, classes: int) -> Network:
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a row of this shape is treated as an image (channels, height, width)."""
+    return len(shape) == 3 and min(shape[1:]) >= SMALLEST_IMAGE
+
+
+def _convolutions(channels: int) -> tuple[nn.Module, ...]:
     """Three strided convolutions and a mean over places, so that any image size fits and the cost stays small."""
-    body = nn.Sequential(
+    return (
         *(nn.Conv2d(channels, 8, 5, stride=2, padding=2), nn.ReLU()),
         *(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()),
         *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     )
-    return Network(body, 32, classes)
 
 
 def parameters(network: nn.Module) -> int:

@@ -251,7 +251,7 @@ def _relight(rng: np.random.Generator, x: Images) -> Images:
     x = np.where(_spread(rng.random(len(x)), x) < 0.3, 1.0 - x, x)
     x = np.where(_spread(rng.random(len(x)), x) < 0.5, np.flip(x, axis=-1), x)
     centre = x.mean(axis=(1, 2, 3), keepdims=True)
-    bent = centre + (x - centre) * _spread(np.exp(rng.uniform(-0.7, 1.2, len(x))), x)
+    bent: Images = centre + (x - centre) * _spread(np.exp(rng.uniform(-0.7, 1.2, len(x))), x)
     return np.clip(bent, 0, 1).astype(np.float32)
 
 
@@ -293,7 +293,8 @@ def _stamp(points: Array, pen: Array, height: int, width: int) -> Images:
     y = (np.arange(height, dtype=np.float32) - points[..., :1] * height) ** 2 / spread
     x = (np.arange(width, dtype=np.float32) - points[..., 1:] * width) ** 2 / spread
     ink: Images = np.exp(-y).transpose(0, 2, 1) @ np.exp(-x)
-    return np.minimum(1.6 * ink, 1)
+    drawn: Images = np.clip(1.6 * ink, 0, 1).astype(np.float32)
+    return drawn
 
 
 def _bezier(control: Array) -> Array:

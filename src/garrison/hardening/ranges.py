@@ -44,7 +44,7 @@ def _spec(name: str, x: Array, bounds: tuple[float, float] | None) -> InputSpec:
         low, high = _widened(low, high)
     else:
         low, high = low.min(keepdims=True), high.max(keepdims=True)
-    absent: Array = missing.any(axis=0)
+    absent = np.asarray(missing.any(axis=0))
     return InputSpec(
         name=name,
         datatype=DATATYPES[x.dtype],  # type: ignore[arg-type]  # the literals are this table's values

@@ -36,9 +36,9 @@ class Training:
         threads: of torch, while it trains.
     """
 
-    epochs: int = 10
+    epochs: int = 8
     batch: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 1.2e-2
     weight_decay: float = 1e-2
     seed: int = 0
     threads: int = 2

@@ -47,7 +47,7 @@ def train_victim(
         outside = None if outliers is None else torch.as_tensor(outliers)
 
         def step(batch: torch.Tensor) -> torch.Tensor:
-            inside = mirrored(images[batch])
+            inside = images[batch]
             if outside is None:
                 return functional.cross_entropy(network(inside), labels[batch])
             picked = torch.randint(len(outside), (max(1, int(outlier_share * len(batch))),))
@@ -62,12 +62,6 @@ def train_victim(
 def uniform_cross_entropy(logits: torch.Tensor) -> torch.Tensor:
     """CE(uniform, softmax(logits)), the mean over rows; log(classes) at its smallest."""
     return -functional.log_softmax(logits, dim=1).mean()
-
-
-def mirrored(images: torch.Tensor) -> torch.Tensor:
-    """Each image mirrored left to right with probability one half."""
-    flip = torch.rand(len(images), 1, 1, 1) < 0.5
-    return torch.where(flip, images.flip(-1), images)
 
 
 def check_rows(x: npt.NDArray[np.floating], y: Labels) -> None:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from garrison import __version__
 from garrison.bundle.manifest import InputSpec
-from garrison.errors import BudgetExhaustedError, LimitError, MalformedRequestError, NotFoundError
+from garrison.errors import LimitError, MalformedRequestError, NotFoundError
 from garrison.limits import Limits
 from garrison.protocol.messages import Reply
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_metadata import (
     BATCH_DIMENSION,
-    IndexEntry,
     InputRange,
     KeySet,
     ModelExtras,
@@ -63,7 +62,7 @@ class App:
     """The pages and models of one server.
 
     Attributes:
-        stopping: set when the server is about to stop; it is not ready then, and takes no more questions.
+        stopping: set when the server has begun to stop; it is not ready then, and still answers what has reached it.
     """
 
     def __init__(self, hosting: Hosting, limits: Limits) -> None:
@@ -121,7 +120,9 @@ class App:
         cards = [model.card for model in self.hosting]
         isolation = ", ".join(sorted({card.isolation for card in cards}))
         forms = tuple(sorted({card.guard_form for card in cards}))
-        return ServerMetadata(name="garrison", version=__version__, garrison=ServerExtras(isolation, forms))
+        return ServerMetadata(
+            name="garrison", version=__version__, garrison=ServerExtras(isolation=isolation, guard_forms=forms)
+        )
 
     def _index(self) -> Answer:
         state, reason = ("UNAVAILABLE", "the server is stopping") if self.stopping else ("READY", "")

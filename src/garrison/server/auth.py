@@ -61,7 +61,9 @@ def read_keys(path: Path) -> KeyRing:
     try:
         ring = msgspec.json.decode(path.read_bytes(), type=KeyRing)
     except OSError as error:
-        raise ConfigError(f"the key file {path} cannot be read: {error.strerror}; `garrison keys add` makes one") from error
+        raise ConfigError(
+            f"the key file {path} cannot be read: {error.strerror}; `garrison keys add` makes one"
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a key file: {error}") from error
     if ring.format != FORMAT:
@@ -79,7 +81,9 @@ def add_key(path: Path, caller: str) -> str:
         ConfigError: the caller has a key, or the name cannot be used.
     """
     if not _CALLER.fullmatch(caller):
-        raise ConfigError(f"a caller's name is 1 to 64 of a-z, 0-9, '.' and '-', beginning with a letter or digit; found {caller!r}")
+        raise ConfigError(
+            f"a caller's name is 1 to 64 of a-z, 0-9, '.' and '-', beginning with a letter or digit; found {caller!r}"
+        )
     ring = read_keys(path) if path.exists() else KeyRing()
     if caller in ring.keys:
         raise ConfigError(f"{caller!r} has a key in {path}; revoke it first")

@@ -36,6 +36,7 @@ BACKLOG = 1024
 _SMALL_BODY_BYTES = 64 * 1024
 _PAGE_BODY_BYTES = 64 * 1024
 _SWEEP_SECONDS = 0.5
+_NO_UNIX_SOCKET = False
 
 
 class _ClientGoneError(Exception):
@@ -105,8 +106,6 @@ class RsgiApp:
         model, headers = route.model, scope.headers
         if model is None:
             raise GarrisonError("a route leads to neither page nor model")
-        if self._app.stopping:
-            raise UnavailableError("the server is stopping; ask another")
         if headers.get("content-encoding", "identity") != "identity":
             raise MalformedRequestError("compressed bodies are not read; send this one as it is")
         body = await self._read(scope, protocol, self._limits.request_body_bytes)
@@ -197,7 +196,9 @@ class _ListeningServer(Server):  # type: ignore[misc]  # granian's types are not
         super().__init__(application, **options)
 
     def _init_shared_socket(self) -> None:
-        self._ssp, self._shd = None, SocketHolder(self._listener.fileno(), False, BACKLOG)
+        # From here on the web server owns the descriptor, and closes it when it stops.
+        holder: Any = SocketHolder
+        self._ssp, self._shd = None, holder(self._listener.detach(), _NO_UNIX_SOCKET, BACKLOG)
         self._sfd = self._shd.get_fd()
 
 
@@ -213,5 +214,3 @@ def _wrong_method(method: str, route: Route) -> Answer:
 
 def _too_long(most: int, found: int) -> LimitError:
     return LimitError(f"a body may have {most} bytes, found {found} or more")
-
-

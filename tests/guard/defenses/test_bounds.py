@@ -3,10 +3,10 @@ from __future__ import annotations
 import array_api_strict
 import numpy as np
 import pytest
+from tests.guard.conftest import FEATURES, make_batch, make_facts, make_inputs
 
 from garrison.guard.base import Code, View
 from garrison.guard.defenses.bounds import Bounds, within
-from tests.guard.conftest import FEATURES, make_batch, make_facts, make_inputs
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, np.float32(-1e-6), np.float32(1.0001), 1e30])

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.guard.conftest import make_facts, make_inputs
 
 from garrison.errors import GuardError
 from garrison.guard.base import View
 from garrison.guard.defenses.budget import Budget
 from garrison.types import Batch, Caller
-from tests.guard.conftest import make_facts, make_inputs
 
 
 def judge(rows: tuple[int, ...], callers: tuple[str, ...], remaining: tuple[int, ...]) -> list[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array_api_strict
 import numpy as np
 import pytest
+from tests.guard.conftest import CLASSES, make_facts, make_scores, make_view
 
 from garrison.errors import GuardError
 from garrison.guard.base import Code
@@ -13,7 +14,6 @@ from garrison.guard.defenses.energy import Energy
 from garrison.guard.defenses.reject_option import RejectOption
 from garrison.guard.defenses.release import Release, rounded, top_classes
 from garrison.types import Task
-from tests.guard.conftest import CLASSES, make_facts, make_scores, make_view
 
 
 def test_max_probability() -> None:

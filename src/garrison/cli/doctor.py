@@ -1,0 +1,205 @@
+"""`garrison doctor`: what this machine can and cannot do, and how to mend it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import msgspec
+from rich.table import Table
+
+from garrison import __version__, datasets
+from garrison.cli.output import console, json_option, show_json
+
+LEAST_PYTHON = (3, 11)
+LEAST_FREE_BYTES = 3_000_000_000
+_PR_GET_SECCOMP = 21
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_SYS_MEMFD_SECRET = 447
+_LANDLOCK_VERSION_FLAG = 1
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(\[[a-z,]+\])?")
+_EXTRA = re.compile(r"extra\s*==\s*['\"]([a-z]+)['\"]")
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the report.
+
+    Attributes:
+        needed: serving does not work without it.
+        mend: what to do where it is missing.
+    """
+
+    group: str
+    name: str
+    ok: bool
+    found: str
+    mend: str = ""
+    needed: bool = False
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can and cannot do, and how to mend it. Exit code 0 when serving works."""
+    checks = [*_machine(), *_packages(), *_data(), *_for_the_enclave()]
+    works = all(check.ok for check in checks if check.needed)
+    if as_json:
+        show_json({"garrison": __version__, "serving_works": works, "checks": checks})
+    else:
+        _show(checks, works=works)
+    sys.exit(0 if works else 1)
+
+
+def _show(checks: list[Check], *, works: bool) -> None:
+    table = Table("", "", "found", "how to mend", title=f"garrison {__version__}", title_justify="left")
+    group = ""
+    for check in checks:
+        if check.group != group:
+            group = check.group
+            table.add_section()
+            table.add_row("", f"[bold]{group}[/]")
+        mark = "[green]ok[/]" if check.ok else "[bold red]missing[/]" if check.needed else "[yellow]missing[/]"
+        table.add_row(mark, check.name, check.found, "" if check.ok else check.mend)
+    console.print(table)
+    console.print("Serving works on this machine." if works else "[bold red]Serving does not work on this machine.[/]")
+
+
+def _machine() -> list[Check]:
+    version = platform.python_version()
+    system = platform.system()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    good = sys.version_info[:2] >= LEAST_PYTHON
+    return [
+        _needed("Python", version, "install Python 3.11 or newer", ok=good),
+        _needed("system", f"{system} {platform.release()} ({platform.machine()})", "use Linux", ok=system == "Linux"),
+        Check(group="machine", name="cores", ok=True, found=str(cores)),
+        _hpke(),
+        _folder("cache", datasets.default_cache(), "set GARRISON_CACHE to a folder that can be written"),
+    ]
+
+
+def _needed(name: str, found: str, mend: str, *, ok: bool) -> Check:
+    return Check(group="machine", name=name, ok=ok, found=found, mend=mend, needed=True)
+
+
+def _hpke() -> Check:
+    try:
+        there = find_spec("cryptography.hazmat.primitives.hpke") is not None
+    except ModuleNotFoundError:
+        there = False
+    found = "available" if there else "not in the installed cryptography"
+    mend = "pip install --upgrade 'cryptography>=48'"
+    return Check(group="machine", name="HPKE (sealed requests, not used yet)", ok=there, found=found, mend=mend)
+
+
+def _folder(name: str, folder: Path, mend: str) -> Check:
+    """Whether a folder, or the nearest one above it that exists, can be written and has room."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        return Check(group="machine", name=name, ok=False, found=f"{folder}: {error.strerror}", mend=mend)
+    enough = free >= LEAST_FREE_BYTES
+    found = f"{folder}, {free / 1e9:.1f} GB free"
+    return Check(group="machine", name=name, ok=enough, found=found, mend="make room: the demo needs about 3 GB")
+
+
+def _packages() -> list[Check]:
+    """Every package that the installed distribution asks for, by extra."""
+    try:
+        wanted = metadata.requires("garrison") or []
+    except metadata.PackageNotFoundError:
+        return [
+            Check(
+                group="packages",
+                name="garrison",
+                ok=False,
+                found="not installed; its packages are not known",
+                mend="pip install --editable '.[all]' in the source folder",
+            )
+        ]
+    found = []
+    for line in wanted:
+        named, extra = _REQUIREMENT.match(line), _EXTRA.search(line)
+        if named and named[1] != "garrison" and (extra is None or extra[1] not in {"all", "dev"}):
+            found.append(_package(named[1], "" if extra is None else extra[1]))
+    return sorted(found, key=lambda check: (not check.needed, check.group, check.name))
+
+
+def _package(name: str, extra: str) -> Check:
+    group = f"packages of the extra {extra!r}" if extra else "packages for serving"
+    target = f"garrison[{extra}]" if extra else "garrison"
+    try:
+        version, ok = metadata.version(name), True
+    except metadata.PackageNotFoundError:
+        version, ok = "not installed", False
+    mend = f"pip install '{target}'"
+    return Check(group=group, name=name, ok=ok, found=version, mend=mend, needed=not extra)
+
+
+def _data() -> list[Check]:
+    cache = datasets.default_cache()
+    found = []
+    for name in datasets.names():
+        files = datasets.describe(name).files
+        there = [_size(cache / name / file) == size for file, size in files.items()]
+        text = f"{sum(there)} of {len(there)} files in the cache"
+        mend = f"garrison datasets fetch {name}"
+        found.append(Check(group="data sets", name=name, ok=all(there), found=text, mend=mend))
+    return found
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
+
+
+def _for_the_enclave() -> list[Check]:
+    """What the isolated backend will want. Nothing of it is used yet."""
+    probes: dict[str, tuple[Callable[[], bool], str]] = {
+        "memfd_secret": (_memfd_secret, "Linux 5.14 or newer, booted with secretmem.enable=1"),
+        "Landlock": (_landlock, "Linux 5.13 or newer with Landlock among its security modules"),
+        "seccomp": (_seccomp, "a kernel with CONFIG_SECCOMP"),
+    }
+    found = []
+    for name, (probe, mend) in probes.items():
+        ok = platform.system() == "Linux" and probe()
+        text = "available" if ok else "not available"
+        found.append(Check(group="for the enclave, not used yet", name=name, ok=ok, found=text, mend=mend))
+    return found
+
+
+def _syscall(*arguments: int) -> int:
+    library = ctypes.CDLL(None, use_errno=True)
+    return int(library.syscall(*(ctypes.c_long(argument) for argument in arguments)))
+
+
+def _memfd_secret() -> bool:
+    descriptor = _syscall(_SYS_MEMFD_SECRET, 0)
+    if descriptor < 0:
+        return False
+    os.close(descriptor)
+    return True
+
+
+def _landlock() -> bool:
+    return _syscall(_SYS_LANDLOCK_CREATE_RULESET, 0, 0, _LANDLOCK_VERSION_FLAG) > 0
+
+
+def _seccomp() -> bool:
+    return int(ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_SECCOMP, 0, 0, 0, 0)) >= 0

@@ -1,0 +1,119 @@
+"""`garrison serve`: a guarded prediction service."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from garrison.cli.output import json_option, notes, show_json
+from garrison.cli.trust import trusted_keys
+from garrison.config import Config, load_config
+from garrison.enclave.backends import BACKENDS
+from garrison.server.hosting import Model
+from garrison.server.root import Assembly, assemble, run
+
+RELEASE_MODES = ("full", "rounded", "top-k", "labels", "label")
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--trust", multiple=True, type=_file, help="Public key that may have signed; also GARRISON_TRUST.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen at; 0 for any free one.  [default: 8080]")
+@click.option("--host", help="Address to listen at.  [default: 127.0.0.1]")
+@click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]")
+@click.option("--keys", type=_file, help="API keys, from `garrison keys add`; callers must then show one.")
+@click.option("--secret", multiple=True, type=_file, help="Misinformation key of a model.  [default: BUNDLE.secret]")
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
+@click.option("--release", type=click.Choice(RELEASE_MODES), help="Release no more than this of each answer.")
+@click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key.")
+@click.option("--isolation", type=click.Choice(sorted(BACKENDS)), default="none", show_default=True)
+@json_option
+def serve(
+    bundles: tuple[Path, ...],
+    trust: tuple[Path, ...],
+    config_file: Path | None,
+    isolation: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Serve the sealed models in each BUNDLE behind their guards, until interrupted."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = _with_options(load_config(config_file), options)
+    assembly = assemble(config, bundles, trusted_keys(trust, config.trust), isolation)
+
+    def on_ready(url: str) -> None:
+        if as_json:
+            show_json(_as_json(assembly, url))
+            sys.stdout.flush()
+        else:
+            _show(assembly, url)
+
+    run(assembly, on_ready)
+
+
+def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
+    """The settings, with what the command line says in their place."""
+    given = {name: options[name] for name in ("host", "port") if options[name] is not None}
+    given |= {name: str(options[name].absolute()) for name in ("keys", "state") if options[name] is not None}
+    if options["secret"]:
+        given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
+    if options["allow_anonymous"]:
+        given["allow_anonymous"] = True
+    guard = dict(config.guard)
+    if options["release"]:
+        mode = "labels" if options["release"] == "label" else options["release"]
+        guard["release"] = guard.get("release", {}) | {"mode": mode}
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given), guard=guard)
+
+
+def _show(assembly: Assembly, url: str) -> None:
+    for model in assembly.hosting:
+        card = model.card
+        chain = ", ".join(f"{spec.name}{' (shadow)' if spec.shadow else ''}" for spec in card.chain)
+        notes.print(f"model     {model.name}, version {model.version}", markup=False)
+        notes.print(f"  guard   {chain}", markup=False)
+        notes.print(f"  gives   {', '.join(output.name for output in card.outputs)}", markup=False)
+        notes.print(f"  budget  {_budget(model)}", markup=False)
+        notes.print(f"  key     {card.public_key.hex()}", markup=False, soft_wrap=True)
+        if card.isolation == "none":
+            notes.print("[bold red]  isolation: none (no enclave)[/] whoever runs this machine sees inputs and secrets")
+    callers = "by API key" if assembly.config.server.keys else "by address, no key needed"
+    notes.print(f"callers   {callers}", markup=False)
+    if assembly.state is not None:
+        notes.print(f"budgets   kept in {assembly.state}", markup=False, soft_wrap=True)
+    click.echo(url)
+
+
+def _budget(model: Model) -> str:
+    card = model.card
+    return f"{card.budget_rows} rows a caller ({card.budget_period})" if card.budget_rows else "none"
+
+
+def _as_json(assembly: Assembly, url: str) -> dict[str, Any]:
+    return {
+        "url": url,
+        "callers": "keys" if assembly.config.server.keys else "addresses",
+        "state": None if assembly.state is None else str(assembly.state),
+        "models": [
+            {
+                "name": model.name,
+                "version": model.version,
+                "guard": [msgspec.to_builtins(spec) for spec in model.card.chain],
+                "outputs": [output.name for output in model.card.outputs],
+                "budget_rows": model.card.budget_rows,
+                "budget_period": model.card.budget_period,
+                "public_key": model.card.public_key.hex(),
+                "manifest_digest": model.card.manifest_digest,
+                "guard_digest": model.card.guard_digest,
+                "isolation": model.card.isolation,
+            }
+            for model in assembly.hosting
+        ],
+    }

@@ -1,0 +1,285 @@
+"""The client without its transport: conversations as generators.
+
+A conversation yields a `Request` or a `Pause` and is sent what came back: a `Response`, `Unreachable`, or None after a pause. So
+the synchronous and the asynchronous client differ in nothing but how bytes travel, and tests need no network.
+"""
+
+from __future__ import annotations
+
+import binascii
+import secrets
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from garrison.client.prediction import Prediction, join
+from garrison.errors import (
+    AuthenticationError,
+    BudgetExhaustedError,
+    GarrisonError,
+    InputError,
+    LimitError,
+    MalformedRequestError,
+    MethodError,
+    NotFoundError,
+    ProofError,
+    RefusedError,
+    ServiceError,
+    SlowRequestError,
+    UnavailableError,
+)
+from garrison.protocol.oip import ALL_JSON
+from garrison.protocol.oip_client import InferAnswer, decode_response, encode_request
+from garrison.protocol.oip_metadata import IndexEntry, KeySet, ModelKey, ModelMetadata, TensorMetadata
+from garrison.protocol.statement import verify_answer
+from garrison.types import NUMPY_DTYPES, Array
+
+ERRORS: dict[str, type[GarrisonError]] = {
+    kind.code: kind
+    for kind in (
+        AuthenticationError,
+        BudgetExhaustedError,
+        InputError,
+        LimitError,
+        MalformedRequestError,
+        MethodError,
+        NotFoundError,
+        RefusedError,
+        SlowRequestError,
+        UnavailableError,
+    )
+}
+ROWS_A_REQUEST = 256
+_OK, _UNAVAILABLE = 200, 503
+_NONCE_BYTES = 16
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request; `path` begins with "/"."""
+
+    method: str
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP response; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The request did not reach the server."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    seconds: float
+
+
+Result = TypeVar("Result")
+Talk = Generator[Request | Pause, Response | Unreachable | None, Result]
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str
+    code: str = ""
+
+
+class Core:
+    """What a client knows and asks. See `garrison.client.Client` for the arguments."""
+
+    def __init__(
+        self, *, api_key: str | None, model: str | None, version: int | str | None, attempts: int, verify: bool
+    ) -> None:
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._model = model
+        self._version = None if version is None else str(version)
+        self._attempts = attempts
+        self._verify = verify
+        self._metadata: ModelMetadata | None = None
+        self._key: ModelKey | None = None
+
+    def index(self) -> Talk[tuple[IndexEntry, ...]]:
+        """The models that the server has."""
+        response = yield from self._exchange(Request("POST", "/v2/repository/index", dict(self._headers)))
+        return _decode(response.body, tuple[IndexEntry, ...], "the list of models")
+
+    def metadata(self) -> Talk[ModelMetadata]:
+        """What the model takes and gives; asked for once."""
+        if self._metadata is None:
+            path = yield from self._path()
+            response = yield from self._exchange(Request("GET", path, dict(self._headers)))
+            self._metadata = _decode(response.body, ModelMetadata, "the model's metadata")
+        return self._metadata
+
+    def predict(
+        self,
+        x: Array | Mapping[str, Array],
+        *,
+        outputs: tuple[str, ...] = (),
+        rows_a_request: int = ROWS_A_REQUEST,
+        binary: bool = True,
+    ) -> Talk[Prediction]:
+        """Ask for predictions, in as many requests as it takes."""
+        metadata = yield from self.metadata()
+        if self._verify:
+            yield from self._signing_key(metadata)
+        inputs = _fitted(x, metadata)
+        rows = len(next(iter(inputs.values())))
+        parts = []
+        for first in range(0, rows, rows_a_request):
+            some = {name: values[first : first + rows_a_request] for name, values in inputs.items()}
+            body, json_bytes = encode_request(some, binary=binary, outputs=outputs)
+            parts.append((yield from self._ask(body, json_bytes, min(rows_a_request, rows - first), metadata)))
+        return join(parts)
+
+    def _ask(self, body: bytes, json_bytes: int, rows: int, metadata: ModelMetadata) -> Talk[Prediction]:
+        nonce = secrets.token_hex(_NONCE_BYTES)
+        headers = self._headers | {"content-type": "application/json", "garrison-nonce": nonce}
+        if json_bytes != ALL_JSON:
+            headers |= {
+                "content-type": "application/octet-stream",
+                "inference-header-content-length": str(json_bytes),
+            }
+        path = yield from self._path()
+        response = yield from self._exchange(Request("POST", f"{path}/infer", headers, body))
+        if self._verify:
+            self._check_proof(response, body, nonce)
+        answer = decode_response(response.body, _length(response))
+        return _prediction(answer, rows, metadata, proved=self._verify)
+
+    def _path(self) -> Talk[str]:
+        if self._model is None:
+            names = sorted({entry.name for entry in (yield from self.index())})
+            if len(names) != 1:
+                raise NotFoundError(f"the server has {len(names)} models; name one of {', '.join(names)}")
+            self._model = names[0]
+        path = f"/v2/models/{quote(self._model, safe='')}"
+        return path if self._version is None else f"{path}/versions/{quote(self._version, safe='')}"
+
+    def _signing_key(self, metadata: ModelMetadata) -> Talk[ModelKey]:
+        """The key that the model's answers are signed with; fetched once, so that later ones cannot be slipped in."""
+        if self._key is None:
+            try:
+                response = yield from self._exchange(Request("GET", "/.well-known/garrison/keys", dict(self._headers)))
+            except NotFoundError as error:
+                raise ProofError("this server does not sign its answers; verify=False does without") from error
+            keys = _decode(response.body, KeySet, "the server's keys").keys
+            version = None if metadata.garrison is None else metadata.garrison.version
+            mine = [key for key in keys if (key.name, key.version) == (metadata.name, version)]
+            if len(mine) != 1:
+                raise ProofError(f"the server names {len(mine)} signing keys for {metadata.name!r} version {version}")
+            self._key = mine[0]
+        return self._key
+
+    def _check_proof(self, response: Response, body: bytes, nonce: str) -> None:
+        key, header = self._key, response.headers.get("garrison-proof")
+        if key is None or header is None:
+            raise ProofError("the answer came without a proof; verify=False does without")
+        try:
+            proof, public = binascii.a2b_base64(header, strict_mode=True), bytes.fromhex(key.public_key)
+        except ValueError as error:
+            raise ProofError("the answer's proof or the service's key cannot be read") from error
+        statement = verify_answer(proof, public, request=body, answer=response.body, nonce=nonce)
+        if (statement.model, statement.guard) != (key.manifest_digest, key.guard_digest):
+            raise ProofError("the answer was signed for another model or guard than the one that was offered")
+
+    def _exchange(self, request: Request) -> Talk[Response]:
+        """One request, repeated while the server cannot be reached or has no time. Nothing is charged in either case."""
+        pause = _FIRST_PAUSE_SECONDS
+        for attempt in range(1, self._attempts + 1):
+            found = yield request
+            if isinstance(found, Response) and found.status != _UNAVAILABLE:
+                return _checked(found)
+            if attempt == self._attempts:
+                break
+            yield Pause(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        if isinstance(found, Response):
+            return _checked(found)
+        reason = found.reason if isinstance(found, Unreachable) else "no answer"
+        raise UnavailableError(f"the server cannot be reached after {self._attempts} attempts: {reason}")
+
+
+def _checked(response: Response) -> Response:
+    """The response, or the error that it tells of."""
+    if response.status == _OK:
+        return response
+    try:
+        body = msgspec.json.decode(response.body, type=_ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ServiceError(f"the server answered with status {response.status} and no explanation") from error
+    kind = ERRORS.get(body.code, ServiceError)
+    raise kind(body.error if kind is not ServiceError else f"{body.error} (status {response.status})")
+
+
+def _decode(body: bytes, kind: type[Result], what: str) -> Result:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ServiceError(f"{what} cannot be read: {error}") from error
+
+
+def _length(response: Response) -> int:
+    header = response.headers.get("inference-header-content-length")
+    if header is None:
+        return ALL_JSON
+    if not (header.isascii() and header.isdigit()):
+        raise ServiceError("the answer's JSON part has no readable length")
+    return int(header)
+
+
+def _fitted(x: Array | Mapping[str, Array], metadata: ModelMetadata) -> dict[str, Array]:
+    """The inputs in the model's dtypes.
+
+    Raises:
+        InputError: a wrong name or shape, no rows, or values that would change.
+    """
+    specs = {spec.name: spec for spec in metadata.inputs}
+    given = x if isinstance(x, Mapping) else dict.fromkeys(specs, x) if len(specs) == 1 else None
+    if given is None:
+        raise InputError(f"this model has several inputs; give a dict with {', '.join(map(repr, specs))}")
+    if given.keys() != specs.keys():
+        raise InputError(f"expected the inputs {', '.join(map(repr, specs))}, found {', '.join(map(repr, given))}")
+    fitted = {name: _cast(np.asarray(given[name]), spec) for name, spec in specs.items()}
+    rows = {len(values) for values in fitted.values()}
+    if len(rows) != 1 or 0 in rows:
+        raise InputError(f"expected equally many rows in all inputs, at least 1; found {sorted(rows)}")
+    return fitted
+
+
+def _cast(values: Array, spec: TensorMetadata) -> Array:
+    if values.shape[1:] != spec.shape[1:] or values.ndim != len(spec.shape):
+        shown = ", ".join(["rows", *map(str, spec.shape[1:])])
+        raise InputError(f"input {spec.name!r}: expected shape [{shown}], found {list(values.shape)}")
+    dtype: np.dtype[Any] | None = NUMPY_DTYPES.get(spec.datatype)
+    if dtype is None:
+        raise ServiceError(f"the model takes the unknown datatype {spec.datatype!r}")
+    if not np.can_cast(values.dtype, dtype, "same_kind"):
+        raise InputError(f"input {spec.name!r}: {values.dtype} cannot become {dtype} without loss; convert it yourself")
+    return np.ascontiguousarray(values, dtype)
+
+
+def _prediction(answer: InferAnswer, rows: int, metadata: ModelMetadata, *, proved: bool) -> Prediction:
+    uncertain = np.zeros(rows, dtype=np.bool_)
+    if any(len(values) != rows for values in answer.outputs.values()):
+        raise ServiceError(f"expected {rows} rows in each output")
+    if any(not 0 <= row < rows for row in answer.uncertain):
+        raise ServiceError("the answer marks a row as uncertain that was not asked")
+    uncertain[list(answer.uncertain)] = True
+    labels = () if metadata.garrison is None else metadata.garrison.labels
+    return Prediction(answer.outputs, labels, uncertain, proved, answer.model, answer.version)

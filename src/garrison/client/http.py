@@ -1,0 +1,216 @@
+"""The clients over HTTP: the same conversations, once with threads and once with an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from garrison.client.core import (
+    ROWS_A_REQUEST,
+    Core,
+    Pause,
+    Request,
+    Response,
+    Result,
+    Talk,
+    Unreachable,
+)
+from garrison.client.prediction import Prediction
+from garrison.errors import ConfigError, UnavailableError
+from garrison.protocol.oip_metadata import IndexEntry, ModelMetadata
+from garrison.types import Array
+
+TIMEOUT_SECONDS = 60.0
+ATTEMPTS = 5
+
+
+class Client:
+    """Asks a prediction service.
+
+        with Client("http://127.0.0.1:8080") as client:
+            print(client.predict(images).classes)
+
+    Args:
+        url: the server's.
+        api_key: "gk_...", where the server asks for one.
+        model: the model's name; may be left out where the server has one model.
+        version: the model's version; the newest where it is left out.
+        timeout: seconds for each request.
+        attempts: how often a request is tried while the server cannot be reached or has no time.
+        verify: check the signature of each answer under the key that the server names at first. That key is *not attested*: it
+            shows that no answer was changed on the way, and not who runs the server or what it computes.
+
+    Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
+    `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        version: int | str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        attempts: int = ATTEMPTS,
+        verify: bool = True,
+    ) -> None:
+        self._core = Core(api_key=api_key, model=model, version=version, attempts=attempts, verify=verify)
+        self._http = httpx.Client(base_url=_checked(url), timeout=timeout, trust_env=False)
+
+    def index(self) -> tuple[IndexEntry, ...]:
+        """The models that the server has."""
+        return self._run(self._core.index())
+
+    def metadata(self) -> ModelMetadata:
+        """What the model takes and gives; fetched once."""
+        return self._run(self._core.metadata())
+
+    def predict(
+        self,
+        x: Array | Mapping[str, Array],
+        *,
+        outputs: tuple[str, ...] = (),
+        rows_a_request: int = ROWS_A_REQUEST,
+        binary: bool = True,
+    ) -> Prediction:
+        """Ask for predictions.
+
+        Args:
+            x: the model's one input, or its inputs by name; each (rows, ...). Cast to the model's dtype where nothing but
+                precision is lost.
+            outputs: names of outputs wanted; empty for all that the service releases.
+            rows_a_request: longer inputs are split into several requests.
+            binary: send and receive tensors in the binary form.
+        """
+        return self._run(self._core.predict(x, outputs=outputs, rows_a_request=rows_a_request, binary=binary))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, talk: Talk[Result]) -> Result:
+        try:
+            step = next(talk)
+            while True:
+                if isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                    step = talk.send(None)
+                else:
+                    step = talk.send(self._send(step))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    def _send(self, request: Request) -> Response | Unreachable:
+        try:
+            return _response(self._http.request(**_arguments(request)))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return Unreachable(str(error))
+        except httpx.HTTPError as error:
+            raise _lost(error) from error
+
+
+class AsyncClient:
+    """`Client` for an event loop; see there."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        version: int | str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        attempts: int = ATTEMPTS,
+        verify: bool = True,
+    ) -> None:
+        self._core = Core(api_key=api_key, model=model, version=version, attempts=attempts, verify=verify)
+        self._http = httpx.AsyncClient(base_url=_checked(url), timeout=timeout, trust_env=False)
+
+    async def index(self) -> tuple[IndexEntry, ...]:
+        """The models that the server has."""
+        return await self._run(self._core.index())
+
+    async def metadata(self) -> ModelMetadata:
+        """What the model takes and gives; fetched once."""
+        return await self._run(self._core.metadata())
+
+    async def predict(
+        self,
+        x: Array | Mapping[str, Array],
+        *,
+        outputs: tuple[str, ...] = (),
+        rows_a_request: int = ROWS_A_REQUEST,
+        binary: bool = True,
+    ) -> Prediction:
+        """Ask for predictions; see `Client.predict`."""
+        return await self._run(self._core.predict(x, outputs=outputs, rows_a_request=rows_a_request, binary=binary))
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _run(self, talk: Talk[Result]) -> Result:
+        try:
+            step = next(talk)
+            while True:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = talk.send(None)
+                else:
+                    step = talk.send(await self._send(step))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    async def _send(self, request: Request) -> Response | Unreachable:
+        try:
+            return _response(await self._http.request(**_arguments(request)))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return Unreachable(str(error))
+        except httpx.HTTPError as error:
+            raise _lost(error) from error
+
+
+def _checked(url: str) -> httpx.URL:
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"expected a URL like http://127.0.0.1:8080, found {url!r}: {error}") from error
+    if found.scheme not in {"http", "https"} or not found.host:
+        raise ConfigError(f"expected a URL like http://127.0.0.1:8080, found {url!r}")
+    return found
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    return {"method": request.method, "url": request.path, "headers": request.headers, "content": request.body}
+
+
+def _response(found: httpx.Response) -> Response:
+    return Response(found.status_code, found.headers, found.content)
+
+
+def _lost(error: httpx.HTTPError) -> UnavailableError:
+    return UnavailableError(
+        f"the connection failed after the request was sent ({type(error).__name__}: {error}); it may have been charged"
+    )

@@ -1,0 +1,65 @@
+"""What every reader of a model format gives: an ONNX graph, and what else the format knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from garrison.errors import MissingExtraError, UnsupportedModelError
+from garrison.hardening.graphs import Declared
+from garrison.types import Array
+
+try:
+    import onnx
+except ImportError as error:
+    raise MissingExtraError("onnx", "seal") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model as it was given, made into an ONNX graph.
+
+    Attributes:
+        model: the graph, checked by `garrison.hardening.graphs.check_model`.
+        format: "onnx", "scikit-learn" or "torch".
+        sha256: digest of the file as given; of the graph's bytes where the model came as an object.
+        declared: what the answer means, where the format knows; "auto" where it does not.
+        labels: class labels, where the format knows them.
+        reference: the original's answers on rows by input name, shape (rows, k), for `check_against_reference`.
+        tolerance: largest difference from `reference` that is put down to rounding.
+        packages: whose versions belong in the provenance.
+    """
+
+    model: onnx.ModelProto
+    format: str
+    sha256: str
+    declared: Declared = "auto"
+    labels: tuple[str, ...] = ()
+    reference: Callable[[dict[str, Array]], Array] | None = None
+    tolerance: float = 1e-4
+    packages: tuple[str, ...] = ()
+
+
+def check_against_reference(source: Source, rows: dict[str, Array], answers: Array) -> None:
+    """Check that the converted graph answers like the original, on real rows.
+
+    A tree may put a row on the other side of a threshold when its features are rounded to single precision; up to one row in
+    a hundred may differ for that reason.
+
+    Raises:
+        UnsupportedModelError: they disagree.
+    """
+    if source.reference is None:
+        return
+    expected = source.reference(rows)
+    if expected.shape != answers.shape:
+        raise UnsupportedModelError(f"the converted graph answers {answers.shape}, the original {expected.shape}")
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    off = np.abs(answers.astype(np.float64) - expected).max(axis=1, initial=0.0) > source.tolerance * scale
+    if off.mean() > 0.01:
+        raise UnsupportedModelError(
+            f"the graph converted to ONNX answers {int(off.sum())} of {len(off)} rows differently from the original "
+            f"{source.format} model; nothing was sealed. Double precision may help (--double)"
+        )

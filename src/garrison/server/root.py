@@ -1,0 +1,316 @@
+"""The composition root: from settings and bundles to a running server, and down again.
+
+    assembly = assemble(config, [Path("BUNDLE")], trusted)
+    run(assembly, on_ready=lambda url: print(url))      # until SIGTERM or SIGINT
+
+Refuses to start rather than to start weaker than asked: a bundle that does not verify, a tightening that matches no model, and
+listening beyond this machine without keys are errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from garrison.bundle.manifest import MANIFEST_FILE
+from garrison.bundle.secret import read_secret, secret_path
+from garrison.config import Config
+from garrison.crypto.owner import OwnerPublicKey, key_commitment
+from garrison.enclave.host import Enclave, Launch, launch
+from garrison.errors import ConfigError, GuardError
+from garrison.server.app import App
+from garrison.server.auth import Authenticator
+from garrison.server.budgets import BudgetBook
+from garrison.server.hosting import Hosting, make_model
+from garrison.server.rsgi import BACKLOG, RsgiApp, make_server
+
+try:
+    from uvloop import run as _run_loop
+except ImportError:  # on systems that it does not know
+    from asyncio import run as _run_loop  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+_KEPT_DESCRIPTORS = 128
+_MOST_CONNECTIONS = 65_536
+
+OnReady = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """All parts of a server, started but for the listening.
+
+    Attributes:
+        state: the folder where budgets are kept; None where no model has one.
+    """
+
+    config: Config
+    hosting: Hosting
+    app: App
+    rsgi: RsgiApp
+    enclaves: tuple[Enclave, ...]
+    worker: ThreadPoolExecutor
+    book: BudgetBook | None
+    state: Path | None
+
+    def close(self) -> None:
+        """Give back what is held. Only when nothing is being answered any more."""
+        self.worker.shutdown(wait=False, cancel_futures=True)
+        for enclave in self.enclaves:
+            enclave.stop()
+        if self.book is not None:
+            self.book.close()
+
+
+class _Named(msgspec.Struct):
+    name: str = ""
+
+
+class _Peek(msgspec.Struct):
+    """What is read of a manifest before it is verified, to choose what to start with; the enclave verifies it then."""
+
+    guard: list[_Named] = []
+    key_commitment: str = ""
+
+
+def assemble(
+    config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey], isolation: str = "none"
+) -> Assembly:
+    """Verify and start all models.
+
+    Args:
+        config: the settings.
+        bundles: folders of sealed models.
+        trusted: keys that may have signed them.
+        isolation: how models are kept apart from the server; "none" for not at all.
+
+    Raises:
+        ConfigError: settings that cannot be, or are not safe.
+        BundleError: a bundle must not be used.
+        GuardError: a guard cannot be built, or a tightening would loosen it.
+        KeyFileError: the misinformation key is missing or another model's.
+    """
+    check_exposure(config)
+    peeks = [_peek(bundle) for bundle in bundles]
+    _check_tightened(config, peeks)
+    enclaves = [_launch(config, bundle, peek, trusted, isolation) for bundle, peek in zip(bundles, peeks, strict=True)]
+    return assemble_enclaves(config, enclaves)
+
+
+def assemble_enclaves(config: Config, enclaves: Sequence[Enclave]) -> Assembly:
+    """The server around enclaves that are started already.
+
+    Raises:
+        ConfigError: no enclave, two of the same model and version, a bad key file, no place for budgets.
+    """
+    check_exposure(config)
+    authenticator = Authenticator(Path(config.server.keys) if config.server.keys else None)
+    state, book = None, None
+    if any(enclave.card.budget_rows for enclave in enclaves):
+        state = Path(config.server.state) if config.server.state else _state_folder()
+        book = BudgetBook(state)
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="garrison-model")
+    hosting = Hosting(make_model(enclave, book, worker, config.limits) for enclave in enclaves)
+    app = App(hosting, config.limits)
+    return Assembly(config, hosting, app, RsgiApp(app, authenticator), tuple(enclaves), worker, book, state)
+
+
+def check_exposure(config: Config) -> None:
+    """Raise `ConfigError` where strangers could reach a server that knows no keys, unless that is asked for."""
+    server = config.server
+    if server.keys or server.allow_anonymous or _is_loopback(server.host):
+        return
+    raise ConfigError(
+        f"listening at {server.host} would let anybody ask without a key: give a key file (server.keys, --keys), "
+        "or say that this is meant (server.allow_anonymous, --allow-anonymous)"
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: the address cannot be used, or another server listens there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            listener.settimeout(0)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
+    return listener
+
+
+def run(assembly: Assembly, on_ready: OnReady) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight.
+
+    Args:
+        assembly: the parts; closed at the end.
+        on_ready: called with the server's URL once it listens.
+    """
+    listener = listen(assembly.config.server.host, assembly.config.server.port)
+    connections = _raise_descriptors()
+    gc.collect()
+    gc.freeze()  # what lives as long as the server need not be looked at again
+
+    async def until_signal() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await _serve(assembly, listener, connections, on_ready, stop.wait())
+
+    _run_loop(until_signal())
+
+
+@contextmanager
+def background(assembly: Assembly) -> Iterator[str]:
+    """A server in a thread of this process, for tests and demonstrations. Yields its URL; stops at the end."""
+    started: list[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = []
+    ready = threading.Event()
+    listener = listen(assembly.config.server.host, assembly.config.server.port)
+
+    async def main() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def on_ready(url: str) -> None:
+            started.append((url, loop, stop))
+            ready.set()
+
+        await _serve(assembly, listener, _MOST_CONNECTIONS, on_ready, stop.wait())
+
+    def work() -> None:
+        try:
+            _run_loop(main())
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=work, name="garrison-server", daemon=True)
+    thread.start()
+    ready.wait()
+    if not started:
+        raise ConfigError("the server did not start; its log says why")
+    url, loop, stop = started[0]
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+async def _serve(
+    assembly: Assembly, listener: socket.socket, connections: int, on_ready: OnReady, stop: Awaitable[object]
+) -> None:
+    limits = assembly.config.limits
+    url = _url(listener)
+    server = make_server(assembly.rsgi, listener, limits.header_read_seconds, connections)
+    serving = asyncio.ensure_future(server.serve())
+    sweeping = asyncio.ensure_future(assembly.rsgi.sweep())
+    stopping = asyncio.ensure_future(stop)
+    try:
+        await asyncio.sleep(0)
+        on_ready(url)
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        assembly.app.stopping = True
+        server.stop()
+        _, late = await asyncio.wait({serving}, timeout=limits.stop_seconds)
+        if late:
+            logger.warning(
+                "after %g s %d requests are still in flight; stopping", limits.stop_seconds, assembly.rsgi.in_flight
+            )
+    finally:
+        sweeping.cancel()
+        stopping.cancel()
+        assembly.close()
+
+
+def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPublicKey], isolation: str) -> Enclave:
+    mine = {named.name for named in peek.guard}
+    tightened = {name: change for name, change in config.guard.items() if name in mine}
+    key = _secret(config, bundle, peek)
+    enclave = launch(isolation, Launch(bundle, trusted, key, tightened, config.limits))
+    missed = {spec.name for spec in enclave.card.chain} & (config.guard.keys() - tightened.keys())
+    if missed:
+        enclave.stop()
+        raise GuardError(f"{bundle}: its guard changed while it was started; {sorted(missed)} would not be tightened")
+    return enclave
+
+
+def _peek(bundle: Path) -> _Peek:
+    try:
+        return msgspec.json.decode((bundle / MANIFEST_FILE).read_bytes(), type=_Peek)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return _Peek()  # verification says what is wrong with it
+
+
+def _check_tightened(config: Config, peeks: Sequence[_Peek]) -> None:
+    known = {named.name for peek in peeks for named in peek.guard}
+    unknown = sorted(config.guard.keys() - known)
+    if unknown and known:
+        raise ConfigError(f"guard.{unknown[0]}: no model here has such a defense, only {', '.join(sorted(known))}")
+
+
+def _secret(config: Config, bundle: Path, peek: _Peek) -> bytes | None:
+    """The misinformation key that fits the bundle; of those named, else the file beside it."""
+    if not peek.key_commitment:
+        return None
+    beside = secret_path(bundle)
+    files = [Path(name) for name in config.server.secret] or ([beside] if beside.exists() else [])
+    keys = [read_secret(file) for file in files]
+    return next((key for key in keys if key_commitment(key) == peek.key_commitment), keys[0] if keys else None)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _state_folder() -> Path:
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "garrison"
+
+
+def _raise_descriptors() -> int:
+    """Allow as many open files as the system lets us, and leave some for what is not a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_CONNECTIONS + _KEPT_DESCRIPTORS
+    wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return (
+        _MOST_CONNECTIONS
+        if soft == resource.RLIM_INFINITY
+        else max(16, min(soft - _KEPT_DESCRIPTORS, _MOST_CONNECTIONS))
+    )
