@@ -28,6 +28,7 @@ _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_MEMFD_SECRET = 447
 _LANDLOCK_VERSION_FLAG = 1
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(\[[a-z,]+\])?")
+_LEAST = re.compile(r">=\s*([0-9.]+)")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([a-z]+)['\"]")
 
 
@@ -61,12 +62,12 @@ def doctor(as_json: bool) -> None:
 
 
 def _show(checks: list[Check], *, works: bool) -> None:
-    table = Table("", "", "found", "how to mend", title=f"garrison {__version__}", title_justify="left")
+    console.print(f"garrison {__version__}")
+    table = Table(box=None, show_header=False)
     group = ""
     for check in checks:
         if check.group != group:
             group = check.group
-            table.add_section()
             table.add_row("", f"[bold]{group}[/]")
         mark = "[green]ok[/]" if check.ok else "[bold red]missing[/]" if check.needed else "[yellow]missing[/]"
         table.add_row(mark, check.name, check.found, "" if check.ok else check.mend)
@@ -135,19 +136,27 @@ def _packages() -> list[Check]:
     for line in wanted:
         named, extra = _REQUIREMENT.match(line), _EXTRA.search(line)
         if named and named[1] != "garrison" and (extra is None or extra[1] not in {"all", "dev"}):
-            found.append(_package(named[1], "" if extra is None else extra[1]))
+            least = _LEAST.search(line)
+            found.append(_package(named[1], "" if extra is None else extra[1], least[1] if least else "0"))
     return sorted(found, key=lambda check: (not check.needed, check.group, check.name))
 
 
-def _package(name: str, extra: str) -> Check:
+def _package(name: str, extra: str, least: str) -> Check:
     group = f"packages of the extra {extra!r}" if extra else "packages for serving"
     target = f"garrison[{extra}]" if extra else "garrison"
     try:
-        version, ok = metadata.version(name), True
+        version = metadata.version(name)
+        ok = _numbers(version) >= _numbers(least)
+        found = version if ok else f"{version}, older than {least}"
     except metadata.PackageNotFoundError:
-        version, ok = "not installed", False
-    mend = f"pip install '{target}'"
-    return Check(group=group, name=name, ok=ok, found=version, mend=mend, needed=not extra)
+        ok, found = False, "not installed"
+    mend = f"pip install --upgrade '{target}'"
+    return Check(group=group, name=name, ok=ok, found=found, mend=mend, needed=not extra)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (2, 13, 0) of "2.13.0+cpu"."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0].split("rc")[0]))
 
 
 def _data() -> list[Check]:

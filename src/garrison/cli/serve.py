@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from garrison.cli.output import json_option, notes, show_json
-from garrison.cli.trust import trusted_keys
+from garrison.cli.trust import trust_option, trusted_keys
 from garrison.config import Config, load_config
 from garrison.enclave.backends import BACKENDS
 from garrison.server.hosting import Model
@@ -24,7 +24,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--trust", multiple=True, type=_file, help="Public key that may have signed; also GARRISON_TRUST.")
+@trust_option
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen at; 0 for any free one.  [default: 8080]")
 @click.option("--host", help="Address to listen at.  [default: 127.0.0.1]")
 @click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from garrison.datasets.content import Content, ReadFile
+from garrison.datasets.content import Content, ReadFile, mixed_order
 from garrison.errors import DatasetCorruptError, MissingExtraError
-from garrison.types import FloatArray, IntArray
+from garrison.types import FloatArray
 
 Bytes2D = npt.NDArray[np.uint8]
 FASHION_LABELS = (
@@ -181,14 +181,6 @@ def cut(image: FloatArray) -> FloatArray:
     patches = windows.reshape(-1, PATCH, PATCH)
     shown: FloatArray = patches[patches.std(axis=(1, 2)) >= FLAT]
     return shown
-
-
-def mixed_order(count: int) -> IntArray:
-    """A fixed permutation that looks random, the same for every version of numpy (indices sorted by splitmix64)."""
-    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
 
 
 def read_patches(read: ReadFile, split: str) -> Content:

@@ -8,10 +8,12 @@ ask for its own metadata) is compared with its pinned SHA-256 by that client bef
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import io
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -19,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from garrison.datasets.archives import (
     RoadError,
@@ -71,8 +73,11 @@ class Road(Protocol):
     @property
     def title(self) -> str: ...
 
-    def by_hand(self, packages: Path) -> str:
-        """How a person helps this road on a machine where it fails; empty where nothing can be done."""
+    def by_hand(self, packages: Path, folder: Path) -> str:
+        """How a person helps where this road fails; empty where nothing can be done.
+
+        `packages` is where archives are looked for, `folder` where the set's own files are.
+        """
         ...
 
     def obtain(self, errand: Errand) -> dict[str, bytes]:
@@ -161,8 +166,8 @@ class Installed:
     def title(self) -> str:
         return f"installed in {self.folder}"
 
-    def by_hand(self, packages: Path) -> str:
-        del packages
+    def by_hand(self, packages: Path, folder: Path) -> str:
+        del packages, folder
         return ""
 
     def obtain(self, errand: Errand) -> dict[str, bytes]:
@@ -187,8 +192,8 @@ class InstalledModule:
     def title(self) -> str:
         return f"the installed Python package {self.module}"
 
-    def by_hand(self, packages: Path) -> str:
-        del packages
+    def by_hand(self, packages: Path, folder: Path) -> str:
+        del packages, folder
         return ""
 
     def obtain(self, errand: Errand) -> dict[str, bytes]:
@@ -212,7 +217,8 @@ class DebianPackage:
     def title(self) -> str:
         return f"Debian package {self.package}"
 
-    def by_hand(self, packages: Path) -> str:
+    def by_hand(self, packages: Path, folder: Path) -> str:
+        del folder
         return f"on a Debian machine run `apt-get download {self.package}` and put the .deb into {packages}"
 
     def obtain(self, errand: Errand) -> dict[str, bytes]:
@@ -256,7 +262,8 @@ class PinnedPackage(ABC):
     def command(self) -> str:
         """The same as a command for a person."""
 
-    def by_hand(self, packages: Path) -> str:
+    def by_hand(self, packages: Path, folder: Path) -> str:
+        del folder
         return f"elsewhere run `{self.command()}` and put {self.archive} into {packages}"
 
     def obtain(self, errand: Errand) -> dict[str, bytes]:
@@ -320,6 +327,23 @@ class PythonPackage(PinnedPackage):
         run([*pip, *self.options(), "--requirement", pins.name, "--dest", os.curdir], folder)
 
 
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, and none that leaves https."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not newurl.startswith("https://"):
+            raise RoadError(f"{req.full_url} leads away from https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The set's public home, over https: one address a file."""
@@ -332,9 +356,13 @@ class Home:
     def title(self) -> str:
         return f"its home {self.base}"
 
-    def by_hand(self, packages: Path) -> str:
+    def by_hand(self, packages: Path, folder: Path) -> str:
         del packages
-        return f"download from {self.base}: {', '.join(self.names.values())}"
+        if self.convert:
+            return ""
+        packed = any(name.endswith(".gz") for name in self.names.values())
+        how = "decompress them, and put them" if packed else "and put them"
+        return f"from {self.base} download {', '.join(self.names.values())}, {how} into {folder}"
 
     def obtain(self, errand: Errand) -> dict[str, bytes]:
         out = {}
@@ -353,15 +381,15 @@ class Home:
             raise RoadError(f"{address} is no https address")
         # What is sent may be compressed (a little longer at worst) or have longer line ends.
         limit = file.size + file.size // 8 + 4096
+        tls = urllib.request.HTTPSHandler(context=ssl.create_default_context())
+        opener = urllib.request.build_opener(tls, _HttpsOnly())
+        data = bytearray()
         try:
-            with urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as answer:  # noqa: S310 - https, checked above
-                if not answer.url.startswith("https://"):
-                    raise RoadError(f"{address} leads away from https")
-                data = bytearray()
+            with opener.open(address, timeout=CONNECT_SECONDS) as answer:
                 while len(data) <= limit and (piece := answer.read(READ_BYTES)):
                     data += piece
                     progress(f"downloading {remote}", min(len(data) / limit, 1.0))
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise RoadError(f"{address}: {error}") from error
         if len(data) > limit:
             raise WrongBytesError(f"{address} is longer than {limit} bytes")

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class Store:
     def folder(self) -> Path:
         return self.cache / self.name
 
+    @property
+    def packages(self) -> Path:
+        return self.cache / "packages"
+
     def read(self, name: str) -> bytes:
         """The checked bytes of one file, fetched first where the cache lacks it or holds other bytes.
 
@@ -94,6 +99,7 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
+                self._sweep()
                 missing = tuple(file for file in self.files if self._cached(file) is None)
                 if missing:
                     self._walk(missing)
@@ -107,6 +113,13 @@ class Store:
         with (self.folder / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left; only the holder of the lock may."""
+        for left in self.folder.glob(".work-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        for left in self.folder.glob(".new-*"):
+            left.unlink(missing_ok=True)
 
     def _walk(self, missing: tuple[SourceFile, ...]) -> None:
         failures: list[tuple[str, Exception]] = [
@@ -127,7 +140,7 @@ class Store:
         what = f"{self.name}: {road.title}"
         self.progress(what, 0.0)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".work-") as work:
-            found = road.obtain(Errand(missing, self.cache / "packages", Path(work), self.progress))
+            found = road.obtain(Errand(missing, self.packages, Path(work), self.progress))
         for file in missing:
             if file.name in found:
                 self._write(file, found[file.name])
@@ -138,25 +151,22 @@ class Store:
         digest = hashlib.sha256(data).hexdigest()
         if digest != file.sha256:
             raise WrongBytesError(f"{file.name} has SHA-256 {digest}, expected {file.sha256}")
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as handle:
-            try:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-                Path(handle.name).replace(self.folder / file.name)
-            except BaseException:
-                Path(handle.name).unlink(missing_ok=True)
-                raise
+        fresh = self.folder / f".new-{file.name}"
+        with fresh.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        fresh.replace(self.folder / file.name)
 
     def _give_up(self, missing: tuple[SourceFile, ...], failures: list[tuple[str, Exception]]) -> None:
         names = ", ".join(file.name for file in missing[:4]) + (" ..." if len(missing) > 4 else "")
         lines = [f"the data set {self.name!r} lacks {names}. Tried:"]
         lines += [f"  - {title}: {error}" for title, error in failures]
-        by_hand = [text for road in self.roads if (text := road.by_hand(self.cache / "packages"))]
+        by_hand = [text for road in self.roads if (text := road.by_hand(self.packages, self.folder))]
         lines += ["By hand, one of:", *(f"  - {text}" for text in by_hand)]
         lines.append(f"  - put {names} (SHA-256 {missing[0].sha256[:16]}... for the first) into {self.folder}")
         for _, error in failures:
             if isinstance(error, MissingExtraError):
-                raise error
+                raise error from DatasetUnavailableError("\n".join(lines))
         corrupt = any(isinstance(error, WrongBytesError) for _, error in failures)
         raise (DatasetCorruptError if corrupt else DatasetUnavailableError)("\n".join(lines))

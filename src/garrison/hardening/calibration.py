@@ -150,6 +150,11 @@ def allowed_events(rows: int, benign_loss: float, level: float = LEVEL) -> int:
     return low
 
 
+def rows_needed(benign_loss: float, level: float = LEVEL) -> int:
+    """Fewest calibration rows with which any tau can promise this benign loss."""
+    return math.ceil(math.log(1 - level) / math.log1p(-benign_loss))
+
+
 def _largest_tau(confidence: FloatArray, top: FloatArray, allowed: int, nu: float) -> float:
     """Largest tau, rounded down, at which at most `allowed` of these rows change; the inverse of `changed`."""
     critical = np.sort(confidence + np.log(np.maximum(top, _SMALLEST_PROBABILITY)) / nu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -56,3 +57,34 @@ def diversity(classes: npt.NDArray[np.integer], number: int) -> tuple[int, float
     counts = np.bincount(classes, minlength=number)
     share = counts[counts > 0] / counts.sum()
     return int((counts > 0).sum()), float(-(share * np.log(share)).sum() / math.log(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Wrongness:
+    """How wrong, and how spread, f' is on rows with known classes.
+
+    Attributes:
+        loss: -log(1 - f'_y), the mean over rows; 0 is perfect.
+        loss_untrained: the same of an f' that knows nothing (equal mass everywhere), log(K / (K - 1)).
+        mass_on_truth: mean probability that f' leaves to the true class.
+        entropy: mean entropy divided by log(K - 1), the most that an f' without the true class can have.
+    """
+
+    loss: float
+    loss_untrained: float
+    mass_on_truth: float
+    entropy: float
+
+
+def wrongness(logs: FloatArray, y: npt.NDArray[np.integer]) -> Wrongness:
+    """Judge f' by its log-probabilities, shape (rows, classes), at least three classes."""
+    mass = np.exp(logs.astype(np.float64))
+    classes, true = mass.shape[1], np.arange(mass.shape[1]) == np.asarray(y)[:, np.newaxis]
+    others = np.where(true, 0.0, mass).sum(axis=1) / mass.sum(axis=1)
+    terms = np.where(mass > 0, mass * np.log(np.where(mass > 0, mass, 1.0)), 0.0)
+    return Wrongness(
+        loss=float(-np.log(np.maximum(others, np.finfo(np.float64).tiny)).mean()),
+        loss_untrained=math.log(classes / (classes - 1)),
+        mass_on_truth=float(mass[true].mean()),
+        entropy=float(-terms.sum(axis=1).mean() / math.log(classes - 1)),
+    )

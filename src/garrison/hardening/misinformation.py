@@ -9,8 +9,6 @@ it, collapses to three of ten, which is a fingerprint. The guard picks one wrong
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -106,36 +104,6 @@ def train_network(
 
         descend(network, len(rows), step, options, report)
     return network
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """How wrong, and how spread, f' is on rows with known classes.
-
-    Attributes:
-        loss: `wrong_loss`; 0 is perfect.
-        loss_untrained: the same of an f' that knows nothing (equal mass everywhere), log(K / (K - 1)).
-        mass_on_truth: mean probability that f' leaves to the true class.
-        entropy: mean entropy divided by log(K - 1), the most that an f' without the true class can have.
-    """
-
-    loss: float
-    loss_untrained: float
-    mass_on_truth: float
-    entropy: float
-
-
-def quality(logs: npt.NDArray[np.floating], y: Labels) -> Quality:
-    """Judge f' by its log-probabilities, shape (rows, classes), at least three classes."""
-    logits, labels = torch.as_tensor(np.asarray(logs, dtype=np.float64)), _labels(y)
-    classes = logits.shape[1]
-    mass = logits.softmax(dim=1).gather(1, labels[:, None]).mean()
-    return Quality(
-        loss=float(wrong_loss(logits, labels)),
-        loss_untrained=float(np.log(classes / (classes - 1))),
-        mass_on_truth=float(mass),
-        entropy=float(entropy(logits) / np.log(classes - 1)),
-    )
 
 
 def _moments(x: Rows) -> tuple[torch.Tensor, torch.Tensor]:

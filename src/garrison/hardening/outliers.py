@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.errors import CalibrationError
+from garrison.hardening.scoring import Report, silent
 from garrison.types import Array, FloatArray
 
 Images = npt.NDArray[np.float32]
@@ -34,6 +35,7 @@ def outlier_set(
     photographs: FloatArray | None = None,
     low: float = 0.0,
     high: float = 1.0,
+    report: Report = silent,
 ) -> Images:
     """A mixture of outliers.
 
@@ -44,6 +46,7 @@ def outlier_set(
         benign: (rows, *shape), the owner's own inputs; needed for tables.
         photographs: (rows, *shape) in [0, 1], patches of photographs.
         low, high: the range of an image's values; drawn images are stretched to it.
+        report: told how far the drawing is.
 
     Returns:
         (n, *shape), float32, in random order.
@@ -53,7 +56,7 @@ def outlier_set(
     """
     rng = np.random.default_rng(seed)
     if len(shape) == 3 and min(shape[1:]) >= 8:
-        parts = _image_parts(rng, shape, n, benign, photographs, (low, high))
+        parts = _image_parts(rng, shape, n, benign, photographs, (low, high), report)
     elif benign is not None and len(benign) >= 2:
         parts = [kind(rng, benign.reshape(len(benign), -1), -(-n // len(TABLE_KINDS))) for kind in TABLE_KINDS]
         parts = [part.reshape(-1, *shape) for part in parts]
@@ -72,6 +75,7 @@ def _image_parts(
     benign: FloatArray | None,
     photographs: FloatArray | None,
     bounds: tuple[float, float],
+    report: Report,
 ) -> list[Images]:
     given = [np.asarray(x, dtype=np.float32) for x in (photographs,) if x is not None and len(x)]
     own = benign is not None and len(benign) >= 2
@@ -81,7 +85,10 @@ def _image_parts(
     def share(weight: float) -> int:
         return math.ceil(n * weight / weights)
 
-    parts = [low + (high - low) * _drawn(rng, kind, share(w), shape) for kind, w in IMAGE_KINDS.items()]
+    parts: list[Images] = []
+    for kind, weight in IMAGE_KINDS.items():
+        parts.append(low + (high - low) * _drawn(rng, kind, share(weight), shape))
+        report(kind.__name__, len(parts) / len(IMAGE_KINDS))
     for x in given:
         patches = _relight(rng, x[rng.integers(0, len(x), share(PHOTOGRAPH_WEIGHT))])
         parts.append(low + (high - low) * patches)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from garrison.bundle.manifest import InputSpec
+from garrison.crypto.canonical import sha256_hex
 from garrison.errors import CalibrationError, MissingExtraError
+from garrison.hardening.data import Rows, for_model
 from garrison.hardening.graphs import graph_inputs
 from garrison.hardening.ranges import SLACK, input_specs
 from garrison.sealing.options import SealOptions
@@ -24,46 +26,32 @@ NATURAL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 """Ranges that images come in. A range that the data nearly fill is taken whole, so that an honest white pixel is not refused."""
 NEARLY = 0.9
 _CHECK_ROWS = 64
+FEWEST_ROWS = 2
 
 
-def match_inputs(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays as the graph takes them: by its names, in its dtypes.
+def rows_from_arrays(inputs: Mapping[str, Array], y: Array | None = None, labels: Sequence[str] | None = None) -> Rows:
+    """Rows that came without a file; their digest is that of names, dtypes, shapes and bytes.
 
     Args:
-        model: its inputs must be tensors with a free first dimension.
-        arrays: by the graph's input names; the one array of a model with one input may have any name.
+        inputs: by the graph's input names, or `{"x": ...}` for a model with one input.
+        y: (rows,), class numbers or target values, where known.
+        labels: names of the classes, in the model's order.
+    """
+    arrays = [*sorted(inputs.items()), *([] if y is None else [("y", y)])]
+    digest = sha256_hex(b"".join(f"{n} {x.dtype} {x.shape}\n".encode() + x.tobytes() for n, x in arrays))
+    return Rows(dict(inputs), y, None if labels is None else tuple(labels), digest)
+
+
+def model_inputs(model: onnx.ModelProto, rows: Rows) -> dict[str, Array]:
+    """The rows as the graph takes them, at least two.
 
     Raises:
-        CalibrationError: a missing array, another shape, values that the graph's dtype cannot hold, unequal numbers of rows.
+        CalibrationError: an input that is missing or does not fit, or fewer than two rows.
     """
-    wanted = graph_inputs(model)
-    if len(wanted) == 1 and len(arrays) == 1:
-        arrays = dict(zip(wanted, arrays.values(), strict=True))
-    missing = sorted(set(wanted) - set(arrays))
-    if missing:
-        raise CalibrationError(
-            f"the model's inputs are {', '.join(wanted)}; the data hold {', '.join(sorted(arrays)) or 'none of them'}"
-        )
-    matched = {name: _matched(name, arrays[name], *wanted[name]) for name in wanted}
-    rows = {len(x) for x in matched.values()}
-    if len(rows) != 1 or rows == {0}:
-        raise CalibrationError(f"expected the same number of rows, at least one, for each input; found {sorted(rows)}")
-    return matched
-
-
-def _matched(name: str, x: Array, datatype: str, shape: tuple[int | None, ...]) -> Array:
-    fits = x.ndim == len(shape) + 1 and all(n is None or n == m for n, m in zip(shape, x.shape[1:], strict=False))
-    if not fits:
-        expected = ", ".join("any" if n is None else str(n) for n in ("rows", *shape))
-        raise CalibrationError(f"input {name!r}: expected shape ({expected}), found {x.shape}")
-    dtype = NUMPY_DTYPES[datatype]
-    if x.dtype.kind not in "fiub" or (dtype.kind in "iub" and x.dtype.kind == "f"):
-        raise CalibrationError(f"input {name!r}: expected {dtype} values, found {x.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = np.ascontiguousarray(x.astype(dtype))
-    if dtype.kind in "iub" and not np.array_equal(cast, x):
-        raise CalibrationError(f"input {name!r}: values that {dtype} cannot hold")
-    return cast
+    inputs = for_model(rows, graph_inputs(model))
+    if len(rows) < FEWEST_ROWS:
+        raise CalibrationError(f"expected at least {FEWEST_ROWS} rows of data, found {len(rows)}")
+    return inputs
 
 
 def describe_inputs(inputs: Mapping[str, Array], options: SealOptions) -> tuple[InputSpec, ...]:

@@ -8,20 +8,21 @@ manifest = seal(draft, owner, Path("BUNDLE"))
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from garrison.bundle.manifest import Provenance
-from garrison.crypto.canonical import sha256_hex
-from garrison.errors import CalibrationError, MissingExtraError, ModelFileError, SealingError
+from garrison.errors import MissingExtraError, ModelFileError, SealingError
 from garrison.hardening.artifact import read_hardened, software_versions
+from garrison.hardening.data import Rows
+from garrison.hardening.graph_walk import rename
 from garrison.hardening.graphs import load_model, normalise_outputs
 from garrison.hardening.scoring import open_session, score
 from garrison.runtime.runner import VALUES_OUTPUT
 from garrison.sealing.chain import build_chain, edit_chain
 from garrison.sealing.draft import Draft
 from garrison.sealing.formats.source import Source, check_against_reference
-from garrison.sealing.inputs import check_rows, describe_inputs, drawn_rows, match_inputs
+from garrison.sealing.inputs import check_rows, describe_inputs, drawn_rows, model_inputs
 from garrison.sealing.options import SealOptions
 from garrison.types import Array, Task
 
@@ -34,7 +35,7 @@ except ImportError as error:
 _PACKAGES = ("garrison", "onnx", "onnxruntime", "numpy")
 
 
-def draft_from_hardened(path: Path, options: SealOptions, rows: Mapping[str, Array] | None = None) -> Draft:
+def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = None) -> Draft:
     """Everything as hardening left it, with the owner's choices on top.
 
     Args:
@@ -49,11 +50,11 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Mapping[str, Arr
     found = read_hardened(path)
     model = load_model(path / found.model)
     wrong = None if found.misinformation is None else load_model(path / found.misinformation)
-    metrics = dict(found.metrics)
+    tried = drawn_rows(found.inputs) if rows is None else check_rows(model_inputs(model, rows))
     return Draft(
         name=options.name,
         version=options.version,
-        model=_in_columns(model, found.task),
+        model=_in_columns(model, found.task, tried),
         misinformation=wrong,
         task=found.task,
         labels=_labels(options.labels, found.labels, len(found.labels)),
@@ -64,60 +65,52 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Mapping[str, Arr
             source_format="onnx",
             source_sha256=found.sha256[found.model],
             data_sha256=found.data_sha256,
-            metrics=metrics,
+            metrics=found.metrics,
             versions={**found.versions, **software_versions(_PACKAGES)},
             outlier_exposure=found.outlier_exposure,
         ),
-        rows=drawn_rows(found.inputs) if rows is None else check_rows(match_inputs(model, rows)),
+        rows=tried,
     )
 
 
-def draft_from_source(
-    source: Source,
-    data: Mapping[str, Array],
-    y: Array | None,
-    options: SealOptions,
-    data_sha256: str | None = None,
-) -> Draft:
+def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft:
     """A model that was not hardened, with ranges and thresholds from calibration data.
 
     Args:
         source: the model, see `garrison.sealing.formats`.
-        data: held-out benign rows by input name.
-        y: (rows,), class numbers or target values, where known.
+        rows: held-out benign rows, from `read_npz` or `rows_from_arrays`.
         options: the owner's choices.
-        data_sha256: digest of the data as given; without one, that of the arrays is taken.
 
     Raises:
         CalibrationError: data that do not fit the model, or that nothing can be calibrated on.
         UnsupportedModelError: an answer that is not understood, or a conversion that changed it.
         GuardError: a choice that cannot work for such a model.
     """
-    inputs = match_inputs(source.model, data)
+    inputs = model_inputs(source.model, rows)
     sample = check_rows(inputs)
-    if len(next(iter(sample.values()))) < 2:
-        raise CalibrationError("expected at least two rows of calibration data")
     declared = source.declared if options.output == "auto" else options.output
-    model, task = normalise_outputs(source.model, declared, sample, _task_of(y))
-    model = _in_columns(model, task)
+    model, task = normalise_outputs(source.model, declared, sample, _task_of(rows.y))
+    model = _in_columns(model, task, sample)
     found = score(open_session(model.SerializeToString()), inputs)
     values = found[VALUES_OUTPUT[task]]
     if options.output == "auto":
         check_against_reference(source, inputs, values)
-    chain = build_chain(found, task, y, options, VALUES_OUTPUT[task])
+    chain = build_chain(found, task, rows.y, options, VALUES_OUTPUT[task])
     return Draft(
         name=options.name,
         version=options.version,
         model=model,
         task=task,
-        labels=_labels(options.labels, source.labels, 0 if task is Task.REGRESSION else values.shape[1]),
+        labels=_labels(
+            options.labels, source.labels or rows.labels or (), 0 if task is Task.REGRESSION else values.shape[1]
+        ),
         inputs=describe_inputs(inputs, options),
         guard=chain.specs,
         provenance=Provenance(
             created=_now(),
             source_format=source.format,
             source_sha256=source.sha256,
-            data_sha256={"calibration": data_sha256 or _digest(inputs, y)},
+            data_sha256={"calibration": rows.sha256},
             metrics=chain.metrics,
             versions=software_versions((*_PACKAGES, *source.packages)),
         ),
@@ -139,32 +132,22 @@ def _labels(chosen: tuple[str, ...], known: tuple[str, ...], outputs: int) -> tu
     return labels
 
 
-def _in_columns(model: onnx.ModelProto, task: Task) -> onnx.ModelProto:
+def _in_columns(model: onnx.ModelProto, task: Task, sample: Mapping[str, Array]) -> onnx.ModelProto:
     """Real values of shape (rows,) become (rows, 1); everything else in Garrison knows rows of values only."""
     name = VALUES_OUTPUT[task]
-    output = next((o for o in model.graph.output if o.name == name), None)
-    if output is None:
+    if name not in {o.name for o in model.graph.output}:
         raise ModelFileError(f"expected an output {name!r}, found {', '.join(o.name for o in model.graph.output)}")
-    shape = output.type.tensor_type.shape
-    if task is not Task.REGRESSION or len(shape.dim) != 1:
+    if score(open_session(model.SerializeToString()), sample, [name])[name].ndim != 1:
         return model
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     flat = f"{name}_of_rows"
-    for node in changed.graph.node:
-        node.output[:] = [flat if n == name else n for n in node.output]
-        node.input[:] = [flat if n == name else n for n in node.input]
+    rename(changed.graph, name, flat)
     changed.graph.initializer.append(helper.make_tensor("garrison_columns", TensorProto.INT64, [2], [-1, 1]))
     changed.graph.node.append(helper.make_node("Reshape", [flat, "garrison_columns"], [name]))
-    old = next(o for o in changed.graph.output if o.name == name)
-    old.CopyFrom(helper.make_tensor_value_info(name, output.type.tensor_type.elem_type, ["rows", 1]))
+    output = next(o for o in changed.graph.output if o.name == flat)
+    output.CopyFrom(helper.make_tensor_value_info(name, output.type.tensor_type.elem_type, ["rows", 1]))
     return changed
-
-
-def _digest(inputs: Mapping[str, Array], y: Array | None) -> str:
-    """Digest over names, dtypes, shapes and bytes of arrays that came without a file."""
-    arrays: Iterable[tuple[str, Array]] = sorted(inputs.items()) if y is None else [*sorted(inputs.items()), ("y", y)]
-    return sha256_hex(b"".join(f"{n} {x.dtype} {x.shape}\n".encode() + x.tobytes() for n, x in arrays))
 
 
 def _now() -> str:

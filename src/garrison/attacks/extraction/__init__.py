@@ -1,1 +1,8 @@
-"""."""
+"""The registry of extraction attacks: a new attack is one file here and one line below."""
+
+from __future__ import annotations
+
+ATTACKS: dict[str, str] = {
+    "knockoff": "garrison.attacks.extraction.knockoff:Knockoff",
+    "random-labels": "garrison.attacks.extraction.random_labels:RandomLabels",
+}

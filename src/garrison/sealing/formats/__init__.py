@@ -28,8 +28,12 @@ _INSTEAD = (
 _LONGEST_START = 4096
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, *, double: bool = False) -> Source:
     """Read a model file by what it holds; its name must agree.
+
+    Args:
+        path: the file.
+        double: convert in double precision; only scikit-learn's models leave the choice.
 
     Raises:
         ModelFileError: it cannot be read, or its content is not what its name says.
@@ -47,8 +51,12 @@ def read_source(path: Path) -> Source:
     if content is not None and content != suffix:
         raise ModelFileError(f"{path}: its name says {suffix}, its content {content}")
     module, _, attribute = READERS[suffix].partition(":")
-    reader: Callable[[Path], Source] = getattr(importlib.import_module(module), attribute)
-    return reader(path)
+    reader: Callable[..., Source] = getattr(importlib.import_module(module), attribute)
+    if not double:
+        return reader(path)
+    if suffix != ".skops":
+        raise UnsupportedModelError(f"{path}: double precision can be chosen for .skops files; {suffix} keeps its own")
+    return reader(path, double=True)
 
 
 def _content(path: Path) -> str | None:

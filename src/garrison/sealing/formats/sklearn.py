@@ -127,8 +127,9 @@ def _to_onnx(estimator: Any, kind: Any, declared: Declared) -> ModelProto:
     plain: list[dict[str, bool]] = [{"zipmap": False}, {}]
     raw = [{"zipmap": False, "raw_scores": True}, {"raw_scores": True}, *plain]
     choices = raw if declared == "scores" else plain if declared == "probabilities" else [{}]
+    final = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
     for i, options in enumerate(choices):
-        given = {id(estimator): options} if options else None
+        given = {id(final): options} if options else None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -1,0 +1,418 @@
+"""What an attack is, and the outer call that keeps it honest.
+
+An attack is a frozen, strict value that writes `run`: it asks an oracle and hands over what it stole. The base's `carry_out`
+meters every row, holds the budget, seeds, times and then measures the loot itself on rows that the attack never saw: an attack
+does not grade its own work.
+
+Invariants: a row asked is a query, repeats too, also where the service refused or failed; the budget is never exceeded;
+a refusal, a misinformed answer and a broken connection are data to an attack, not a crash; equal answers and equal seed
+give equal loot.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from garrison.attacks import measures
+from garrison.errors import AuditError, GarrisonError, QueryBudgetError, RefusedError
+from garrison.types import Array, BoolArray, FloatArray
+
+ROWS_A_REQUEST = 250
+Labels = npt.NDArray[np.int64]
+Clone = Callable[[Array], FloatArray]
+"""What an extraction hands over: rows (n, *shape) -> probabilities (n, classes). A pure function, called in slices."""
+
+
+class Goal(enum.StrEnum):
+    """What an attacker wants."""
+
+    EXTRACTION = "extraction"
+    """A clone of the model."""
+
+
+class View(enum.StrEnum):
+    """How much of an answer the attacker uses."""
+
+    SOFT = "soft"
+    """The released probabilities."""
+    LABELS = "labels"
+    """The first class alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OracleFacts:
+    """What an attacker knows of a service before the first question; all of it is public metadata.
+
+    Attributes:
+        shape: shape of one row.
+        dtype: of a row.
+        low, high: smallest and largest allowed value, broadcastable to `shape`; infinite where nothing is said.
+        classes: number of classes.
+        soft: whether answers come with probabilities.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    low: Array
+    high: Array
+    classes: int
+    soft: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What a service answered, one entry a row.
+
+    Attributes:
+        labels: shape (rows,), the first class; -1 where there is no answer.
+        probabilities: shape (rows, classes), NaN where there is no answer; None where only labels are released.
+        refused: shape (rows,), rows without an answer.
+        uncertain: shape (rows,), rows that the service answered with "uncertain".
+    """
+
+    labels: Labels
+    probabilities: FloatArray | None
+    refused: BoolArray
+    uncertain: BoolArray
+
+    @property
+    def usable(self) -> BoolArray:
+        """Rows with an answer that names a class."""
+        return ~(self.refused | self.uncertain)
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """A service as an attacker sees it."""
+
+    @property
+    def facts(self) -> OracleFacts: ...
+
+    def query(self, x: Array) -> Answers:
+        """Ask about rows (n, *shape) in one request.
+
+        Raises:
+            GarrisonError: the service refused the request or failed. The meter makes data of it.
+        """
+        ...
+
+
+class MeteredOracle:
+    """The oracle that an attack is given: counts, and stops at the budget.
+
+    A service may refuse a whole request for one of its rows. After the first such refusal the meter asks row by row, as an
+    attacker would; the rows of that request are asked, and counted, again.
+
+    Attributes:
+        rows: queries so far.
+        requests: requests so far.
+        refused: rows without an answer.
+        failed: rows without an answer for another reason than a refusal, such as a lost connection.
+        seconds: time spent waiting for answers.
+    """
+
+    def __init__(self, oracle: Oracle, budget: int, rows_a_request: int = ROWS_A_REQUEST) -> None:
+        self.facts = oracle.facts
+        self.budget = budget
+        self.rows = self.requests = self.refused = self.failed = 0
+        self.seconds = 0.0
+        self._oracle = oracle
+        self._step = rows_a_request
+
+    @property
+    def remaining(self) -> int:
+        """Rows that may still be asked."""
+        return self.budget - self.rows
+
+    def query(self, x: Array) -> Answers:
+        """Answers for rows (n, *shape); rows that were refused or lost are marked, never raised.
+
+        Raises:
+            QueryBudgetError: more rows than remain; none of them is asked.
+        """
+        if len(x) > self.remaining:
+            raise QueryBudgetError(
+                f"{len(x)} rows were asked for and {self.remaining} of the budget of {self.budget} are left"
+            )
+        parts: list[Answers] = []
+        first = 0
+        while first < len(x):
+            part, first = x[first : first + self._step], first + self._step
+            parts.append(self._request(part))
+        return _joined(parts, self.facts)
+
+    def _request(self, part: Array) -> Answers:
+        """One request; where it is refused as a whole, its rows one by one as far as the budget goes."""
+        found = self._ask(part)
+        if found is not None:
+            return found
+        if len(part) == 1 or self.remaining < len(part):
+            return _nothing(len(part), self.facts)
+        self._step = 1
+        self.refused -= len(part)
+        return _joined([self._ask(part[i : i + 1]) or _nothing(1, self.facts) for i in range(len(part))], self.facts)
+
+    def _ask(self, part: Array) -> Answers | None:
+        """None where the request was refused; counted before it is asked."""
+        self.rows += len(part)
+        self.requests += 1
+        begun = time.perf_counter()
+        try:
+            found = self._oracle.query(part)
+        except AuditError:
+            raise  # the audit's own fault
+        except RefusedError:
+            self.refused += len(part)
+            return None
+        except GarrisonError:
+            self.refused += len(part)
+            self.failed += len(part)
+            return _nothing(len(part), self.facts)
+        finally:
+            self.seconds += time.perf_counter() - begun
+        _check_answers(found, part, self.facts)
+        self.refused += int(found.refused.sum())
+        return found
+
+
+def _nothing(rows: int, facts: OracleFacts) -> Answers:
+    probabilities = np.full((rows, facts.classes), np.nan, dtype=np.float32) if facts.soft else None
+    return Answers(np.full(rows, -1), probabilities, np.ones(rows, dtype=np.bool_), np.zeros(rows, dtype=np.bool_))
+
+
+def _joined(parts: Sequence[Answers], facts: OracleFacts) -> Answers:
+    if not parts:
+        return _nothing(0, facts)
+    vectors = [part.probabilities for part in parts if part.probabilities is not None]
+    return Answers(
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(vectors) if len(vectors) == len(parts) else None,
+        np.concatenate([part.refused for part in parts]),
+        np.concatenate([part.uncertain for part in parts]),
+    )
+
+
+def _check_answers(found: Answers, asked: Array, facts: OracleFacts) -> None:
+    shapes = {found.labels.shape, found.refused.shape, found.uncertain.shape}
+    if shapes != {(len(asked),)}:
+        raise AuditError(f"the oracle was asked {len(asked)} rows and answered arrays of shapes {sorted(shapes)}")
+    if found.probabilities is not None and found.probabilities.shape != (len(asked), facts.classes):
+        raise AuditError(
+            f"the oracle answered probabilities of shape {found.probabilities.shape}, expected "
+            f"({len(asked)}, {facts.classes})"
+        )
+
+
+class LabelsOnly:
+    """The same service, seen by an attacker who uses the first class alone."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self._oracle = oracle
+        old = oracle.facts
+        self.facts = OracleFacts(old.shape, old.dtype, old.low, old.high, old.classes, soft=False)
+
+    def query(self, x: Array) -> Answers:
+        found = self._oracle.query(x)
+        return Answers(found.labels, None, found.refused, found.uncertain)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Knowledge:
+    """What an attacker has before asking.
+
+    Attributes:
+        surrogate: (n, *shape), unlabelled inputs that are not the model's business, in the range of its inputs.
+        in_distribution: (m, *shape), unlabelled inputs of the model's own kind, where the attacker has any.
+    """
+
+    surrogate: Array
+    in_distribution: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exam:
+    """Rows that the loot is measured on; no attack sees them.
+
+    Attributes:
+        x: (rows, *shape).
+        y: (rows,), true classes; None where there are no labels.
+        reference: (rows, classes), the undefended model's probabilities; None where that model is not at hand.
+    """
+
+    x: Array
+    y: Labels | None
+    reference: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One attack, one budget, one seed: what it cost and what it got.
+
+    Attributes:
+        attack: the attack with all its parameters, as it prints itself.
+        budget: rows that it might ask.
+        queries: rows that it asked, repeats included.
+        unanswered: of those, the rows that were refused or lost.
+        failed: of those, the rows lost for another reason than a refusal.
+        seconds: wall time of the attack, the waiting for answers included.
+        waiting: wall time of waiting for answers.
+        scores: by metric, one value an exam row; its mean is the metric.
+    """
+
+    attack: str
+    budget: int
+    seed: int
+    queries: int
+    unanswered: int
+    failed: int
+    seconds: float
+    waiting: float
+    scores: Mapping[str, FloatArray]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no row was lost to a failure. Refusals are the guard's work and leave a trial complete."""
+        return self.failed == 0
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured figure.
+
+    Attributes:
+        attack: the attack's name, "none" for what honest users get.
+        target: "undefended", "outlier-exposure" or "defended"; "none" for a control arm that asks nobody.
+        metric: what was measured.
+        value: None where it could not be reached or measured.
+        low, high: the interval, None where there is none.
+        interval: how the interval was made, or why there is none.
+        queries: rows asked, for one seed.
+        seeds: how many seeds the value is the mean of.
+        answers: "soft" or "labels"; "none" where nothing was stolen.
+        chance: what a constant answer would get.
+        unit: "fraction" of 1 unless it says otherwise.
+        cost_usd: queries at the plan's price, in US dollars.
+        complete: whether all was measured as planned.
+    """
+
+    attack: str
+    target: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    interval: str
+    queries: int
+    seeds: int
+    answers: str = "none"
+    chance: float | None = None
+    unit: str = "fraction"
+    cost_usd: float = 0.0
+    complete: bool = True
+
+
+class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every attack: its fields are its parameters. Subclasses set the class variables and write `run`."""
+
+    name: ClassVar[str]
+    goal: ClassVar[Goal]
+    asks: ClassVar[bool] = True
+    """False for a control arm, which asks the service nothing."""
+
+    def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:
+        """Attack. Asks at most `oracle.remaining` rows, draws all randomness from `rng`, prints and writes nothing."""
+        raise NotImplementedError
+
+    @final
+    def carry_out(self, oracle: Oracle, knowledge: Knowledge, exam: Exam, *, budget: int, seed: int) -> Trial:
+        """Run the attack under its meter and measure what it got.
+
+        Args:
+            oracle: the service.
+            knowledge: what the attacker has.
+            exam: what the clone is measured on.
+            budget: most rows that may be asked, at least 1.
+            seed: of all randomness. Equal seeds draw the same surrogate rows in the same order, whatever the budget.
+
+        Raises:
+            QueryBudgetError: the attack asked for more than the budget, or the budget is below 1.
+            AuditError: the clone or the oracle answered in another form than promised.
+        """
+        if budget < 1:
+            raise QueryBudgetError(f"a budget must be at least 1 row, found {budget}")
+        meter = MeteredOracle(oracle, budget)
+        begun = time.perf_counter()
+        clone = self.run(meter, knowledge, np.random.default_rng(seed))
+        seconds = time.perf_counter() - begun
+        return Trial(
+            attack=repr(self),
+            budget=budget,
+            seed=seed,
+            queries=meter.rows,
+            unanswered=meter.refused,
+            failed=meter.failed,
+            seconds=seconds,
+            waiting=meter.seconds,
+            scores=measure_clone(clone, exam, oracle.facts.classes),
+        )
+
+
+def measure_clone(clone: Clone, exam: Exam, classes: int) -> dict[str, FloatArray]:
+    """Row by row: `clone_accuracy` where the exam has labels, `fidelity` and `total_variation` where it has a reference."""
+    p = np.asarray(clone(exam.x))
+    if p.shape != (len(exam.x), classes) or not np.isfinite(p).all():
+        raise AuditError(f"the clone answered {p.shape} for {len(exam.x)} rows, expected finite ({len(exam.x)}, {classes})")
+    first = p.argmax(axis=1)
+    scores = {} if exam.y is None else {"clone_accuracy": measures.correct(first, exam.y)}
+    if exam.reference is not None:
+        scores["fidelity"] = measures.correct(first, exam.reference.argmax(axis=1))
+        scores["total_variation"] = measures.total_variation(p, exam.reference)
+    return scores
+
+
+def chance_levels(exam: Exam) -> dict[str, float]:
+    """What a constant answer gets, by metric."""
+    found = {} if exam.y is None else {"clone_accuracy": measures.most_frequent_share(exam.y)}
+    if exam.reference is not None:
+        found["fidelity"] = measures.most_frequent_share(exam.reference.argmax(axis=1))
+    return found
+
+
+def findings_of(
+    name: str, trials: Sequence[Trial], exam: Exam, *, target: str, answers: View, usd_per_query: float
+) -> tuple[Finding, ...]:
+    """One finding a metric from trials that differ in their seed alone.
+
+    The interval is Student's over the seeds where there are three or more, else a bootstrap over the exam's rows; shares
+    are cut to [0, 1].
+    """
+    chance = chance_levels(exam)
+    queries = max(trial.queries for trial in trials)
+    found = []
+    for metric in trials[0].scores:
+        e = measures.pooled([trial.scores[metric] for trial in trials])
+        found.append(
+            Finding(
+                attack=name,
+                target=target,
+                metric=metric,
+                value=e.value,
+                low=None if e.low is None else max(0.0, e.low),
+                high=None if e.high is None else min(1.0, e.high),
+                interval=e.interval,
+                queries=queries,
+                seeds=len(trials),
+                answers=answers.value,
+                chance=chance.get(metric),
+                cost_usd=round(queries * usd_per_query, 6),
+                complete=all(trial.complete for trial in trials),
+            )
+        )
+    return tuple(found)

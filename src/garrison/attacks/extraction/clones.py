@@ -1,0 +1,156 @@
+"""The networks that a thief trains: small, chosen by the shape of a row, and alike for every target.
+
+Invariants: no batch normalisation, so that a row's answer does not depend on the rest of its batch; equal rows, targets and
+seed give equal clones on the same number of threads. Needs torch, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from garrison.attacks.base import Clone, OracleFacts
+from garrison.errors import MissingExtraError
+from garrison.types import Array, FloatArray
+
+try:
+    import torch
+    from torch import nn
+    from torch.nn import functional
+except ImportError as error:
+    raise MissingExtraError("torch", "audit") from error
+
+SMALLEST_IMAGE = 12
+"""Height and width below which a row is treated as a table."""
+LARGEST_LENET = 64
+"""Height and width above which places are averaged before the dense layers."""
+_SLICE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a clone is trained: Adam under a cosine schedule, cross-entropy against the answers.
+
+    Attributes:
+        epochs: passes over the answered rows.
+        batch: rows in a step.
+        learning_rate: at the start.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+
+
+class Scale(nn.Module):
+    """(x - shift) * factor; NaN, where it stands for "missing", becomes 0."""
+
+    shift: torch.Tensor
+    factor: torch.Tensor
+
+    def __init__(self, shift: torch.Tensor, factor: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift)
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nan_to_num((x - self.shift) * self.factor)
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a row of this shape is treated as an image (channels, height, width)."""
+    return len(shape) == 3 and min(shape[1:]) >= SMALLEST_IMAGE
+
+
+def network(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """LeNet-5 (LeCun et al. 1998, with ReLU and max pooling) for images, a dense network for all else; gives logits."""
+    if is_image(shape):
+        return _lenet(shape, classes)
+    width = max(64, min(256, 4 * math.prod(shape)))
+    dense = (nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+    return nn.Sequential(nn.Flatten(), *dense, nn.Linear(width, classes))
+
+
+def _lenet(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    channels, height, width = shape
+    rows, columns = (height // 2 - 4) // 2, (width // 2 - 4) // 2
+    # Pooling before ReLU gives the same numbers and a quarter of the work.
+    first = (nn.Conv2d(channels, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU())
+    second: tuple[nn.Module, ...] = (nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU())
+    if max(height, width) > LARGEST_LENET:
+        rows, columns, second = 5, 5, (*second, nn.AdaptiveAvgPool2d(5))
+    dense = (nn.Linear(16 * rows * columns, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU())
+    return nn.Sequential(*first, *second, nn.Flatten(), *dense, nn.Linear(84, classes))
+
+
+def scaling(x: Array, facts: OracleFacts) -> Scale:
+    """Images by the range of their values where it is known, everything else by the mean and deviation of its features."""
+    low, high = float(np.min(facts.low)), float(np.max(facts.high))
+    if is_image(facts.shape) and math.isfinite(low) and math.isfinite(high) and high > low:
+        return Scale(torch.tensor(low), torch.tensor(1.0 / (high - low)))
+    rows = x.reshape(len(x), -1).astype(np.float64)
+    known = np.isfinite(rows)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, rows, 0.0).sum(axis=0) / count
+    deviation = np.sqrt((np.where(known, rows - mean, 0.0) ** 2).sum(axis=0) / count)
+    deviation = np.where(deviation > 1e-6 * np.maximum(np.abs(mean), 1e-6), deviation, 1.0)
+    shift, factor = mean.reshape(facts.shape), (1.0 / deviation).reshape(facts.shape)
+    return Scale(torch.as_tensor(shift.astype(np.float32)), torch.as_tensor(factor.astype(np.float32)))
+
+
+def train_clone(x: Array, targets: FloatArray, facts: OracleFacts, recipe: Recipe, seed: int) -> Clone:
+    """A clone that answers as the targets do.
+
+    Args:
+        x: (rows, *shape), the answered rows; with none of them the clone answers every class alike.
+        targets: (rows, classes), probabilities, or ones and zeros for labels. Cross-entropy is descended against them.
+        facts: of the service.
+        recipe: see `Recipe`.
+        seed: of weights and order of rows.
+    """
+    if not len(x):
+        return lambda rows: np.full((len(rows), facts.classes), 1.0 / facts.classes, dtype=np.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scale, net = scaling(x, facts), network(facts.shape, facts.classes)
+        with torch.inference_mode(False):
+            rows = scale(torch.as_tensor(x.astype(np.float32)))
+            _descend(net, rows, torch.as_tensor(targets.astype(np.float32)), recipe)
+    whole = nn.Sequential(scale, net).eval()
+    return lambda asked: _answer(whole, asked)
+
+
+def _descend(net: nn.Module, rows: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> None:
+    optimiser = torch.optim.Adam(net.parameters(), lr=recipe.learning_rate, fused=True)
+    steps = recipe.epochs * math.ceil(len(rows) / recipe.batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    net.train()
+    for _ in range(recipe.epochs):
+        for batch in torch.split(torch.randperm(len(rows)), recipe.batch):
+            optimiser.zero_grad(set_to_none=True)
+            functional.cross_entropy(net(rows[batch]), targets[batch]).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    net.eval()
+
+
+@torch.inference_mode()
+def _answer(net: nn.Module, asked: Array) -> FloatArray:
+    parts = torch.split(torch.as_tensor(asked.astype(np.float32)), _SLICE)
+    found: FloatArray = torch.cat([torch.softmax(net(part), dim=1) for part in parts]).numpy()
+    return found
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch on so many threads; as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

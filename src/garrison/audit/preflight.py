@@ -1,0 +1,120 @@
+"""Refuses to grade what is wired wrongly: a report on a wrongly wrapped model is worse than none.
+
+Not checked: whether the data are what their names say, and whether the service answers an auditor as it answers others.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from garrison.attacks.base import Answers, OracleFacts
+from garrison.audit.data import AuditData, Rows
+from garrison.audit.targets import Target
+from garrison.errors import PreflightError
+from garrison.types import BoolArray, FloatArray
+
+LEAST_AGREEMENT = 0.9
+"""Least share of rows, of those that the guard leaves alone, on which a target and its reference must name the same class."""
+_SUM_TOLERANCE = 1e-3
+_MOST_DECIMALS = 6
+
+
+def check_rows(facts: OracleFacts, data: AuditData) -> None:
+    """Raise `PreflightError` where the rows are not of the shape, type or range that the target takes."""
+    for rows in (data.test, data.surrogate, data.outside):
+        if rows.x.shape[1:] != facts.shape:
+            raise PreflightError(
+                f"{rows.source}: rows have the shape {list(rows.x.shape[1:])}, the target takes {list(facts.shape)}"
+            )
+        if not np.can_cast(rows.x.dtype, facts.dtype, "same_kind"):
+            raise PreflightError(f"{rows.source}: {rows.x.dtype} cannot become the target's {facts.dtype} without loss")
+        outside = ~((rows.x >= facts.low) & (rows.x <= facts.high)) & ~np.isnan(rows.x.astype(np.float64, copy=False))
+        if outside.any():
+            raise PreflightError(
+                f"{rows.source}: {outside.reshape(len(rows.x), -1).any(axis=1).sum()} of {len(rows.x)} rows hold values "
+                "outside the range that the target allows; bring them into it first"
+            )
+
+
+def check_classes(facts: OracleFacts, names: tuple[str, ...], test: Rows) -> None:
+    """Raise `PreflightError` where the test rows' classes are not the target's."""
+    if test.y is None or test.y.min() < 0 or test.y.max() >= facts.classes:
+        raise PreflightError(f"{test.source}: class numbers must lie in 0 to {facts.classes - 1}, the target's classes")
+    if test.labels and len(test.labels) != facts.classes:
+        raise PreflightError(f"{test.source} has {len(test.labels)} classes, the target {facts.classes}")
+    if test.labels and names and test.labels != names and set(test.labels) & set(names):
+        raise PreflightError(
+            f"{test.source} and the target name the same classes in another order, or only some of them: "
+            f"{', '.join(test.labels)} against {', '.join(names)}"
+        )
+
+
+def check_same_model(target: Target, reference: Target) -> None:
+    """Raise `PreflightError` where a reference cannot be the target's model at all."""
+    a, b = target.facts, reference.facts
+    if a.shape != b.shape or a.classes != b.classes:
+        raise PreflightError(
+            f"the target takes {list(a.shape)} and has {a.classes} classes, {reference.identity.model!r} takes "
+            f"{list(b.shape)} and has {b.classes}: this is not the same model"
+        )
+    mine, other = target.identity.labels, reference.identity.labels
+    if mine and other and mine != other:
+        raise PreflightError(f"the target's labels are not those of {reference.identity.model!r}, or in another order")
+
+
+def check_answers(answers: Answers, source: str) -> None:
+    """Raise `PreflightError` where answers that come as probabilities are none."""
+    if answers.refused.all():
+        raise PreflightError(f"{source}: the target answers none of the probed rows; is the key or the budget at fault?")
+    p = answers.probabilities
+    if p is None:
+        return
+    p = p[~answers.refused].astype(np.float64)
+    if not np.isfinite(p).all() or p.min() < -1e-6:
+        raise PreflightError(f"{source}: the target answers negative, NaN or infinite probabilities; are these logits?")
+    wrong = np.abs(p.sum(axis=1) - 1.0) > sum_tolerance(p)
+    if wrong.any():
+        raise PreflightError(
+            f"{source}: {wrong.sum()} of {len(p)} answers do not sum to 1, as probabilities do; are these logits? Seal the "
+            "model with a softmax, or as scores"
+        )
+
+
+def sum_tolerance(p: FloatArray) -> float:
+    """How far from 1 honest answers may sum: rounding to d decimals moves each class by up to half of 10^-d."""
+    for decimals in range(_MOST_DECIMALS):
+        scaled = p * 10.0**decimals
+        if np.abs(scaled - np.round(scaled)).max() < 10.0 ** (decimals - _MOST_DECIMALS):
+            return max(_SUM_TOLERANCE, 0.5 * p.shape[1] * 10.0**-decimals)
+    return _SUM_TOLERANCE
+
+
+def check_better_than_chance(accuracy: float, chance: float, rows: int, source: str) -> None:
+    """Raise `PreflightError` where a model is no better than a constant answer, by more than three standard errors."""
+    if accuracy <= chance + 3 * math.sqrt(max(chance * (1 - chance), 1e-9) / rows):
+        raise PreflightError(
+            f"{source} is right on {accuracy:.1%} of the test rows, a constant answer on {chance:.1%}: classes in another order, "
+            "or inputs prepared in another way than for training"
+        )
+
+
+def check_agreement(answers: Answers, reference: FloatArray, alone: BoolArray, source: str) -> None:
+    """Raise `PreflightError` where the target disagrees with its reference far beyond what the guard explains.
+
+    Args:
+        answers: the target's, on test rows.
+        reference: the reference's probabilities without its guard, (rows, classes).
+        alone: rows that the signed guard leaves as they are.
+        source: the reference's name.
+    """
+    rows = alone & answers.usable
+    if not rows.any():
+        return
+    agree = float((answers.labels[rows] == reference.argmax(axis=1)[rows]).mean())
+    if agree < LEAST_AGREEMENT:
+        raise PreflightError(
+            f"on {rows.sum()} rows that the guard leaves alone, the target names the same class as {source!r} in {agree:.1%}: "
+            "this reference is not the model that is served, or the inputs are prepared in another way"
+        )

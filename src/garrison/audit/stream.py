@@ -1,0 +1,49 @@
+"""One stream of questions, shared by trials that ask the same rows.
+
+A thief with 5,000 queries first asks the rows that a thief with 500 asks, and a thief who reads labels alone asks the same rows
+as one who reads probabilities. So the service is asked once and each trial is charged by its own meter.
+
+Invariant: rows are replayed only while a trial asks exactly what was asked at that place before; from the first difference on the
+service is asked. So an attack that repeats a question gets what the service says to the repetition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from garrison.attacks.base import Answers, Oracle
+from garrison.types import Array
+
+
+class SharedStream:
+    """Replays what was asked before, place by place.
+
+    Attributes:
+        asked: rows that the service itself was asked.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.facts = oracle.facts
+        self.asked = 0
+        self._oracle = oracle
+        self._x: list[Array] = []
+        self._answers: list[Answers] = []
+        self._place = 0
+
+    def rewind(self) -> SharedStream:
+        """Begin another trial."""
+        self._place = 0
+        return self
+
+    def query(self, x: Array) -> Answers:
+        """One request; a request that was asked at this place before is answered from memory."""
+        if self._place < len(self._x) and np.array_equal(self._x[self._place], x, equal_nan=x.dtype.kind == "f"):
+            self._place += 1
+            return self._answers[self._place - 1]
+        del self._x[self._place :], self._answers[self._place :]
+        self.asked += len(x)
+        found = self._oracle.query(x)
+        self._x.append(x)
+        self._answers.append(found)
+        self._place += 1
+        return found

@@ -1,0 +1,259 @@
+"""Services as an attacker sees them: over HTTP, or in this process.
+
+A target is an `Oracle` that also says what it is. The reference arms run a sealed bundle with its guard taken off, under an
+`UnsafeGuardOverride`, which is logged.
+
+Invariant: an attack sees the same of both kinds: what the release policy lets out, never raw scores.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from garrison.attacks.base import Answers, Oracle, OracleFacts
+from garrison.bundle.manifest import guard_digest, input_facts
+from garrison.bundle.reader import VerifiedBundle
+from garrison.client import Client
+from garrison.enclave.service import Service
+from garrison.errors import PreflightError
+from garrison.guard.override import UnsafeGuardOverride
+from garrison.types import NUMPY_DTYPES, Array, BoolArray, DefenseSpec, FloatArray, Task
+
+PROBABILITIES, SCORES, CLASSES = "probabilities", "scores", "classes"
+ReleaseChoice = Literal["full", "top-k", "label"]
+RELEASE_MODES: dict[ReleaseChoice, str] = {"full": "full", "top-k": "top-k", "label": "labels"}
+UNGUARDED = (DefenseSpec(name="release"),)
+"""The chain that holds nothing back."""
+
+
+class TargetName(enum.StrEnum):
+    """The arms of a comparison."""
+
+    UNDEFENDED = "undefended"
+    """The plain model, no guard."""
+    EXPOSURE = "outlier-exposure"
+    """The sealed model, trained with outlier exposure, no guard."""
+    DEFENDED = "defended"
+    """The service as it is."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Identity:
+    """What a target is.
+
+    Attributes:
+        where: the URL, or "in-process".
+        model, version: as the service names them.
+        manifest_digest, guard_digest: SHA-256 in hex; "" where the service does not say.
+        chain: the defenses that run, where they are known.
+        overridden: whether the signed guard was taken off or changed for this audit.
+        labels: names of the classes, empty where the service does not say.
+        budget_rows: rows that the service answers a caller, 0 for no limit or unknown.
+    """
+
+    where: str
+    model: str
+    version: str
+    manifest_digest: str
+    guard_digest: str
+    chain: tuple[DefenseSpec, ...] | None
+    overridden: bool
+    labels: tuple[str, ...]
+    budget_rows: int = 0
+
+
+class Target(Oracle, Protocol):
+    """An oracle that says what it is."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+
+class ServiceTarget:
+    """A sealed model in this process."""
+
+    def __init__(self, service: Service, *, overridden: bool) -> None:
+        manifest = service.manifest
+        if len(manifest.inputs) != 1:
+            raise PreflightError(
+                f"{manifest.name!r} takes {len(manifest.inputs)} input tensors; the attacks know models with one"
+            )
+        if manifest.task is Task.REGRESSION:
+            raise PreflightError(f"{manifest.name!r} is a regressor; the attacks and measures here are for classifiers")
+        spec = manifest.inputs[0]
+        facts, shape = input_facts(spec), spec.shape
+        self.service = service
+        self.facts = OracleFacts(
+            shape=shape,
+            dtype=facts.dtype,
+            low=facts.low.reshape(shape),
+            high=facts.high.reshape(shape),
+            classes=manifest.outputs,
+            soft=PROBABILITIES in {name for name, _, _ in service.outputs()},
+        )
+        self.identity = Identity(
+            where="in-process",
+            model=manifest.name,
+            version=str(manifest.version),
+            manifest_digest=service.manifest_digest,
+            guard_digest=guard_digest(service.chain),
+            chain=service.chain,
+            overridden=overridden,
+            labels=manifest.labels,
+        )
+        self._input = spec.name
+
+    def query(self, x: Array) -> Answers:
+        released = self.service.predict(self._named(x))
+        return answers_of(released.outputs, released.uncertain, self.facts.classes)
+
+    def raw(self, x: Array) -> FloatArray:
+        """The model's own answers, shape (rows, classes).
+
+        Raises:
+            GuardError: the signed guard runs.
+        """
+        return self.service.raw(self._named(x)).values
+
+    def named_rows(self, x: Array) -> dict[str, Array]:
+        """The rows under the name of the model's input, in its dtype."""
+        return self._named(x)
+
+    def _named(self, x: Array) -> dict[str, Array]:
+        return {self._input: np.ascontiguousarray(x, dtype=self.facts.dtype)}
+
+
+class HttpTarget:
+    """A running service.
+
+    Args:
+        client: asks it.
+        url: for the report.
+        classes: number of classes, for services that release labels only and do not say how many there are.
+
+    Raises:
+        PreflightError: the model takes several inputs, or does not say how many classes it has.
+    """
+
+    def __init__(self, client: Client, url: str, classes: int | None = None) -> None:
+        metadata = client.metadata()
+        if len(metadata.inputs) != 1:
+            raise PreflightError(f"{metadata.name!r} takes {len(metadata.inputs)} input tensors; the attacks know models with one")
+        spec, extras = metadata.inputs[0], metadata.garrison
+        if extras is not None and extras.task is Task.REGRESSION:
+            raise PreflightError(f"{metadata.name!r} is a regressor; the attacks and measures here are for classifiers")
+        if spec.datatype not in NUMPY_DTYPES:
+            raise PreflightError(f"{metadata.name!r} takes tensors of the unknown datatype {spec.datatype!r}")
+        outputs = {output.name: output.shape for output in metadata.outputs}
+        span = None if extras is None else extras.ranges.get(spec.name)
+        low, high = (-np.inf, np.inf) if span is None else (span.minimum, span.maximum)
+        shape = tuple(spec.shape[1:])
+        labels = () if extras is None else extras.labels
+        self._client = client
+        self.facts = OracleFacts(
+            shape=shape,
+            dtype=NUMPY_DTYPES[spec.datatype],
+            low=_spread(low, shape),
+            high=_spread(high, shape),
+            classes=_classes(outputs, labels, classes, metadata.name),
+            soft=PROBABILITIES in outputs,
+        )
+        self.identity = Identity(
+            where=url,
+            model=metadata.name,
+            version="" if extras is None else extras.version,
+            manifest_digest="" if extras is None else extras.manifest_digest,
+            guard_digest="" if extras is None else extras.guard_digest,
+            chain=None,
+            overridden=False,
+            labels=labels,
+            budget_rows=0 if extras is None else extras.budget_rows,
+        )
+
+    def query(self, x: Array) -> Answers:
+        found = self._client.predict(np.ascontiguousarray(x, dtype=self.facts.dtype), rows_a_request=max(1, len(x)))
+        return answers_of(found.outputs, found.uncertain, self.facts.classes)
+
+
+def _spread(value: float | tuple[float, ...], shape: tuple[int, ...]) -> Array:
+    values = np.asarray(value, dtype=np.float64)
+    return np.broadcast_to(values.reshape(shape) if values.ndim else values, shape)
+
+
+def _classes(
+    outputs: Mapping[str, tuple[int, ...]], labels: tuple[str, ...], given: int | None, model: str
+) -> int:
+    vectors = [outputs[name][-1] for name in (PROBABILITIES, SCORES) if name in outputs and CLASSES not in outputs]
+    found = len(labels) or next((n for n in vectors if n > 0), 0) or given
+    if not found:
+        raise PreflightError(f"{model!r} does not say how many classes it has")
+    return found
+
+
+def answers_of(outputs: Mapping[str, Array], uncertain: BoolArray, classes: int) -> Answers:
+    """Released tensors as an attacker reads them. Top-k answers are completed, see `complete_top_k`.
+
+    Raises:
+        PreflightError: neither classes nor a vector over the classes.
+    """
+    rows = len(uncertain)
+    nobody = np.zeros(rows, dtype=np.bool_)
+    vector: Any = outputs.get(PROBABILITIES)
+    if CLASSES in outputs:
+        numbers = outputs[CLASSES].reshape(rows, -1).astype(np.int64)
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= classes):
+            raise PreflightError(f"the service answers classes outside 0 to {classes - 1}")
+        soft = None if vector is None else complete_top_k(numbers, vector.reshape(numbers.shape), classes)
+        return Answers(numbers[:, 0], soft, nobody, uncertain)
+    vector = outputs.get(SCORES) if vector is None else vector
+    if vector is None or vector.ndim != 2 or vector.shape[1] != classes:
+        shown = ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
+        raise PreflightError(f"expected probabilities over {classes} classes, or classes; found {shown}")
+    return Answers(vector.argmax(axis=1).astype(np.int64), vector if PROBABILITIES in outputs else None, nobody, uncertain)
+
+
+def complete_top_k(numbers: Array, values: FloatArray, classes: int) -> FloatArray:
+    """A whole vector from the k largest probabilities: what is left of 1 is spread evenly over the other classes.
+
+    Args:
+        numbers: (rows, k), class numbers.
+        values: (rows, k), their probabilities.
+    """
+    known = values.astype(np.float64)
+    others = classes - numbers.shape[1]
+    rest = np.clip(1.0 - known.sum(axis=1, keepdims=True), 0.0, 1.0) / max(1, others)
+    found = np.broadcast_to(rest, (len(numbers), classes)).copy()
+    np.put_along_axis(found, numbers, known, axis=1)
+    return found
+
+
+def unguarded(bundle: VerifiedBundle) -> ServiceTarget:
+    """The bundle's model with its guard taken off, for comparison."""
+    override = UnsafeGuardOverride(UNGUARDED, "audit: the model without its guard, for comparison")
+    return ServiceTarget(Service(bundle, override=override), overridden=True)
+
+
+def guarded(bundle: VerifiedBundle, key: bytes | None, release: ReleaseChoice | None = None) -> ServiceTarget:
+    """The bundle's model behind its signed guard, in this process.
+
+    Args:
+        bundle: verified.
+        key: the misinformation key, where the guard needs one.
+        release: another release policy than the signed one, for measurement.
+    """
+    if release is None:
+        return ServiceTarget(Service(bundle, key=key), overridden=False)
+    chain = tuple(_released(spec, release) for spec in bundle.manifest.guard)
+    override = UnsafeGuardOverride(chain, f"audit: the release policy {release!r} instead of the signed one")
+    return ServiceTarget(Service(bundle, key=key, override=override), overridden=True)
+
+
+def _released(spec: DefenseSpec, release: ReleaseChoice) -> DefenseSpec:
+    if spec.name != "release":
+        return spec
+    return DefenseSpec(name=spec.name, parameters=spec.parameters | {"mode": RELEASE_MODES[release]})

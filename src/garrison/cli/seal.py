@@ -1,0 +1,186 @@
+"""`garrison seal`: a model, its guard and the owner's signature in one folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from garrison.bundle.manifest import Manifest
+from garrison.bundle.reader import entries_of
+from garrison.bundle.secret import secret_path
+from garrison.cli.output import console, json_option, notes, show_json
+from garrison.cli.owner_key import passphrase_option, read_owner_key
+from garrison.errors import ConfigError
+from garrison.guard.defenses import DEFENSES
+from garrison.guard.defenses.budget import Budget, Period
+from garrison.guard.defenses.release import Release
+from garrison.hardening.data import read_npz
+from garrison.hardening.ranges import SLACK
+from garrison.sealing.draft import Draft
+from garrison.sealing.formats import read_source
+from garrison.sealing.options import SealOptions
+from garrison.sealing.place import check_target
+from garrison.sealing.seal import seal as seal_draft
+from garrison.sealing.sources import draft_from_hardened, draft_from_source
+
+_file = click.Path(dir_okay=False, path_type=Path)
+_BUDGET = re.compile(r"(\d{1,15})(?:/(day|ever))?")
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--key", "key_file", required=True, type=_file, help="OWNER.key, from `garrison keygen`.")
+@passphrase_option
+@click.option(
+    "-o", "--output-folder", "out", required=True, type=click.Path(path_type=Path), help="The BUNDLE to make."
+)
+@click.option(
+    "--data", type=_file, help="Held-out rows (.npz, arrays x and perhaps y); needed unless SOURCE is HARDENED."
+)
+@click.option("--name", help="How clients ask for the model.  [default: the name of BUNDLE]")
+@click.option("--version", "version", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--release", type=click.Choice(["full", "rounded", "top-k", "label"]), help="What of an answer leaves.")
+@click.option("--k", type=click.IntRange(min=1), default=3, show_default=True, help="Classes in --release top-k.")
+@click.option("--decimals", type=click.IntRange(0, 12), help="Digits in --release rounded and top-k.  [default: 2]")
+@click.option("--budget", help="Rows a caller may ask: 5000, or 5000/day.")
+@click.option(
+    "--output",
+    type=click.Choice(["auto", "logits", "probabilities", "scores", "values"]),
+    default="auto",
+    show_default=True,
+    help="What the model's answer means.",
+)
+@click.option("--on-ood", type=click.Choice(["refuse", "uncertain"]), help="In place of misinformation.")
+@click.option(
+    "--benign-loss", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.005, show_default=True
+)
+@click.option(
+    "--range-margin",
+    type=click.FloatRange(0, 10),
+    default=SLACK,
+    show_default=True,
+    help="Room beyond a table's values.",
+)
+@click.option("--may-be-missing", is_flag=True, help="NaN stands for a missing value, in every feature.")
+@click.option("--labels", help="Class labels in the model's order: a,b,c or @FILE with one a line.")
+@click.option(
+    "--shadow", multiple=True, type=click.Choice(sorted(DEFENSES)), help="Run this defense, and change nothing."
+)
+@click.option("--double", is_flag=True, help="Convert a scikit-learn model in double precision.")
+@click.option("--force", is_flag=True, help="Replace an older bundle.")
+@json_option
+def seal(source: Path, key_file: Path, passphrase_file: Path | None, out: Path, *, as_json: bool, **given: Any) -> None:
+    """Seal SOURCE, a HARDENED folder or a model file (.onnx, .skops, .pt2), into BUNDLE.
+
+    With a guard that misinforms, the model's secret is written to BUNDLE.secret: it belongs on the server, outside the bundle.
+    OWNER.key does not.
+    """
+    check_target(out, force=given["force"])
+    options = _options(out, given)
+    owner = read_owner_key(key_file, passphrase_file)
+    draft = _draft(source, given["data"], options, double=given["double"])
+    manifest = seal_draft(draft, owner, out, force=given["force"])
+    secret = secret_path(out) if manifest.key_commitment else None
+    if as_json:
+        show_json(_as_json(manifest, out, owner.public.fingerprint, secret, draft))
+    else:
+        _show(manifest, out, owner.public.fingerprint, secret, draft)
+
+
+def _draft(source: Path, data: Path | None, options: SealOptions, *, double: bool) -> Draft:
+    rows = None if data is None else read_npz(data)
+    if source.is_dir():
+        return draft_from_hardened(source, options, rows)
+    model = read_source(source, double=double)
+    if rows is None:
+        raise ConfigError(f"{source}: --data is needed: held-out rows, from which ranges and thresholds are learned")
+    return draft_from_source(model, rows, options)
+
+
+def _options(out: Path, given: dict[str, Any]) -> SealOptions:
+    return SealOptions(
+        name=given["name"] or out.absolute().name,
+        version=given["version"],
+        release=_release(given["release"], given["k"], given["decimals"]),
+        budget=_budget(given["budget"]),
+        output=given["output"],
+        may_be_missing=given["may_be_missing"],
+        labels=_labels(given["labels"]),
+        shadow=frozenset(given["shadow"]),
+        range_margin=given["range_margin"],
+        on_ood=given["on_ood"],
+        benign_loss=given["benign_loss"],
+    )
+
+
+def _release(mode: str | None, k: int, decimals: int | None) -> Release | None:
+    match mode:
+        case None:
+            if decimals is not None:
+                raise ConfigError("--decimals goes with --release rounded or --release top-k")
+            return None
+        case "rounded":
+            return Release(mode="rounded", decimals=2 if decimals is None else decimals)
+        case "top-k":
+            return Release(mode="top-k", k=k, decimals=decimals)
+        case _:
+            return Release(mode="labels" if mode == "label" else "full")
+
+
+def _budget(text: str | None) -> Budget | None:
+    if text is None:
+        return None
+    match = _BUDGET.fullmatch(text.strip())
+    if match is None or int(match[1]) < 1:
+        raise ConfigError(f"--budget: expected a number of rows, such as 5000 or 5000/day, found {text!r}")
+    return Budget(rows=int(match[1]), period=cast("Period", match[2] or "ever"))
+
+
+def _labels(text: str | None) -> tuple[str, ...]:
+    if not text:
+        return ()
+    if not text.startswith("@"):
+        return tuple(label.strip() for label in text.split(","))
+    try:
+        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--labels: {text[1:]} cannot be read: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _as_json(manifest: Manifest, out: Path, signer: str, secret: Path | None, draft: Draft) -> dict[str, Any]:
+    entries = entries_of(manifest)
+    return {
+        "bundle": str(out),
+        "name": manifest.name,
+        "version": manifest.version,
+        "task": manifest.task.value,
+        "signer": signer,
+        "secret": None if secret is None else str(secret),
+        "guard": [spec.name for spec in manifest.guard],
+        "metrics": manifest.provenance.metrics,
+        "files": len(entries),
+        "bytes": sum(entry.size for entry in entries),
+        "notes": list(draft.notes),
+    }
+
+
+def _show(manifest: Manifest, out: Path, signer: str, secret: Path | None, draft: Draft) -> None:
+    entries = entries_of(manifest)
+    chain = ", ".join(f"{spec.name}{' (shadow)' if spec.shadow else ''}" for spec in manifest.guard)
+    lines = {
+        "sealed": str(out),
+        "model": f"{manifest.name}, version {manifest.version}, {manifest.task.value}",
+        "guard": chain,
+        "signed by": signer,
+        "files": f"{len(entries)} graphs and chunks, {sum(entry.size for entry in entries):,} bytes",
+    }
+    if secret is not None:
+        lines["secret"] = f"{secret} (for the server; keep it outside the bundle)"
+    for name, value in lines.items():
+        console.print(f"{name:10}{value}", markup=False, soft_wrap=True)
+    for note in draft.notes:
+        notes.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -1,0 +1,303 @@
+"""Hardens a model that is already trained: finds its answer, trains f' where it has none, calibrates the guard.
+
+    1 READ       the graph, its inputs and its answer
+    2 HOLD OUT   rows that the model has not seen
+    3 SCORE      those rows
+    4 CALIBRATE  tau to the stated benign loss, the shape of honest answers
+    5 MISINFORM  f': the graph's own head, or a network of its own
+    6 CHAIN      the defenses in order, as they will be signed
+    7 MEASURE    what honest rows lose and outliers get, through that very chain
+
+Nothing is written here; the result goes to `garrison.hardening.artifact.write_hardened`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from garrison.errors import CalibrationError, UnsupportedModelError
+from garrison.guard.pipeline import load_defense, specs_of
+from garrison.hardening import graphs
+from garrison.hardening.artifact import Hardened, software_versions
+from garrison.hardening.calibration import Calibration, ScoreName, calibrate, confidence_of, rows_needed
+from garrison.hardening.data import Part, Rows, for_model, split
+from garrison.hardening.measuring import Victim, measure
+from garrison.hardening.outliers import outlier_set
+from garrison.hardening.ranges import input_specs
+from garrison.hardening.scoring import Report, open_session, score, silent
+from garrison.types import Array, DefenseSpec, Task
+
+OnOod = Literal["misinform", "refuse", "uncertain"]
+Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
+HELD_OUT = 0.2
+SAMPLE_ROWS = 8
+WEAK = 0.8
+"""Share of outliers caught below which the owner is told to train with outlier exposure."""
+DRAWN_OUTLIERS = 2_000
+FEWEST_STEPS = 600
+"""Small data sets are passed over more often, until f' has seen so many batches."""
+MOST_TRAINING_ROWS = 100_000
+"""Rows on which an f' of its own is trained; more only cost time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the owner wants.
+
+    Attributes:
+        benign_loss: points of accuracy that honest callers may lose, as a share (0.005 is half a point).
+        score: what tells honest rows from others.
+        on_ood: what the others are answered.
+        output: what the graph's answer is, see `graphs.normalise_outputs`.
+        labels: names of the classes; None to take them from the data, or to number them.
+        bounds: range of all input values, in place of the one seen in the data.
+        budget: parameters of the defense `budget`, None for no budget.
+        release: parameters of the defense `release`.
+        constant_time: compute f' for every row.
+        outlier_exposure: whether the model was trained with it; only noted down.
+        seed, threads: of training and of the held-out rows.
+    """
+
+    benign_loss: float = 0.005
+    score: ScoreName = "max-probability"
+    on_ood: OnOod = "misinform"
+    output: graphs.Declared = "auto"
+    labels: tuple[str, ...] | None = None
+    bounds: tuple[float, float] | None = None
+    budget: dict[str, Any] | None = None
+    release: dict[str, Any] = field(default_factory=lambda: {"mode": "full"})
+    constant_time: bool = False
+    outlier_exposure: bool = False
+    seed: int = 0
+    threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `write_hardened` takes, and what the owner should know.
+
+    Attributes:
+        description: see `Hardened`.
+        model, misinformation: the graphs' bytes; the second is None where there is no f' of its own.
+        calibration: what was found.
+        notes: in plain English.
+    """
+
+    description: Hardened
+    model: bytes
+    misinformation: bytes | None
+    calibration: Calibration
+    notes: tuple[str, ...]
+
+
+def harden(
+    path: Path,
+    data: Rows,
+    calibration: Rows | None = None,
+    outliers: Rows | None = None,
+    options: Options | None = None,
+    report: Report = silent,
+) -> Result:
+    """See the module's docstring.
+
+    Args:
+        path: the ONNX file.
+        data: the rows that f' is trained on; a fifth of them is held out where `calibration` is None.
+        calibration: rows that the model has not seen.
+        outliers: rows that are not the model's business, to measure on; None to have some drawn.
+        options: see `Options`.
+        report: told how far the work is.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: the graph cannot be sealed as asked.
+        CalibrationError: the data do not fit the graph, or do not allow a calibration.
+        GuardError: a parameter of a defense is out of range.
+        MissingExtraError: an f' of its own needs torch.
+    """
+    options = options or Options()
+    # 1 READ
+    report("reading", 0.0)
+    graph = graphs.load_model(path)
+    wanted = graphs.graph_inputs(graph)
+    # 2 HOLD OUT
+    training, held_out = _parts(data, calibration, wanted, options.seed)
+    victim = _victim(graph, training, held_out, (data, calibration), options)
+    # 3 SCORE, 4 CALIBRATE
+    found = score(
+        open_session(victim.model, options.threads), held_out.inputs, report=part(report, "scoring", 0.05, 0.3)
+    )
+    confidence = confidence_of(options.score, found["probabilities"], found.get("logits"))
+    fitted = calibrate(found["probabilities"], confidence, held_out.y, benign_loss=options.benign_loss)
+    # 5 MISINFORM
+    if options.on_ood == "misinform" and not victim.facts().has_misinformation:
+        victim = replace(
+            victim, misinformation=own_network(victim, training, options, part(report, "training", 0.3, 0.9))
+        )
+    # 6 CHAIN
+    chain = guard_chain(fitted, options, victim)
+    # 7 MEASURE
+    report("measuring", 0.9)
+    outside = _outliers(outliers, wanted, victim, held_out, options.seed)
+    metrics = measure(victim, chain, fitted, held_out, outside)
+    digests = {"training": data.sha256} | ({} if calibration is None else {"calibration": calibration.sha256})
+    description = _describe(victim, chain, metrics, digests, options)
+    report("", 1.0)
+    notes = _notes(fitted, metrics, in_sample=calibration is None)
+    return Result(description, victim.model, victim.misinformation, fitted, notes)
+
+
+def part(report: Report, what: str, start: float, end: float) -> Report:
+    """A `Report` for one part of a longer piece of work."""
+    return lambda message, fraction: report(f"{what} {message}".strip(), start + (end - start) * fraction)
+
+
+def _parts(data: Rows, calibration: Rows | None, wanted: Wanted, seed: int) -> tuple[Part, Part]:
+    """(training, calibration) as the graph takes them."""
+    inputs = for_model(data, wanted)
+    if calibration is None:
+        return split(inputs, _class_numbers(data.y), HELD_OUT, seed)
+    held_out = Part(for_model(calibration, wanted), _class_numbers(calibration.y))
+    return Part(inputs, _class_numbers(data.y)), held_out
+
+
+def _class_numbers(y: Array | None) -> Array | None:
+    if y is None or y.dtype.kind in "iu":
+        return y
+    if not np.isfinite(y).all() or (y != np.round(y)).any():
+        raise CalibrationError("y holds real values; hardening is for classifiers, whose y are class numbers")
+    return y.astype(np.int64)
+
+
+def _victim(graph: Any, training: Part, held_out: Part, files: tuple[Rows, Rows | None], options: Options) -> Victim:
+    """The graph with canonical outputs, its inputs' ranges and its labels."""
+    sample = {name: x[:SAMPLE_ROWS] for name, x in held_out.inputs.items()}
+    model, task = graphs.normalise_outputs(graph, options.output, sample, Task.CLASSIFICATION)
+    if task is not Task.CLASSIFICATION:
+        raise UnsupportedModelError(
+            f"hardening needs probabilities; a model that answers {task.value} is sealed as it is"
+        )
+    both = {name: np.concatenate([x, held_out.inputs[name]]) for name, x in training.inputs.items()}
+    bytes_ = model.SerializeToString()
+    probabilities = score(open_session(bytes_), sample, ["probabilities"])["probabilities"]
+    given = [options.labels, *(rows.labels for rows in files if rows is not None)]
+    labels = next((names for names in given if names is not None), None)
+    classes = probabilities.shape[1]
+    if labels is not None and (len(labels) != classes or len(set(labels)) != classes):
+        raise CalibrationError(
+            f"expected {classes} different labels, one for each output, found {len(labels)}: {labels}"
+        )
+    return Victim(
+        model=bytes_,
+        outputs=tuple(o.name for o in model.graph.output),
+        inputs=input_specs(both, options.bounds),
+        labels=labels or tuple(str(k) for k in range(classes)),
+        datatype=probabilities.dtype,
+        threads=options.threads,
+    )
+
+
+def own_network(victim: Victim, training: Part, options: Options, report: Report) -> bytes:
+    """Train f' as a network of its own on at most 100,000 rows; without labels, on the victim's own answers."""
+    from garrison.hardening import export, misinformation
+    from garrison.hardening.training import Training
+
+    inputs, y = training.inputs, training.y
+    if len(training) > MOST_TRAINING_ROWS:
+        picked = np.sort(np.random.default_rng(options.seed).permutation(len(training))[:MOST_TRAINING_ROWS])
+        inputs, y = {name: x[picked] for name, x in inputs.items()}, None if y is None else y[picked]
+    if y is None:
+        y = score(open_session(victim.model, options.threads), inputs, ["probabilities"])["probabilities"].argmax(
+            axis=1
+        )
+    x = export.joined(inputs)
+    how = misinformation.OWN_NETWORK
+    epochs = max(how.epochs, min(200, math.ceil(FEWEST_STEPS * how.batch / len(x))))
+    settings = Training(
+        epochs=epochs, batch=how.batch, learning_rate=how.learning_rate, seed=options.seed, threads=options.threads
+    )
+    network = misinformation.train_network(x, y, len(victim.labels), options=settings, report=report)
+    return export.misinformation_graph(network, victim.inputs, {name: v[:SAMPLE_ROWS] for name, v in inputs.items()})
+
+
+def guard_chain(fitted: Calibration, options: Options, victim: Victim) -> tuple[DefenseSpec, ...]:
+    """bounds, [budget], score, adaptive misinformation or reject option, release; every parameter written out.
+
+    Raises:
+        GuardError: a parameter out of range, or a defense that such a model cannot have.
+    """
+    specs = [DefenseSpec(name="bounds")]
+    if options.budget is not None:
+        specs.append(DefenseSpec(name="budget", parameters=options.budget))
+    specs.append(DefenseSpec(name=options.score))
+    if options.on_ood == "misinform":
+        shape = {"tau": fitted.tau, "tail_scale": fitted.tail_scale, "margins": fitted.margins}
+        parameters = shape | {"constant_time": options.constant_time}
+        specs.append(DefenseSpec(name="adaptive-misinformation", parameters=parameters))
+    else:
+        specs.append(DefenseSpec(name="reject-option", parameters={"tau": fitted.tau, "action": options.on_ood}))
+    specs.append(DefenseSpec(name="release", parameters=options.release))
+    defenses = [load_defense(spec) for spec in specs]
+    for defense in defenses:
+        defense.check(victim.facts())
+    return specs_of(defenses)
+
+
+def _outliers(given: Rows | None, wanted: Wanted, victim: Victim, held_out: Part, seed: int) -> dict[str, Array] | None:
+    """Given outliers, or drawn ones for a single real-valued input; None where neither can be had."""
+    if given is not None:
+        return for_model(given, wanted)
+    (name, x), *more = held_out.inputs.items()
+    if more or x.dtype.kind != "f" or np.isnan(x).any():
+        return None
+    low, high = np.min(victim.inputs[0].minimum), np.max(victim.inputs[0].maximum)
+    drawn = outlier_set(x.shape[1:], DRAWN_OUTLIERS, seed, benign=x, low=float(low), high=float(high))
+    return {name: drawn.astype(x.dtype)}
+
+
+def _describe(
+    victim: Victim,
+    chain: tuple[DefenseSpec, ...],
+    metrics: dict[str, float],
+    digests: dict[str, str],
+    options: Options,
+) -> Hardened:
+    return Hardened(
+        task=Task.CLASSIFICATION,
+        labels=victim.labels,
+        inputs=victim.inputs,
+        guard=chain,
+        metrics=metrics,
+        data_sha256=digests,
+        outlier_exposure=options.outlier_exposure,
+        versions=software_versions(("garrison", "numpy", "onnx", "onnxruntime", "torch")),
+    )
+
+
+def _notes(fitted: Calibration, metrics: dict[str, float], *, in_sample: bool) -> tuple[str, ...]:
+    notes = []
+    if in_sample:
+        notes.append(
+            "a fifth of --data was held out for calibration. If the model was trained on these rows, it is surer of them than "
+            "of new ones: tau is then too high, and honest callers lose more than stated. Give unseen rows by --calibration"
+        )
+    if not fitted.holds:
+        notes.append(
+            f"{fitted.rows} calibration rows are too few to promise a benign loss of {fitted.asked:.2%}: tau is set so that "
+            f"none of them is lost, which proves no more than {fitted.loss_high:.2%}. {rows_needed(fitted.asked)} rows are needed"
+        )
+    if not fitted.labelled:
+        notes.append(
+            "there are no labels, so the benign loss is the share of rows whose answer changes, right or wrong"
+        )
+    if metrics.get("outliers_caught", 1.0) < WEAK:
+        notes.append(
+            f"the guard catches only {metrics['outliers_caught']:.1%} of outliers: the model is as sure of them as of honest "
+            "inputs. Train it with outlier exposure (docs/hardening.md)"
+        )
+    return tuple(notes)
