@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from garrison import datasets
 from garrison.cli.output import progress
 from garrison.hardening import export
-from garrison.hardening.misinformation import train_head
+from garrison.hardening.misinformation import HEAD, train_head
 from garrison.hardening.outliers import outlier_set
 from garrison.hardening.scoring import open_session, score
 from garrison.hardening.training import Training
@@ -33,14 +34,19 @@ def accuracy(model: Path, x: Any, y: Any) -> float:
     return float((answers.argmax(axis=1) == y).mean())
 
 
+def load(split: str) -> tuple[Any, Any, tuple[str, ...]]:
+    found = datasets.load("fashion-mnist", split)
+    return found.x, found.y, found.labels
+
+
 def write_data(out: Path, seed: int, *, force: bool) -> None:
     """The training rows and, apart from them, those for calibration."""
     if (out / "calibration.npz").exists() and not force:
         return
-    train = datasets.load("fashion-mnist", "train")
-    order = np.random.default_rng(seed).permutation(len(train.x))
+    x, y, labels = load("train")
+    order = np.random.default_rng(seed).permutation(len(x))
     for name, rows in (("train", order[HELD_OUT:]), ("calibration", order[:HELD_OUT])):
-        np.savez(out / f"{name}.npz", x=train.x[rows], y=train.y[rows], labels=np.array(train.labels))
+        np.savez(out / f"{name}.npz", x=x[rows], y=y[rows], labels=np.array(labels))
 
 
 def train_plain(x: Any, y: Any, options: Training) -> bytes:
@@ -55,7 +61,8 @@ def train_exposed(x: Any, y: Any, options: Training) -> bytes:
     with progress("victim with outlier exposure") as report:
         network = train_victim(x, y, outliers=outliers, options=options, report=report)
     with progress("misinformation head") as report:
-        head = train_head(network, x, y, outliers=outliers, seed=options.seed, threads=options.threads, report=report)
+        how = replace(HEAD, seed=options.seed, threads=options.threads)
+        head = train_head(network, x, y, outliers=outliers, options=how, report=report)
     return export.victim_graph(network, head, x[:64])
 
 
@@ -70,14 +77,14 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     write_data(given.out, given.seed, force=given.force)
     options = Training(epochs=given.epochs, seed=given.seed, threads=given.threads)
-    test = datasets.load("fashion-mnist", "test")
+    x, y, _ = load("test")
     for name, train in (("plain", train_plain), ("victim", train_exposed)):
         path, started = given.out / f"{name}.onnx", time.monotonic()
         if not path.exists() or given.force:
             with np.load(given.out / "train.npz") as data:
                 path.write_bytes(train(data["x"], data["y"], options))
         seconds = time.monotonic() - started
-        print(f"{path}: test accuracy {accuracy(path, test.x, test.y):.2%} ({seconds:.0f} s)", flush=True)
+        print(f"{path}: test accuracy {accuracy(path, x, y):.2%} ({seconds:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import lzma
 import math
@@ -30,11 +31,11 @@ def made_table() -> Any:
         {
             "number": np.array([1, 2, 3]),
             "share": np.array([0.5, math.nan, 1e-7]),
-            "name": np.array(["a", "b, c", None], dtype=object),
+            "name": pandas.Series(["a", "b, c", None], dtype=object),
             "other": np.array([7, 8, 9]),
         },
         columns=pandas.Index(["number", "share", "name", "other"], dtype=object),
-    ).astype({"name": object})
+    )
 
 
 def test_a_pickled_table_is_read_without_unpickling() -> None:
@@ -74,10 +75,8 @@ def test_a_payload_does_not_run(tmp_path: Path) -> None:
 def test_a_payload_inside_a_table_does_not_run(tmp_path: Path) -> None:
     table = pandas.DataFrame({"x": np.array([Payload(tmp_path / "ran"), 1], dtype=object)}).astype(object)
     data = pickled(table)
-    try:
+    with contextlib.suppress(DatasetCorruptError):
         read_frame(data)
-    except DatasetCorruptError:
-        pass
     assert not (tmp_path / "ran").exists()
     pickle.loads(data)  # noqa: S301 - the control
     assert (tmp_path / "ran").exists()

@@ -128,7 +128,7 @@ def test_a_debian_package_put_there_by_hand(errand: Errand, tmp_path: Path, monk
     assert list(errand.work.iterdir()) == []
 
     (errand.packages / "dataset-made_1_all.deb").write_bytes(b"broken")
-    with pytest.raises(RoadError, match="apt-get update"):
+    with pytest.raises(RoadError, match=r"apt-get update|apt-get is not on this machine"):
         road.obtain(errand)
 
 

@@ -95,7 +95,7 @@ def test_json_data_may_be_nested_or_flat() -> None:
     nested = [[[1, 2, 3], [4, 5, 6.5]]]
     flat = [1, 2, 3, 4, 5, 6.5]
     for data in (nested, flat):
-        np.testing.assert_array_equal(read({"inputs": [tensor(data=data)]}).inputs["x"], np.float32(nested))
+        np.testing.assert_array_equal(read({"inputs": [tensor(data=data)]}).inputs["x"], np.array(nested, np.float32))
 
 
 def test_several_inputs_of_several_kinds_in_json_and_mixed_with_binary() -> None:
@@ -155,7 +155,7 @@ def test_unaligned_tensors_are_copied_into_alignment() -> None:
 
 def test_outputs_are_chosen_ordered_and_encoded_as_asked() -> None:
     released = Released(
-        {"probabilities": np.float32([[0.25, 0.75]]), "classes": np.array([[1]])}, np.zeros(1, dtype=np.bool_)
+        {"probabilities": np.array([[0.25, 0.75]], np.float32), "classes": np.array([[1]])}, np.zeros(1, dtype=np.bool_)
     )
     wanted = [{"name": "classes"}, {"name": "probabilities", "parameters": {"binary_data": False}}]
     request = read({"inputs": [tensor()], "outputs": wanted, "parameters": {"binary_data_output": True}})
@@ -238,7 +238,11 @@ BAD_JSON: dict[str, tuple[Any, type[GarrisonError], str]] = {
         MalformedRequestError,
         "either data or .* both are given",
     ),
-    "binary without a header": ({"inputs": [binary_tensor()]}, MalformedRequestError, "Inference-Header-Content-Length"),
+    "binary without a header": (
+        {"inputs": [binary_tensor()]},
+        MalformedRequestError,
+        "Inference-Header-Content-Length",
+    ),
     "shared memory": (
         {"inputs": [tensor(data=None, parameters={"shared_memory_region": "r"})]},
         MalformedRequestError,
@@ -415,14 +419,14 @@ def test_an_answer_that_makes_no_sense_is_a_service_error(body: bytes, json_byte
 
 def test_what_json_cannot_hold_is_not_sent() -> None:
     with pytest.raises(InputError, match="infinity"):
-        encode_request({"x": np.float32([[np.inf]])}, binary=False)
+        encode_request({"x": np.array([[np.inf]], np.float32)}, binary=False)
     with pytest.raises(InputError, match="dtype"):
         encode_request({"x": np.array([["a"]])})
 
 
 def test_missing_values_survive_both_forms() -> None:
     facts = model(spec("x", "FP32", (2,), missing=True))
-    x: Array = np.float32([[np.nan, 1.0]])
+    x: Array = np.array([[np.nan, 1.0]], np.float32)
     for binary in (True, False):
         request = decode_request(*encode_request({"x": x}, binary=binary), facts, DEFAULT_LIMITS)
         np.testing.assert_array_equal(request.inputs["x"], x)

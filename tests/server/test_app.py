@@ -8,6 +8,8 @@ import json
 import httpx
 import numpy as np
 import pytest
+from tests.models import CLASSES, LABELS, PIXELS, images
+from tests.serving import Bundles, Served, serve
 
 from garrison import __version__
 from garrison.enclave.service import Service
@@ -15,8 +17,6 @@ from garrison.errors import MalformedRequestError
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.protocol.statement import verify_answer
 from garrison.server.app import read_question
-from tests.models import CLASSES, LABELS, PIXELS, images
-from tests.server.conftest import Bundles, Served, serve
 
 
 def get(served: Served, path: str) -> httpx.Response:

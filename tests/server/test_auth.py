@@ -9,10 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.serving import Bundles, serve
 
 from garrison.errors import AuthenticationError, ConfigError
 from garrison.server.auth import Authenticator, add_key, read_keys, revoke_key
-from tests.server.conftest import Bundles, serve
 
 PEER = "127.0.0.1:4711"
 
@@ -42,32 +42,30 @@ def test_the_file_holds_no_secret_and_is_for_its_owner_only(file: Path) -> None:
     assert file.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda key: key[:-1] + ("0" if key[-1] != "0" else "1"),
-        lambda key: key[:-1],
-        lambda key: key + "0",
-        lambda key: key.replace("alice", "bob"),
-        lambda key: key.replace("alice", "mallory"),
-        lambda key: key.upper(),
-        lambda key: key.replace("gk_", ""),
-        lambda key: "gk_alice_",
-        lambda key: "gk_",
-        lambda key: "",
-        lambda key: "gk_alice_" + "é" * 20,
-        lambda key: "gk_alice_" + "0" * 10_000,
-    ],
-)
-def test_anything_but_the_key_is_refused(file: Path, change: object) -> None:
+def spoilt(key: str) -> list[str]:
+    """Keys that are almost the key."""
+    return [
+        key[:-1] + ("0" if key[-1] != "0" else "1"),
+        key[:-1],
+        key + "0",
+        key.replace("alice", "bob"),
+        key.replace("alice", "mallory"),
+        key.upper(),
+        key.replace("gk_", ""),
+        "gk_alice_",
+        "gk_",
+        "",
+        "gk_alice_" + "é" * 20,
+        "gk_alice_" + "0" * 10_000,
+    ]
+
+
+def test_anything_but_the_key_is_refused(file: Path) -> None:
     key = add_key(file, "alice")
     add_key(file, "bob")
     guard = Authenticator(file)
-    assert callable(change)
-    with pytest.raises(AuthenticationError, match="not known"):
-        guard.caller(bearer(change(key)), PEER)
-    for header in (key, f"Basic {key}", f"bearer {key}"):
-        with pytest.raises(AuthenticationError):
+    for header in (*map(bearer, spoilt(key)), key, f"Basic {key}", f"bearer {key}"):
+        with pytest.raises(AuthenticationError, match="not known"):
             guard.caller(header, PEER)
     with pytest.raises(AuthenticationError, match="a key is needed"):
         guard.caller(None, PEER)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
+from tests.models import PIXELS, images
+from tests.serving import Bundles, Served, serve
 
 from garrison.limits import Limits
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.server.http_errors import STATUS
 from garrison.types import Array
-from tests.models import PIXELS, images
-from tests.server.conftest import Bundles, Served, serve
 
 INFER = "/v2/models/mlp/infer"
 SIZE = int(np.prod(PIXELS))

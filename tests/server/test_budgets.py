@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.models import images
+from tests.serving import Bundles, command, serve
 
 from garrison.errors import ConfigError
 from garrison.protocol.oip_client import encode_request
 from garrison.server.budgets import FILE_NAME, BudgetBook, ModelBudget
-from tests.models import images
-from tests.server.conftest import Bundles, budget, serve
 
 LIMIT = 1000
 NOON = 1_750_000_000.0
@@ -262,31 +257,10 @@ def test_the_budget_holds_over_http_and_over_concurrent_requests(bundles: Bundle
 def test_a_host_may_tighten_the_budget(bundles: Bundles, tmp_path: Path) -> None:
     settings = tmp_path / "garrison.toml"
     settings.write_text("[guard.budget]\nrows = 10\n")
-    with process(bundles, tmp_path, "metered", "--config", str(settings)) as (_, url):
+    with command(bundles, "metered", tmp_path, "--config", str(settings)) as (_, ready):
+        url = ready["url"]
         assert ask(url, 10).status_code == 200
         assert ask(url, 1).status_code == 429
-
-
-@contextmanager
-def process(bundles: Bundles, state: Path, name: str, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, by the ordinary command."""
-    command = [sys.executable, "-m", "garrison", "serve", str(bundles.sealed[name].path), "--port", "0", *more]
-    command += ["--trust", str(bundles.folder / "owner.pub"), "--state", str(state / "state"), "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=state)
-    try:
-        assert server.stdout is not None
-        text = ""
-        for line in server.stdout:
-            text += line
-            if line == "}\n":
-                break
-        yield server, json.loads(text)["url"]
-    finally:
-        server.kill()
-        server.wait()
-        if server.stdout is not None:
-            server.stdout.close()
 
 
 def ask(url: str, rows: int) -> httpx.Response:
@@ -298,17 +272,14 @@ def ask(url: str, rows: int) -> httpx.Response:
 def test_killing_the_server_gives_no_row_back(bundles: Bundles, tmp_path: Path) -> None:
     used = 0
     for rows in (30, 20, 25):
-        with process(bundles, tmp_path, "metered") as (server, url):
-            answered = ask(url, rows)
+        with command(bundles, "metered", tmp_path) as (server, ready):
+            answered = ask(ready["url"], rows)
             assert answered.status_code == 200, answered.text
             used += rows
             os.kill(server.pid, signal.SIGKILL)
             server.wait()
         assert used <= recorded(tmp_path / "state", "ip:127.0.0.1") <= used + 3
-    with process(bundles, tmp_path, "metered") as (_, url):
+    with command(bundles, "metered", tmp_path) as (_, ready):
+        url = ready["url"]
         assert ask(url, 100 - used + 1).status_code == 429
         assert ask(url, 100 - used - 3).status_code == 200
-
-
-def test_the_budget_of_the_fixture_is_what_the_tests_say() -> None:
-    assert budget(100).parameters == {"rows": 100, "period": "ever"}

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from tests.models import images
+from tests.serving import Bundles, Served, serve
 
 from garrison.limits import Limits
-from tests.models import images
-from tests.server.conftest import Bundles, Served, serve
 
 LIMITS = Limits(body_read_seconds=0.5, header_read_seconds=1.0, request_body_bytes=100_000, queue_bytes=150_000)
 

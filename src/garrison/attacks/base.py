@@ -294,6 +294,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         low, high: the interval, None where there is none.
         interval: how the interval was made, or why there is none.
         queries: rows asked, for one seed.
+        budget: rows that might be asked; for a control arm, rows that its clone was trained on.
         seeds: how many seeds the value is the mean of.
         answers: "soft" or "labels"; "none" where nothing was stolen.
         chance: what a constant answer would get.
@@ -311,6 +312,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     interval: str
     queries: int
     seeds: int
+    budget: int = 0
     answers: str = "none"
     chance: float | None = None
     unit: str = "fraction"
@@ -408,6 +410,7 @@ def findings_of(
                 high=None if e.high is None else min(1.0, e.high),
                 interval=e.interval,
                 queries=queries,
+                budget=trials[0].budget,
                 seeds=len(trials),
                 answers=answers.value,
                 chance=chance.get(metric),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from garrison.attacks.base import Answers, Oracle
+from garrison.errors import RefusedError
 from garrison.types import Array
 
 
@@ -27,7 +28,7 @@ class SharedStream:
         self.asked = 0
         self._oracle = oracle
         self._x: list[Array] = []
-        self._answers: list[Answers] = []
+        self._answers: list[Answers | RefusedError] = []
         self._place = 0
 
     def rewind(self) -> SharedStream:
@@ -36,14 +37,22 @@ class SharedStream:
         return self
 
     def query(self, x: Array) -> Answers:
-        """One request; a request that was asked at this place before is answered from memory."""
-        if self._place < len(self._x) and np.array_equal(self._x[self._place], x, equal_nan=x.dtype.kind == "f"):
-            self._place += 1
-            return self._answers[self._place - 1]
-        del self._x[self._place :], self._answers[self._place :]
-        self.asked += len(x)
-        found = self._oracle.query(x)
-        self._x.append(x)
-        self._answers.append(found)
+        """One request; a request that was asked at this place before is answered, or refused, from memory."""
+        place = self._place
+        if place == len(self._x) or not np.array_equal(self._x[place], x, equal_nan=x.dtype.kind == "f"):
+            del self._x[place:], self._answers[place:]
+            self.asked += len(x)
+            self._answers.append(self._ask(x))
+            self._x.append(x)
         self._place += 1
+        found = self._answers[place]
+        if isinstance(found, RefusedError):
+            raise found
         return found
+
+    def _ask(self, x: Array) -> Answers | RefusedError:
+        """A refusal is an answer; what failed is raised and will be asked again."""
+        try:
+            return self._oracle.query(x)
+        except RefusedError as refusal:
+            return refusal

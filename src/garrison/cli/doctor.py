@@ -156,7 +156,7 @@ def _package(name: str, extra: str, least: str) -> Check:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: (2, 13, 0) of "2.13.0+cpu"."""
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0].split("rc")[0]))
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+", maxsplit=1)[0].split("rc", maxsplit=1)[0]))
 
 
 def _data() -> list[Check]:

@@ -28,9 +28,7 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("--data", "data", type=FILE, required=True, help="Training rows: an .npz with x, y and perhaps labels.")
-@click.option(
-    "-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="HARDENED folder."
-)
+@click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="HARDENED folder.")
 @click.option(
     "--calibration", type=FILE, help="Rows that the model has not seen; without it a fifth of --data is held out."
 )

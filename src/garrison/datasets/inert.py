@@ -128,7 +128,7 @@ def read_frame(data: bytes) -> dict[str, list[Any]]:
         for opcode, argument, _ in pickletools.genops(data):
             machine.step(opcode.name, argument)
         return _frame(machine.stack[-1])
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DatasetCorruptError(f"expected a pickled table of numbers and strings: {error}") from error
 
 

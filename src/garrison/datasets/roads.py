@@ -236,6 +236,8 @@ class DebianPackage:
         try:
             run(["apt-get", "download", self.package], errand.work)
         except RoadError as error:
+            if shutil.which("apt-get") is None:
+                raise
             raise RoadError(f"{error} (`apt-get update`, as root, may help)") from error
         for archive in errand.work.glob("*.deb"):
             yield _keep(archive, errand.packages)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from garrison.errors import CalibrationError
 from garrison.guard.defenses import energy, max_probability
-from garrison.guard.defenses.adaptive_misinformation import alpha
+from garrison.guard.defenses.adaptive_misinformation import NEGLIGIBLE, alpha
 from garrison.hardening.measures import LEVEL, lower_limit, upper_limit
 from garrison.types import Array, BoolArray, FloatArray
 
@@ -113,10 +113,10 @@ def calibrate(
         raise CalibrationError(
             "the model is wrong on every calibration row: are the labels class numbers in its own order?"
         )
-    top = probabilities[np.arange(len(own_choice)), own_choice].astype(np.float64)
+    lead = lead_of(probabilities)
     allowed = allowed_events(len(right), benign_loss, level)
-    tau = _largest_tau(confidence[right], top[right], max(0, allowed), nu)
-    lost = int((right & changed(confidence, top, tau, nu)).sum())
+    tau = _largest_tau(confidence[right], lead[right], max(0, allowed), nu)
+    lost = int((right & changed(confidence, lead, tau, nu)).sum())
     high = upper_limit(lost, len(right), level)
     tail_scale, margins = answer_shape(probabilities[confidence >= tau])
     return Calibration(
@@ -134,10 +134,20 @@ def calibrate(
     )
 
 
-def changed(confidence: FloatArray, top: FloatArray, tau: float, nu: float) -> BoolArray:
-    """Rows whose first choice changes however sure the misinformation is: alpha >= (1 - alpha) max_k f_k. Shape (rows,)."""
+def lead_of(probabilities: FloatArray) -> FloatArray:
+    """p1 - p2 of each row, shape (rows,)."""
+    best = np.partition(probabilities.astype(np.float64), -2, axis=1)[:, -2:]
+    lead: FloatArray = best[:, 1] - best[:, 0]
+    return lead
+
+
+def changed(confidence: FloatArray, lead: FloatArray, tau: float, nu: float) -> BoolArray:
+    """Rows whose first choice may change, shape (rows,): alpha (m_c - m_1) can reach (1 - alpha)(f_1 - f_2).
+
+    The difference in m is taken as 1, its largest, so nothing here depends on f' or on the owner's key.
+    """
     a = alpha(np, confidence, tau, nu)
-    found: BoolArray = a >= (1.0 - a) * top
+    found: BoolArray = a >= (1.0 - a) * np.maximum(lead, NEGLIGIBLE)
     return found
 
 
@@ -155,13 +165,13 @@ def rows_needed(benign_loss: float, level: float = LEVEL) -> int:
     return math.ceil(math.log(1 - level) / math.log1p(-benign_loss))
 
 
-def _largest_tau(confidence: FloatArray, top: FloatArray, allowed: int, nu: float) -> float:
+def _largest_tau(confidence: FloatArray, lead: FloatArray, allowed: int, nu: float) -> float:
     """Largest tau, rounded down, at which at most `allowed` of these rows change; the inverse of `changed`."""
-    critical = np.sort(confidence + np.log(np.maximum(top, _SMALLEST_PROBABILITY)) / nu)
+    critical = np.sort(confidence + np.log(np.maximum(lead, NEGLIGIBLE)) / nu)
     limit = float(critical[min(allowed, len(critical) - 1)])
     scale = 10.0 ** (6 - max(0, math.ceil(math.log10(abs(limit) + 1e-9))))
     tau = math.floor(limit * scale) / scale
-    while (changed(confidence, top, tau, nu)).sum() > allowed:
+    while changed(confidence, lead, tau, nu).sum() > allowed:
         tau -= 1.0 / scale
     return tau
 

@@ -88,6 +88,7 @@ def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft
     """
     inputs = model_inputs(source.model, rows)
     sample = check_rows(inputs)
+    specs = describe_inputs(inputs, options)
     declared = source.declared if options.output == "auto" else options.output
     model, task = normalise_outputs(source.model, declared, sample, _task_of(rows.y))
     model = _in_columns(model, task, sample)
@@ -104,7 +105,7 @@ def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft
         labels=_labels(
             options.labels, source.labels or rows.labels or (), 0 if task is Task.REGRESSION else values.shape[1]
         ),
-        inputs=describe_inputs(inputs, options),
+        inputs=specs,
         guard=chain.specs,
         provenance=Provenance(
             created=_now(),

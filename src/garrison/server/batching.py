@@ -64,7 +64,7 @@ class Batcher:
         self._queue: deque[Waiting] = deque()
         self._scheduled = False
         self._working = False
-        self._row_seconds = 0.0
+        self._row_seconds: float | None = None
 
     @property
     def busy(self) -> bool:
@@ -94,7 +94,7 @@ class Batcher:
         if not batch:
             return
         rows = sum(request.rows for request in batch)
-        if rows <= self._limits.inline_rows and rows * self._row_seconds <= INLINE_SECONDS:
+        if rows <= self._limits.inline_rows and rows * (self._row_seconds or 0.0) <= INLINE_SECONDS:
             self._finish(batch, self._compute(batch, rows))
         else:
             self._working = True
@@ -132,7 +132,8 @@ class Batcher:
             logger.exception("a batch of %d requests could not be answered or charged", len(batch))
             return _failed(batch)
         measured = (time.perf_counter() - start) / max(rows, 1.0)
-        self._row_seconds += _NEWEST_WEIGHT * (measured - self._row_seconds)
+        known = self._row_seconds
+        self._row_seconds = measured if known is None else known + _NEWEST_WEIGHT * (measured - known)
         return replies
 
     def _ask(self, request: Waiting) -> Ask:

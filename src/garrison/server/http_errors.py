@@ -70,8 +70,8 @@ def json_answer(value: object, status: int = 200, headers: Headers | None = None
 
 
 def error_answer(code: str, message: str, headers: Headers | None = None) -> Answer:
-    """The response for an error code. For a code that is not in the table the message is not shown."""
-    if code not in STATUS:
+    """The response for an error code. The message of what is our own fault, or not in the table, is not shown."""
+    if code not in STATUS or code == INTERNAL:
         code, message = INTERNAL, "the service failed on this request"
     return json_answer(_ErrorBody(message, code), STATUS[code], [*_EXTRA.get(code, []), *(headers or [])])
 

@@ -103,7 +103,6 @@ def convert(estimator: Any, *, double: bool = False, sha256: str | None = None) 
         declared=declared,
         labels=() if declared == "values" else tuple(str(c) for c in estimator.classes_),
         reference=reference,
-        tolerance=1e-9 if double else 1e-3,
         packages=("scikit-learn", "skl2onnx", "skops", "onnx"),
     )
 

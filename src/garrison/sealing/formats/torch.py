@@ -114,7 +114,6 @@ def _source(model: Any, module: Any, names: list[str], sha256: str, declared: De
         sha256=sha256,
         declared=declared,
         reference=reference,
-        tolerance=1e-3,
         packages=PACKAGES,
     )
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerKey
@@ -17,7 +22,6 @@ from garrison.limits import Limits
 from garrison.protocol.oip_client import encode_request
 from garrison.server.root import Assembly, assemble, background
 from garrison.types import Array, DefenseSpec
-from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 
 LABELS_ONLY = DefenseSpec(name="release", parameters={"mode": "labels"})
 
@@ -70,9 +74,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 
 @contextmanager
-def serve(
-    bundles: Bundles, *names: str, state: Path, limits: Limits | None = None, **server: Any
-) -> Iterator[Served]:
+def serve(bundles: Bundles, *names: str, state: Path, limits: Limits | None = None, **server: Any) -> Iterator[Served]:
     config = Config(server=ServerConfig(port=0, state=str(state), **server), limits=limits or Limits())
     assembly = assemble(config, bundles.paths(*names), [bundles.owner.public])
     with background(assembly) as url:
@@ -83,3 +85,26 @@ def serve(
 def served(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serve(bundles, "mlp-1", "mlp-2", "plain", state=tmp_path_factory.mktemp("state")) as running:
         yield running
+
+
+@contextmanager
+def command(
+    bundles: Bundles, name: str, folder: Path, *more: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """`garrison serve` in a process of its own, and what it says when it is ready. Its state lies in the folder."""
+    words = [sys.executable, "-m", "garrison", "serve", str(bundles.sealed[name].path), "--port", "0", "--json", *more]
+    words += ["--trust", str(bundles.folder / "owner.pub"), "--state", str(folder / "state")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder)
+    try:
+        said = ""
+        while not said.endswith("\n}\n"):
+            line = server.stdout.readline() if server.stdout else ""
+            if not line:
+                pytest.fail(f"the server did not start: {server.stderr.read() if server.stderr else ''}")
+            said += line
+        yield server, json.loads(said)
+    finally:
+        server.kill()
+        server.communicate()

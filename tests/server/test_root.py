@@ -1,0 +1,200 @@
+"""A server starts only as safe as asked, and stops without losing what it has begun."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from tests.models import images
+from tests.serving import Bundles, command, serve
+
+from garrison.config import Config, ServerConfig
+from garrison.crypto.owner import OwnerKey
+from garrison.errors import BundleError, ChangedFileError, ConfigError, GuardError, KeyFileError, UntrustedKeyError
+from garrison.server.root import assemble, check_exposure, listen
+
+
+def config(tmp_path: Path, guard: dict[str, dict[str, Any]] | None = None, **server: Any) -> Config:
+    return Config(server=ServerConfig(port=0, state=str(tmp_path / "state"), **server), guard=guard or {})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_beyond_this_machine_only_with_keys_or_on_purpose(host: str) -> None:
+    with pytest.raises(ConfigError, match="without a key"):
+        check_exposure(Config(server=ServerConfig(host=host)))
+    check_exposure(Config(server=ServerConfig(host=host, keys="keys.json")))
+    check_exposure(Config(server=ServerConfig(host=host, allow_anonymous=True)))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_this_machine_needs_no_keys(host: str) -> None:
+    check_exposure(Config(server=ServerConfig(host=host)))
+
+
+def test_a_taken_port_is_noticed() -> None:
+    with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="choose another --port"):
+        listen("127.0.0.1", first.getsockname()[1])
+    with pytest.raises(ConfigError, match="cannot listen"):
+        listen("192.0.2.1", 0)
+
+
+def test_ipv6_works(bundles: Bundles, tmp_path: Path) -> None:
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    with serve(bundles, "metered", state=tmp_path, host="::1") as running:
+        assert "[::1]" in running.url
+        assert running.infer(images(3), "/v2/models/metered/infer").status_code == 200
+        book = running.assembly.book
+        assert book is not None
+        assert book.remaining("metered", "ip:::/64", "ever", 100) == 97
+
+
+def test_a_bundle_with_a_flipped_byte_is_not_served(bundles: Bundles, tmp_path: Path) -> None:
+    sealed = bundles.sealed["mlp-1"]
+    copy = tmp_path / "bundle"
+    shutil.copytree(sealed.path, copy)
+    shutil.copy(sealed.path.with_name(sealed.path.name + ".secret"), tmp_path / "bundle.secret")
+    good = assemble(config(tmp_path), [copy], [sealed.owner.public])
+    good.close()
+    part = next((copy / "parameters").iterdir())
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(bytes(data))
+    with pytest.raises(ChangedFileError, match=part.name):
+        assemble(config(tmp_path), [copy], [sealed.owner.public])
+
+
+def test_only_trusted_bundles_are_served(bundles: Bundles, tmp_path: Path) -> None:
+    path = bundles.sealed["mlp-1"].path
+    with pytest.raises(UntrustedKeyError):
+        assemble(config(tmp_path), [path], [OwnerKey.generate().public])
+    with pytest.raises(BundleError, match="no trusted key"):
+        assemble(config(tmp_path), [path], [])
+    with pytest.raises(BundleError):
+        assemble(config(tmp_path), [tmp_path / "nothing"], [bundles.owner.public])
+
+
+def test_models_must_be_there_once(bundles: Bundles, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="version 1 is given twice"):
+        assemble(config(tmp_path), bundles.paths("mlp-1", "mlp-1"), [bundles.owner.public])
+    with pytest.raises(ConfigError, match="no model"):
+        assemble(config(tmp_path), [], [bundles.owner.public])
+    with pytest.raises(ConfigError, match="unknown isolation 'magic'"):
+        assemble(config(tmp_path), bundles.paths("mlp-1"), [bundles.owner.public], "magic")
+
+
+def test_the_misinformation_key_is_found_beside_the_bundle_or_named(bundles: Bundles, tmp_path: Path) -> None:
+    sealed, plain = bundles.sealed["mlp-1"], bundles.sealed["plain"]
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(sealed.path, moved)
+    trusted = [bundles.owner.public]
+    with pytest.raises((GuardError, KeyFileError)):
+        assemble(config(tmp_path), [moved], trusted)
+    secret = sealed.path.with_name(sealed.path.name + ".secret")
+    assemble(config(tmp_path, secret=(str(secret),)), [moved, plain.path], trusted).close()
+    other = tmp_path / "wrong.secret"
+    other.write_text("# wrong\n" + "A" * 43 + "=\n")
+    with pytest.raises(KeyFileError, match="not the one"):
+        assemble(config(tmp_path, secret=(str(other),)), [moved], trusted)
+    assemble(config(tmp_path, secret=(str(other), str(secret))), [moved], trusted).close()
+
+
+def test_a_host_may_tighten_and_not_loosen(bundles: Bundles, tmp_path: Path) -> None:
+    trusted = [bundles.owner.public]
+    everything = bundles.paths("mlp-1", "metered")
+    tightened = assemble(config(tmp_path, {"release": {"mode": "labels"}, "budget": {"rows": 5}}), everything, trusted)
+    outputs = {model.name: [output.name for output in model.card.outputs] for model in tightened.hosting}
+    assert outputs == {"mlp": ["classes"], "metered": ["classes"]}
+    assert {model.name: model.card.budget_rows for model in tightened.hosting} == {"mlp": 0, "metered": 5}
+    signed = bundles.sealed["mlp-1"].verified().manifest.guard_digest()
+    assert tightened.hosting.default("mlp").card.guard_digest != signed
+    tightened.close()
+    with pytest.raises(GuardError, match="only tighten"):
+        assemble(config(tmp_path, {"budget": {"rows": 101}}), everything, trusted)
+    with pytest.raises(GuardError, match="only tighten"):
+        assemble(config(tmp_path, {"release": {"mode": "full"}}), bundles.paths("plain"), trusted)
+    with pytest.raises(ConfigError, match=r"guard\.budgte: no model here has such a defense"):
+        assemble(config(tmp_path, {"budgte": {"rows": 1}}), everything, trusted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_graceful_stop_finishes_what_is_in_flight(bundles: Bundles, tmp_path: Path, number: signal.Signals) -> None:
+    with command(bundles, "metered", tmp_path) as (server, ready):
+        parts = urlsplit(ready["url"])
+        body = json.dumps(
+            {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.5] * 64}]}
+        ).encode()
+        head = f"POST /v2/models/metered/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with (
+            socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection,
+            socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10),  # idle: must not hold it up
+        ):
+            connection.sendall(head + body[:100])
+            time.sleep(0.3)
+            start = time.monotonic()
+            server.send_signal(number)
+            time.sleep(0.3)
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{ready['url']}/v2/health/live")
+            assert server.poll() is None
+            connection.sendall(body[100:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert server.wait(timeout=10) == 0
+        assert time.monotonic() - start < 5
+
+
+def test_a_stop_does_not_wait_for_ever(bundles: Bundles, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[limits]\nstop_seconds = 0.5\n")
+    with command(bundles, "metered", tmp_path, "--config", str(settings)) as (server, ready):
+        parts = urlsplit(ready["url"])
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
+            connection.sendall(b"POST /v2/models/metered/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
+            time.sleep(0.3)
+            start = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(timeout=10) == 0
+            assert 0.3 < time.monotonic() - start < 5
+
+
+def test_a_stop_under_load_loses_no_answer(bundles: Bundles, tmp_path: Path) -> None:
+    """Every request is either answered in full or never reached the server."""
+    with command(bundles, "metered", tmp_path, "--release", "labels") as (server, ready):
+        assert ready["models"][0]["outputs"] == ["classes"]
+        broken: list[str] = []
+        answered = threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(base_url=ready["url"]) as client:
+                while True:
+                    try:
+                        status = client.get("/v2/models/metered").status_code
+                    except httpx.ConnectError:
+                        return
+                    except httpx.HTTPError as error:
+                        # A connection that was kept open may be closed while the next request is on its way.
+                        broken.append(type(error).__name__)
+                        return
+                    if status != 200:
+                        broken.append(str(status))
+                        return
+                    answered.set()
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert answered.wait(10)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=15) == 0
+        for thread in threads:
+            thread.join()
+    assert set(broken) <= {"ReadError", "RemoteProtocolError", "WriteError"}
