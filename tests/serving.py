@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerKey
@@ -22,6 +21,7 @@ from garrison.limits import Limits
 from garrison.protocol.oip_client import encode_request
 from garrison.server.root import Assembly, assemble, background
 from garrison.types import Array, DefenseSpec
+from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 
 LABELS_ONLY = DefenseSpec(name="release", parameters={"mode": "labels"})
 

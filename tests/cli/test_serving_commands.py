@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-
-from garrison import cli
-from garrison.cli import doctor as doctor_module
-from garrison.errors import AuthenticationError, ConfigError, GarrisonError, InputError, NoTrustedKeyError
-from garrison.types import Array
 from tests.models import CLASSES, LABELS, images
 from tests.serving import Bundles, Served, command, serve
+
+from garrison import cli
+from garrison.errors import AuthenticationError, ConfigError, GarrisonError, InputError, NoTrustedKeyError
+from garrison.server.root import Assembly, OnReady
+from garrison.types import Array
 
 
 def run(*words: str) -> Result:
@@ -87,10 +87,12 @@ def test_serve_says_what_is_served_and_how_it_is_guarded(bundles: Bundles, tmp_p
 def test_serve_tells_a_person_loudly_that_there_is_no_enclave(
     bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    serve_module = sys.modules["garrison.cli.serve"] if "garrison.cli.serve" in sys.modules else None
-    assert cli.cli.get_command(None, "serve") is not None  # type: ignore[arg-type]  # loads the module
-    serve_module = sys.modules["garrison.cli.serve"]
-    monkeypatch.setattr(serve_module, "run", lambda assembly, on_ready: (on_ready("http://here"), assembly.close()))
+
+    def ready_and_done(assembly: Assembly, on_ready: OnReady) -> None:
+        on_ready("http://here")
+        assembly.close()
+
+    monkeypatch.setattr(importlib.import_module("garrison.cli.serve"), "run", ready_and_done)
     words = ["serve", str(bundles.sealed["metered"].path), "--trust", str(bundles.folder / "owner.pub")]
     cli.cli.main([*words, "--state", str(tmp_path), "--port", "0"], standalone_mode=False)
     out, err = capfd.readouterr()
@@ -189,7 +191,7 @@ def test_doctor_says_that_serving_works_here() -> None:
 
 def test_doctor_fails_where_something_needed_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["granian>=2.7,<3", "numpy>=999", "no-such-thing>=1 ; extra == 'torch'"]
-    monkeypatch.setattr(doctor_module.metadata, "requires", lambda name: needs)
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: needs)
     result = run("doctor", "--json")
     assert result.exit_code == 1
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from tests.models import CLASSES, LABELS, RELEASE, SCORE, images, seal_mlp
+from tests.serving import Bundles, Served, serve
 
 from garrison.client import AsyncClient, Client
 from garrison.enclave.service import Service
@@ -27,10 +30,6 @@ from garrison.errors import (
 )
 from garrison.server.auth import add_key
 from garrison.types import DefenseSpec
-from tests.models import CLASSES, LABELS, RELEASE, SCORE, images, seal_mlp
-from tests.serving import Bundles, Served, serve
-
-
 
 
 def test_predictions_are_those_of_the_service(served: Served, bundles: Bundles) -> None:
@@ -157,8 +156,6 @@ class _Meddler(http.server.BaseHTTPRequestHandler):
     last: tuple[bytes, dict[str, str]] | None = None
 
     def _pass_on(self) -> None:
-        import httpx
-
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         sent = {k: v for k, v in self.headers.items() if k.lower() not in {"host", "content-length"}}
         answer = httpx.request(self.command, self.upstream + self.path, headers=sent, content=body)
@@ -173,7 +170,7 @@ class _Meddler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = _pass_on
+    do_GET = do_POST = _pass_on  # noqa: N815  names that the standard library asks for
 
     def _meddle(self, content: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
         kind = type(self)
@@ -192,7 +189,7 @@ class _Meddler(http.server.BaseHTTPRequestHandler):
                 kind.last = (content, headers)
         return content, headers
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Say nothing."""
 
 
@@ -241,16 +238,16 @@ def test_a_server_of_another_make_makes_no_sense(tmp_path: Path) -> None:
             self.end_headers()
             self.wfile.write(b"<html>hello</html>")
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *args: object) -> None:
             """Say nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        with Client(f"http://127.0.0.1:{server.server_address[1]}", model="m") as client:
-            with pytest.raises(ServiceError, match="metadata cannot be read"):
-                client.metadata()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with Client(url, model="m") as client, pytest.raises(ServiceError, match="metadata cannot be read"):
+            client.metadata()
     finally:
         server.shutdown()
         server.server_close()

@@ -97,9 +97,7 @@ def answer_for(rows: int, **changes: Any) -> Response:
 
 def test_long_inputs_are_split() -> None:
     x = np.zeros((10, 2), np.float32)
-    found, did = play(
-        core().predict(x, rows_a_request=4), ok(METADATA), answer_for(4), answer_for(4), answer_for(2)
-    )
+    found, did = play(core().predict(x, rows_a_request=4), ok(METADATA), answer_for(4), answer_for(4), answer_for(2))
     assert found.rows == 10
     sent = [step.body for step in did if isinstance(step, Request) and step.method == "POST"]
     assert sent == [encode_request({"x": x[i : i + 4]})[0] for i in (0, 4, 8)]

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-
-from garrison.enclave.service import Service
 from tests.models import CLASSES, images
 from tests.serving import Bundles, Served
+
+from garrison.enclave.service import Service
 
 httpclient = pytest.importorskip("tritonclient.http")
 

@@ -295,7 +295,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         interval: how the interval was made, or why there is none.
         queries: rows asked, for one seed.
         budget: rows that might be asked; for a control arm, rows that its clone was trained on.
-        seeds: how many seeds the value is the mean of.
+        seeds: how many seeds the value is the mean of; 1 for what needs none.
         answers: "soft" or "labels"; "none" where nothing was stolen.
         chance: what a constant answer would get.
         unit: "fraction" of 1 unless it says otherwise.

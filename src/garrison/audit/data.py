@@ -22,6 +22,7 @@ from garrison.types import Array
 
 Report = Callable[[str, float], None]
 """(message, fraction done in [0, 1]) -> None."""
+_NO_CLASSES = "{}: the test rows need class numbers (an array y), or nothing can be graded"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +58,17 @@ class AuditData:
     surrogate: Rows
     outside: Rows
 
+    @property
+    def y(self) -> npt.NDArray[np.int64]:
+        """True classes of the test rows.
+
+        Raises:
+            PlanError: there are none.
+        """
+        if self.test.y is None:
+            raise PlanError(_NO_CLASSES.format(self.test.source))
+        return self.test.y
+
 
 def load_data(
     plan: Plan, *, test: Path | None = None, surrogate: Path | None = None, report: Report = lambda message, share: None
@@ -69,8 +81,6 @@ def load_data(
     """
     own = load_rows(str(test) if test else plan.test, "test", report)
     thief = load_rows(str(surrogate) if surrogate else plan.surrogate, "surrogate", report)
-    if own.y is None:
-        raise PlanError(f"{own.source}: the test rows need class numbers (an array y), or nothing can be graded")
     most = max([b for a in plan.attacks for b in a.budgets] + list(plan.control.budgets))
     if most > len(thief.x):
         raise PlanError(
@@ -79,6 +89,8 @@ def load_data(
         )
     named = plan.outside if not surrogate else ""
     outside = load_rows(named, "outside", report) if named else thief
+    if own.y is None:
+        raise PlanError(_NO_CLASSES.format(own.source))
     return AuditData(_first(own, plan.test_rows), thief, _last(outside, plan.outside_rows))
 
 

@@ -48,9 +48,13 @@ class Folder:
         Raises:
             UnexpectedFileError: something that is not named, a link, or a special file.
             MissingFileError: a name that is not there.
+            BundleError: a folder that cannot be listed.
         """
         folders = {name.rsplit("/", i)[0] for name in names for i in range(1, name.count("/") + 1)}
-        found = set(_walk(self._fd, "", frozenset(names), frozenset(folders)))
+        try:
+            found = set(_walk(self._fd, "", frozenset(names), frozenset(folders)))
+        except OSError as error:
+            raise BundleError(f"the bundle's folder cannot be listed: {error.strerror}") from error
         for name in sorted(set(names) - found):
             raise MissingFileError("this file was signed and is not there", file=name)
 

@@ -27,6 +27,7 @@ from garrison.sealing.seal import seal as seal_draft
 from garrison.sealing.sources import draft_from_hardened, draft_from_source
 
 _file = click.Path(dir_okay=False, path_type=Path)
+DEFAULT_DECIMALS = 3
 _BUDGET = re.compile(r"(\d{1,15})(?:/(day|ever))?")
 
 
@@ -41,10 +42,14 @@ _BUDGET = re.compile(r"(\d{1,15})(?:/(day|ever))?")
     "--data", type=_file, help="Held-out rows (.npz, arrays x and perhaps y); needed unless SOURCE is HARDENED."
 )
 @click.option("--name", help="How clients ask for the model.  [default: the name of BUNDLE]")
-@click.option("--version", "version", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--version", type=click.IntRange(min=1), default=1, show_default=True, help="A client may refuse older ones."
+)
 @click.option("--release", type=click.Choice(["full", "rounded", "top-k", "label"]), help="What of an answer leaves.")
 @click.option("--k", type=click.IntRange(min=1), default=3, show_default=True, help="Classes in --release top-k.")
-@click.option("--decimals", type=click.IntRange(0, 12), help="Digits in --release rounded and top-k.  [default: 2]")
+@click.option(
+    "--decimals", type=click.IntRange(0, 12), help="Digits after the point, for --release rounded (3) and top-k."
+)
 @click.option("--budget", help="Rows a caller may ask: 5000, or 5000/day.")
 @click.option(
     "--output",
@@ -55,14 +60,18 @@ _BUDGET = re.compile(r"(\d{1,15})(?:/(day|ever))?")
 )
 @click.option("--on-ood", type=click.Choice(["refuse", "uncertain"]), help="In place of misinformation.")
 @click.option(
-    "--benign-loss", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.005, show_default=True
+    "--benign-loss",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.005,
+    show_default=True,
+    help="Share of honest rows that the out-of-distribution threshold may cost; decided at hardening for HARDENED.",
 )
 @click.option(
     "--range-margin",
     type=click.FloatRange(0, 10),
     default=SLACK,
     show_default=True,
-    help="Room beyond a table's values.",
+    help="Room beyond the values seen in a table's feature, as a share of their range.",
 )
 @click.option("--may-be-missing", is_flag=True, help="NaN stands for a missing value, in every feature.")
 @click.option("--labels", help="Class labels in the model's order: a,b,c or @FILE with one a line.")
@@ -123,7 +132,7 @@ def _release(mode: str | None, k: int, decimals: int | None) -> Release | None:
                 raise ConfigError("--decimals goes with --release rounded or --release top-k")
             return None
         case "rounded":
-            return Release(mode="rounded", decimals=2 if decimals is None else decimals)
+            return Release(mode="rounded", decimals=DEFAULT_DECIMALS if decimals is None else decimals)
         case "top-k":
             return Release(mode="top-k", k=k, decimals=decimals)
         case _:

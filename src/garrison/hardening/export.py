@@ -151,8 +151,9 @@ class _Graph:
                 raise SealingError(f"no export for the layer {type(module).__name__}")
 
     def _convolution(self, layer: nn.Conv2d, x: str, name: str) -> str:
-        if layer.bias is None or isinstance(layer.padding, str):
-            raise SealingError("no export for a convolution without bias or with padding by name")
+        plain = set(layer.dilation) == {1} and layer.groups == 1 and layer.padding_mode == "zeros"
+        if layer.bias is None or isinstance(layer.padding, str) or not plain:
+            raise SealingError(f"no export for {layer}: only plain convolutions with a bias and zeros around")
         inputs = [x, self.constant(layer.weight), self.constant(layer.bias)]
         return self.add("Conv", inputs, name, pads=[*layer.padding] * 2, strides=[*layer.stride])
 

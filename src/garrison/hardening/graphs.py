@@ -197,6 +197,10 @@ def _answers(model: onnx.ModelProto, sample: dict[str, Array]) -> dict[str, Arra
                 f"output {name!r}: a row's answer depends on the other rows of its batch; "
                 "export the model in evaluation mode (batch normalisation, dropout)"
             )
+        if not np.isfinite(value).all():
+            raise UnsupportedModelError(
+                f"output {name!r}: NaN or infinite on the given rows; check the data and the model"
+            )
         found[name] = value.reshape(len(value), -1)
     if not found:
         raise UnsupportedModelError(f"expected a real-valued output of shape (rows, k), found {sorted(together)}")

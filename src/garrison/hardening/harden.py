@@ -40,7 +40,7 @@ SAMPLE_ROWS = 8
 WEAK = 0.8
 """Share of outliers caught below which the owner is told to train with outlier exposure."""
 DRAWN_OUTLIERS = 2_000
-FEWEST_STEPS = 600
+FEWEST_STEPS = 400
 """Small data sets are passed over more often, until f' has seen so many batches."""
 MOST_TRAINING_ROWS = 100_000
 """Rows on which an f' of its own is trained; more only cost time."""
@@ -176,6 +176,8 @@ def _class_numbers(y: Array | None) -> Array | None:
 
 def _victim(graph: Any, training: Part, held_out: Part, files: tuple[Rows, Rows | None], options: Options) -> Victim:
     """The graph with canonical outputs, its inputs' ranges and its labels."""
+    if options.output not in ("auto", "logits", "probabilities"):
+        raise UnsupportedModelError(f"hardening needs probabilities; a model of {options.output} is sealed as it is")
     sample = {name: x[:SAMPLE_ROWS] for name, x in held_out.inputs.items()}
     model, task = graphs.normalise_outputs(graph, options.output, sample, Task.CLASSIFICATION)
     if task is not Task.CLASSIFICATION:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from garrison.bundle.manifest import Provenance
 from garrison.errors import MissingExtraError, ModelFileError, SealingError
+from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation
 from garrison.hardening.artifact import read_hardened, software_versions
 from garrison.hardening.data import Rows
 from garrison.hardening.graph_walk import rename
@@ -49,7 +50,9 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
     """
     found = read_hardened(path)
     model = load_model(path / found.model)
-    wrong = None if found.misinformation is None else load_model(path / found.misinformation)
+    chain = edit_chain(found.guard, options)
+    used = any(spec.name == AdaptiveMisinformation.name for spec in chain)
+    wrong = load_model(path / found.misinformation) if found.misinformation is not None and used else None
     tried = drawn_rows(found.inputs) if rows is None else check_rows(model_inputs(model, rows))
     return Draft(
         name=options.name,
@@ -59,7 +62,7 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
         task=found.task,
         labels=_labels(options.labels, found.labels, len(found.labels)),
         inputs=found.inputs,
-        guard=edit_chain(found.guard, options),
+        guard=chain,
         provenance=Provenance(
             created=_now(),
             source_format="onnx",

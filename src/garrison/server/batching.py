@@ -25,9 +25,9 @@ from garrison.server.http_errors import INTERNAL
 
 logger = logging.getLogger(__name__)
 
-INLINE_SECONDS = 0.005
+INLINE_SECONDS = 0.01
 """A batch that is expected to take longer is not computed on the event loop's thread."""
-_NEWEST_WEIGHT = 0.2
+_FORGET = 1.05
 
 Call = Callable[[Sequence[Ask]], list[Reply]]
 
@@ -132,8 +132,8 @@ class Batcher:
             logger.exception("a batch of %d requests could not be answered or charged", len(batch))
             return _failed(batch)
         measured = (time.perf_counter() - start) / max(rows, 1.0)
-        known = self._row_seconds
-        self._row_seconds = measured if known is None else known + _NEWEST_WEIGHT * (measured - known)
+        # The smallest of late: a busy machine makes single measurements too large, and never too small.
+        self._row_seconds = measured if self._row_seconds is None else min(measured, self._row_seconds * _FORGET)
         return replies
 
     def _ask(self, request: Waiting) -> Ask:

@@ -7,8 +7,6 @@ seed give equal clones on the same number of threads. Needs torch, and says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,14 +141,3 @@ def _answer(net: nn.Module, asked: Array) -> FloatArray:
     parts = torch.split(torch.as_tensor(asked.astype(np.float32)), _SLICE)
     found: FloatArray = torch.cat([torch.softmax(net(part), dim=1) for part in parts]).numpy()
     return found
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch on so many threads; as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

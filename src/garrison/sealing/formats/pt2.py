@@ -59,22 +59,35 @@ def cleaned(data: bytes, name: str) -> bytes:
         UnsupportedModelError: something that would run code, or that is not known to be harmless.
     """
     try:
-        entries = _entries(data, name)
-        program = json.loads(entries.pop(_PROGRAM))
-        configs = {path: json.loads(entries.pop(path)) for path in _CONFIGS}
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{name}: not a .pt2 file of torch.export.save: {error}") from error
+        return _packed(_taken_over(_entries(data, name), name))
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{name}: not a .pt2 file of torch.export.save: {str(error)[:200]}") from error
+
+
+def _taken_over(entries: dict[str, bytes], name: str) -> dict[str, bytes]:
+    program = json.loads(entries.pop(_PROGRAM))
+    if not isinstance(program, dict):
+        raise TypeError("the program is no object")
     wanted: dict[str, bytes] = {path: entries.pop(path) for path in _FIXED if path in entries}
-    for path, config in configs.items():
-        folder = path.rsplit("/", 1)[0]
-        for raw in _raw_names(config, _CONFIGS[path], name):
-            wanted[f"{folder}/{raw}"] = entries.pop(f"{folder}/{raw}", b"")
+    for path, allowed in _CONFIGS.items():
+        config, folder = json.loads(entries.pop(path)), path.rsplit("/", 1)[0]
+        for raw in _raw_names(config, allowed, name):
+            wanted[f"{folder}/{raw}"] = entries.pop(f"{folder}/{raw}")
+        _check_not_empty(config, folder, wanted)
         wanted[path] = json.dumps(config).encode()
     wanted[_SAMPLES] = _restricted(entries.pop(_SAMPLES, b""), name)
     wanted[_PROGRAM] = json.dumps(_checked(program, name)).encode()
     if entries:
         raise UnsupportedModelError(f"{name}: holds {sorted(entries)[0]!r}, which is not known to be harmless")
-    return _packed(wanted)
+    return wanted
+
+
+def _check_not_empty(config: Any, folder: str, entries: dict[str, bytes]) -> None:
+    """PyTorch takes an empty file for zeros, whatever the tensor's size."""
+    for key, entry in config["config"].items():
+        sizes = [size["as_int"] for size in entry["tensor_meta"]["sizes"]]
+        if all(sizes) and not entries[f"{folder}/{entry['path_name']}"]:
+            raise ValueError(f"the file of {key!r} is empty")
 
 
 def _entries(data: bytes, name: str) -> dict[str, bytes]:

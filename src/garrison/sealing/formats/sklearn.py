@@ -64,7 +64,10 @@ def read(path: Path, *, double: bool = False) -> Source:
         estimator = skops.io.load(path, trusted=list(TRUSTED_TYPES))
     except Exception as error:
         raise ModelFileError(f"{path}: cannot be loaded: {type(error).__name__}: {str(error)[:200]}") from error
-    return convert(estimator, double=double, sha256=sha256_of_file(path))
+    try:
+        return convert(estimator, double=double, sha256=sha256_of_file(path))
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{path}: {error}") from error
 
 
 def convert(estimator: Any, *, double: bool = False, sha256: str | None = None) -> Source:

@@ -1,0 +1,323 @@
+"""keygen, seal, verify and inspect, as a person and as a script use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tests.bundle.conftest import FEATURES, make_network
+from tests.sealing.test_sources import two_headed
+
+from garrison.bundle.reader import verify
+from garrison.cli import cli
+from garrison.cli.trust import read_public_key, trusted_keys
+from garrison.crypto.owner import OwnerKey
+from garrison.errors import (
+    ChangedFileError,
+    ConfigError,
+    GarrisonError,
+    KeyFileError,
+    NoTrustedKeyError,
+    TargetExistsError,
+    UntrustedKeyError,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable and no garrison.toml of the person who runs the tests."""
+    for name in list(os.environ):
+        if name.startswith("GARRISON_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str, code: int = 0, text: str | None = None) -> Result:
+    result = CliRunner().invoke(cli, arguments, input=text)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def fails(error: type[GarrisonError], *arguments: str, match: str = ".") -> None:
+    with pytest.raises(error, match=match):
+        run(*arguments)
+
+
+def as_json(*arguments: str) -> Any:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model.onnx").write_bytes(make_network().SerializeToString())
+    x = np.random.default_rng(0).normal(size=(2000, FEATURES)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=x, y=np.zeros(2000, np.int64))
+    return tmp_path / "model.onnx"
+
+
+def seal_arguments(*more: str) -> tuple[str, ...]:
+    return ("seal", "model.onnx", "--data", "rows.npz", "--key", "owner.key", "-o", "bundle", *more)
+
+
+@pytest.fixture
+def bundle(model: Path) -> Path:
+    run("keygen", "-o", "owner")
+    run(*seal_arguments())
+    return Path("bundle")
+
+
+# keygen
+
+
+def test_keygen_writes_a_pair_that_only_its_owner_can_read() -> None:
+    told = as_json("keygen", "-o", "owner")
+    assert stat.S_IMODE(Path("owner.key").stat().st_mode) == 0o600
+    key = OwnerKey.from_pem(Path("owner.key").read_bytes())
+    assert told["fingerprint"] == key.public.fingerprint == read_public_key(Path("owner.pub")).fingerprint
+    assert told["encrypted"] is False
+    assert sorted(p.name for p in Path().iterdir()) == ["owner.key", "owner.pub"]
+
+
+def test_keygen_never_loses_a_key() -> None:
+    run("keygen", "-o", "owner")
+    before = Path("owner.key").read_bytes()
+    fails(KeyFileError, "keygen", "-o", "owner", match="--force")
+    Path("owner.key").rename("kept.key")
+    fails(KeyFileError, "keygen", "-o", "owner", match=r"owner\.pub")
+    Path("kept.key").rename("owner.key")
+    assert Path("owner.key").read_bytes() == before
+    run("keygen", "-o", "owner", "--force")
+    assert Path("owner.key").read_bytes() != before
+
+
+@pytest.mark.parametrize("way", ["file", "variable"])
+def test_a_passphrase_encrypts_the_key_and_is_needed_again(
+    way: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("pass").write_text("correct horse\nsecond line\n")
+    given: tuple[str, ...] = ("--passphrase-file", "pass")
+    if way == "variable":
+        monkeypatch.setenv("GARRISON_PASSPHRASE", "correct horse")
+        given = ()
+    assert as_json("keygen", "-o", "owner", *given)["encrypted"] is True
+    assert b"ENCRYPTED" in Path("owner.key").read_bytes()
+    run(*seal_arguments(*given))
+    monkeypatch.delenv("GARRISON_PASSPHRASE", raising=False)
+    fails(KeyFileError, *seal_arguments("--force"), match="passphrase")
+    Path("pass").write_text("wrong")
+    fails(KeyFileError, *seal_arguments("--force", "--passphrase-file", "pass"), match=r"owner\.key")
+
+
+def test_a_passphrase_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails(KeyFileError, "keygen", "-o", "owner", "--encrypt", match="GARRISON_PASSPHRASE")
+    Path("empty").write_text("")
+    fails(KeyFileError, "keygen", "-o", "owner", "--passphrase-file", "empty", match="empty")
+    fails(KeyFileError, "keygen", "-o", "owner", "--passphrase-file", "nowhere", match="nowhere")
+    monkeypatch.setenv("GARRISON_PASSPHRASE", "")
+    fails(KeyFileError, "keygen", "-o", "owner", match="empty")
+    assert not Path("owner.key").exists()
+
+
+# seal
+
+
+def test_seal_tells_what_it_made(model: Path) -> None:
+    run("keygen", "-o", "owner")
+    told = as_json(*seal_arguments("--name", "digits", "--version", "3", "--labels", "a, b,c"))
+    assert (told["name"], told["version"], told["task"]) == ("digits", 3, "classification")
+    assert told["guard"] == ["bounds", "max-probability", "release"]
+    assert told["secret"] is None
+    assert any("garrison harden" in note for note in told["notes"])
+    found = verify(Path("bundle"), trusted_keys([Path("owner.pub")]))
+    assert (found.manifest.name, found.manifest.labels) == ("digits", ("a", "b", "c"))
+    assert 0 <= found.manifest.provenance.metrics["accuracy"] <= 1
+
+
+def test_the_bundle_is_named_after_its_folder(bundle: Path) -> None:
+    assert as_json("inspect", "bundle")["manifest"]["name"] == "bundle"
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "expected"),
+    [
+        (("--release", "label"), "release", {"mode": "labels", "k": 3, "decimals": None}),
+        (("--release", "rounded"), "release", {"mode": "rounded", "k": 3, "decimals": 3}),
+        (("--release", "top-k", "--k", "2", "--decimals", "1"), "release", {"mode": "top-k", "k": 2, "decimals": 1}),
+        (("--release", "full"), "release", {"mode": "full", "k": 3, "decimals": None}),
+        (("--budget", "5000"), "budget", {"rows": 5000, "period": "ever"}),
+        (("--budget", "5000/day"), "budget", {"rows": 5000, "period": "day"}),
+    ],
+)
+def test_the_owners_choices_stand_in_the_manifest(
+    model: Path, given: tuple[str, ...], name: str, expected: dict[str, object]
+) -> None:
+    run("keygen", "-o", "owner")
+    run(*seal_arguments(*given))
+    chain = {d["name"]: d["parameters"] for d in as_json("inspect", "bundle")["manifest"]["guard"]}
+    assert chain[name] == expected
+
+
+def test_a_reject_option_and_shadow_stand_in_the_manifest(model: Path) -> None:
+    run("keygen", "-o", "owner")
+    run(*seal_arguments("--on-ood", "refuse", "--benign-loss", "0.05", "--shadow", "reject-option"))
+    chain = as_json("inspect", "bundle")["manifest"]["guard"]
+    assert [(d["name"], d["shadow"]) for d in chain] == [
+        ("bounds", False),
+        ("max-probability", False),
+        ("reject-option", True),
+        ("release", False),
+    ]
+
+
+def test_a_guard_that_misinforms_brings_a_secret(model: Path) -> None:
+    model.write_bytes(two_headed().SerializeToString())
+    run("keygen", "-o", "owner")
+    told = as_json(*seal_arguments())
+    assert Path(told["secret"]).name == "bundle.secret"
+    assert stat.S_IMODE(Path("bundle.secret").stat().st_mode) == 0o600
+    assert "bundle.secret" in run("inspect", "bundle").stdout.lower()
+
+
+@pytest.mark.parametrize("budget", ["0", "-5", "many", "5000/week", "5000/", ""])
+def test_a_budget_that_makes_no_sense_is_told(model: Path, budget: str) -> None:
+    run("keygen", "-o", "owner")
+    fails(ConfigError, *seal_arguments("--budget", budget), match="5000/day")
+
+
+def test_what_is_missing_is_told_before_work_is_begun(model: Path) -> None:
+    run("keygen", "-o", "owner")
+    fails(ConfigError, "seal", "model.onnx", "--key", "owner.key", "-o", "bundle", match="--data")
+    fails(KeyFileError, "seal", "model.onnx", "--key", "nowhere.key", "-o", "bundle", match=r"nowhere\.key")
+    fails(KeyFileError, "seal", "model.onnx", "--key", "owner.pub", "-o", "bundle", match=r"owner\.pub")
+    fails(ConfigError, *seal_arguments("--decimals", "2"), match="--release")
+    fails(ConfigError, *seal_arguments("--labels", "@nowhere"), match="nowhere")
+    Path("bundle").mkdir()
+    (Path("bundle") / "mine").write_text("mine")
+    fails(TargetExistsError, *seal_arguments("--force"), match="mine")
+    run("seal", "nowhere.onnx", "--key", "owner.key", "-o", "b", code=2)
+
+
+def test_labels_may_stand_in_a_file(model: Path) -> None:
+    run("keygen", "-o", "owner")
+    Path("labels.txt").write_text("T-shirt, top\nTrouser\n\nBag\n")
+    run(*seal_arguments("--labels", "@labels.txt"))
+    assert as_json("inspect", "bundle")["manifest"]["labels"] == ["T-shirt, top", "Trouser", "Bag"]
+
+
+# verify, and who is trusted
+
+
+def test_verify_needs_a_trusted_key_from_one_of_three_places(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails(NoTrustedKeyError, "verify", "bundle", match="--trust")
+    assert as_json("verify", "bundle", "--trust", "owner.pub")["verified"] is True
+    run("keygen", "-o", "other")
+    monkeypatch.setenv("GARRISON_TRUST", os.pathsep.join(["other.pub", "owner.pub"]))
+    assert as_json("verify", "bundle")["verified"] is True
+    fails(UntrustedKeyError, "verify", "bundle", "--trust", "other.pub")
+    monkeypatch.delenv("GARRISON_TRUST")
+    Path("garrison.toml").write_text('trust = ["owner.pub"]\n')
+    assert as_json("verify", "bundle")["verified"] is True
+    monkeypatch.setenv("GARRISON_TRUST", "other.pub")
+    fails(UntrustedKeyError, "verify", "bundle")
+
+
+def test_a_key_that_cannot_be_read_is_named(bundle: Path) -> None:
+    fails(KeyFileError, "verify", "bundle", "--trust", "nowhere.pub", match=r"nowhere\.pub")
+    fails(KeyFileError, "verify", "bundle", "--trust", "owner.key", match=r"owner\.key")
+
+
+def test_verify_tells_name_signer_and_size(bundle: Path) -> None:
+    told = run("verify", "bundle", "--trust", "owner.pub").stdout
+    assert "verified" in told
+    assert read_public_key(Path("owner.pub")).fingerprint in told
+
+
+# inspect
+
+
+def test_inspect_says_loudly_what_was_not_verified(bundle: Path) -> None:
+    result = run("inspect", "bundle")
+    assert "NOT VERIFIED" in result.stdout
+    assert "NOT VERIFIED" in result.stderr
+    assert as_json("inspect", "bundle")["verified"] is False
+    assert "signer" not in as_json("inspect", "bundle")
+    result = run("inspect", "bundle", "--trust", "owner.pub")
+    assert "NOT VERIFIED" not in result.output
+    told = as_json("inspect", "bundle", "--trust", "owner.pub")
+    assert told["verified"] is True
+    assert told["signer"] == read_public_key(Path("owner.pub")).fingerprint
+    assert told["guard_form"] == "numpy"
+
+
+def test_inspect_with_a_trusted_key_does_not_show_a_changed_bundle(bundle: Path) -> None:
+    data = bytearray((bundle / "graph.onnx").read_bytes())
+    data[10] ^= 1
+    (bundle / "graph.onnx").write_bytes(data)
+    run("inspect", "bundle")
+    fails(ChangedFileError, "inspect", "bundle", "--trust", "owner.pub", match=r"graph\.onnx")
+
+
+def test_a_forged_name_cannot_write_to_the_terminal(bundle: Path) -> None:
+    text = (bundle / "manifest.json").read_text()
+    assert '"labels": [' in text
+    forged = text.replace('"created": "', '"created": "[bold]\\u001b]0;owned\\u0007 ')
+    assert forged != text
+    (bundle / "manifest.json").write_text(forged)
+    told = run("inspect", "bundle").output
+    assert "\x1b]0;" not in told
+    assert "[bold]" in told
+
+
+def test_a_forest_says_that_its_graph_is_its_one_chunk(tmp_path: Path) -> None:
+    skops_io = pytest.importorskip("skops.io")
+    from sklearn.ensemble import RandomForestClassifier
+
+    x = np.random.default_rng(0).normal(size=(50, FEATURES))
+    y = np.arange(50) % 3
+    skops_io.dump(RandomForestClassifier(3, random_state=0).fit(x, y), "forest.skops")
+    np.savez("rows.npz", x=x, y=y)
+    run("keygen", "-o", "owner")
+    run("seal", "forest.skops", "--data", "rows.npz", "--key", "owner.key", "-o", "forest")
+    assert "its one chunk" in " ".join(run("inspect", "forest").stdout.replace("│", " ").split())
+
+
+# As a program
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "garrison", *arguments], capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
+
+
+def test_an_error_is_one_message_exit_code_one_and_the_files_name(bundle: Path) -> None:
+    assert program("verify", "bundle", "--trust", "owner.pub").returncode == 0
+    chunk = next((bundle / "parameters").iterdir())
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    told = program("verify", "bundle", "--trust", "owner.pub", "--json")
+    assert told.returncode == 1
+    error = json.loads(told.stdout)["error"]
+    assert error["code"] == "bundle.truncated_file"
+    assert chunk.relative_to(bundle).as_posix() in error["message"]
+    assert "Traceback" not in told.stderr
+    assert "bundle.truncated_file" in told.stderr
+
+
+def test_a_bundle_is_verified_without_the_tools_that_made_it(bundle: Path) -> None:
+    code = (
+        "import sys; from garrison.cli import cli; "
+        "cli.main(['verify', 'bundle', '--trust', 'owner.pub'], standalone_mode=False); "
+        "heavy = {'onnx', 'torch', 'sklearn', 'skl2onnx', 'onnxruntime'} & set(sys.modules); assert not heavy, heavy"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
