@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     filled(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         with Folder(tmp_path) as folder:
             folder.check_exactly(NAMES)
@@ -86,4 +86,4 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
                 folder.read("a/none", 5)
             with pytest.raises(UnexpectedFileError):
                 folder.read("a/b", 5)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -54,7 +54,7 @@ def test_bad_arrays(tmp_path: Path, arrays: dict[str, Any], message: str) -> Non
 
 
 class Boom:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return (open, ("boom", "w"))
 
 

@@ -52,8 +52,8 @@ def test_tables_are_made_from_own_rows() -> None:
     benign = np.stack([a, 2 * a], axis=1).astype(np.float32)
     found = outlier_set((2,), 300, 0, benign=benign)
     assert found.shape == (300, 2)
-    assert np.corrcoef(benign.T)[0, 1] > 0.99
-    assert np.corrcoef(found.T)[0, 1] < 0.95  # the rows no longer hang together
+    assert np.corrcoef(benign.T).min() > 0.99
+    assert np.corrcoef(found.T).min() < 0.95  # the rows no longer hang together
 
 
 def test_a_table_needs_own_rows() -> None:

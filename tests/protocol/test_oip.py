@@ -363,6 +363,14 @@ def test_the_json_part_is_limited_and_the_binary_part_is_not_counted() -> None:
     assert found.rows == rows
 
 
+def test_nesting_is_limited_and_a_flat_list_is_not() -> None:
+    nested, flat = {"inputs": [tensor(data=[[[1, 2, 3], [4, 5, 6]]])]}, {"inputs": [tensor()]}
+    assert read(nested, limits=Limits(json_depth=3)).rows == 1
+    with pytest.raises(LimitError, match="nested 2 deep; send a flat one"):
+        read(nested, limits=Limits(json_depth=2))
+    assert read(flat, limits=Limits(json_depth=1)).rows == 1
+
+
 @given(data=st.binary(max_size=200), json_bytes=st.integers(-1, 250))
 @settings(max_examples=300, deadline=None)
 def test_no_bytes_raise_anything_but_a_typed_error(data: bytes, json_bytes: int) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.serving import Served
 
 from garrison.config import Config, ServerConfig
 from garrison.limits import DEFAULT_LIMITS
 from garrison.server.http_errors import STATUS
-from tests.serving import Served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 

@@ -147,7 +147,7 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
         body: the request's body.
         json_bytes: length of its JSON part (header `Inference-Header-Content-Length`), -1 where all of it is JSON.
         facts: what the model takes.
-        limits: `request_json_bytes`, `request_rows` and `string_bytes` count here.
+        limits: `request_json_bytes`, `request_rows`, `json_depth` and `string_bytes` count here.
 
     Raises:
         MalformedRequestError: not such a message, or its sizes contradict each other.
@@ -175,7 +175,7 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
         rows = _check_shape(tensor, want, rows, limits)
         size = _binary_size(tensor, binary=binary)
         if size is None:
-            inputs[want.name] = _from_json(tensor.data, want, rows, mixed=plan.mixed)
+            inputs[want.name] = _from_json(tensor.data, want, rows, plan, limits)
         else:
             inputs[want.name] = _from_binary(body, end, size, want, rows)
             end += size
@@ -349,9 +349,9 @@ def _booleans(data: Array, want: _Want) -> Array:
     return data.view(np.bool_)
 
 
-def _from_json(data: list[Any] | None, want: _Want, rows: int, *, mixed: bool) -> Array:
-    flat = _flat(data or [], want, rows)
-    if mixed and not want.types.issuperset(map(type, flat)):
+def _from_json(data: list[Any] | None, want: _Want, rows: int, plan: _Plan, limits: Limits) -> Array:
+    flat = _flat(data or [], want, rows, limits)
+    if plan.mixed and not want.types.issuperset(map(type, flat)):
         # One type serves all inputs of the model when JSON is read; what it let through for another input is found here.
         flat = [float(v) if type(v) is int and float in want.types else v for v in flat]
         if not want.types.issuperset(map(type, flat)):
@@ -370,10 +370,12 @@ def _from_json(data: list[Any] | None, want: _Want, rows: int, *, mixed: bool) -
     return values.reshape(rows, *want.shape)
 
 
-def _flat(data: list[Any], want: _Want, rows: int) -> list[Any]:
+def _flat(data: list[Any], want: _Want, rows: int, limits: Limits) -> list[Any]:
     """One flat list, from a flat one or from one that is nested exactly as the shape says."""
     level = data
     if want.shape and data and type(data[0]) is list:
+        if len(want.shape) >= limits.json_depth:
+            raise LimitError(f"input {want.name!r}: lists may be nested {limits.json_depth} deep; send a flat one")
         level = [data]
         for length in (rows, *want.shape):
             for part in level:

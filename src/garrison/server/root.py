@@ -31,7 +31,7 @@ from garrison.bundle.secret import read_secret, secret_path
 from garrison.config import Config
 from garrison.crypto.owner import OwnerPublicKey, key_commitment
 from garrison.enclave.host import Enclave, Launch, launch
-from garrison.errors import ConfigError, GuardError
+from garrison.errors import ConfigError, GuardError, UnavailableError
 from garrison.server.app import App
 from garrison.server.auth import Authenticator
 from garrison.server.budgets import BudgetBook
@@ -108,8 +108,15 @@ def assemble(
     check_exposure(config)
     peeks = [_peek(bundle) for bundle in bundles]
     _check_tightened(config, peeks)
-    enclaves = [_launch(config, bundle, peek, trusted, isolation) for bundle, peek in zip(bundles, peeks, strict=True)]
-    return assemble_enclaves(config, enclaves)
+    enclaves: list[Enclave] = []
+    try:
+        for bundle, peek in zip(bundles, peeks, strict=True):
+            enclaves.append(_launch(config, bundle, peek, trusted, isolation))
+        return assemble_enclaves(config, enclaves)
+    except BaseException:
+        for enclave in enclaves:
+            enclave.stop()
+        raise
 
 
 def assemble_enclaves(config: Config, enclaves: Sequence[Enclave]) -> Assembly:
@@ -125,7 +132,12 @@ def assemble_enclaves(config: Config, enclaves: Sequence[Enclave]) -> Assembly:
         state = Path(config.server.state) if config.server.state else _state_folder()
         book = BudgetBook(state)
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="garrison-model")
-    hosting = Hosting(make_model(enclave, book, worker, config.limits) for enclave in enclaves)
+    try:
+        hosting = Hosting(make_model(enclave, book, worker, config.limits) for enclave in enclaves)
+    except ConfigError:
+        if book is not None:
+            book.close()
+        raise
     app = App(hosting, config.limits)
     return Assembly(config, hosting, app, RsgiApp(app, authenticator), tuple(enclaves), worker, book, state)
 
@@ -233,6 +245,8 @@ async def _serve(
         await asyncio.sleep(0)
         on_ready(url)
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            raise UnavailableError("the web server has ended by itself; its log may say why")
         assembly.app.stopping = True
         server.stop()
         _, late = await asyncio.wait({serving}, timeout=limits.stop_seconds)

@@ -1,0 +1,31 @@
+"""The page of a report: one file that needs nothing else, readable on light and dark, without a script."""
+
+from __future__ import annotations
+
+import importlib.resources
+
+from garrison.audit.report import plots, tables
+from garrison.audit.report.content import Report
+from garrison.errors import MissingExtraError
+
+try:
+    import jinja2
+except ImportError as error:
+    raise MissingExtraError("jinja2", "audit") from error
+
+TEMPLATE = "page.html.j2"
+
+
+def render(report: Report) -> bytes:
+    """The page, made from the report alone. Every text in it is escaped."""
+    text = (importlib.resources.files("garrison.audit.report") / TEMPLATE).read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(text).render(
+        report=report,
+        main=tables.trade_off(report),
+        tables=(tables.honest(report), tables.strangers(report), tables.reaching(report)),
+        clones=plots.clones_figure(report),
+        similarity=plots.similarity_figure(report),
+        titles=tables.TITLES,
+    )
+    return page.encode()

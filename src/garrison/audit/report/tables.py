@@ -1,0 +1,156 @@
+"""The tables of a report, as text; the page and the terminal show the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from garrison.attacks.base import Finding
+from garrison.audit.report.content import Report
+
+TITLES = {
+    "undefended": "undefended",
+    "outlier-exposure": "outlier exposure only",
+    "defended": "defended, as served",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value, and its interval or remark in small."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table with a line of explanation; the first cell of a row names it."""
+
+    title: str
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+NOTHING = Cell("–")
+
+
+def shown(finding: Finding | None, *, points: bool = False) -> Cell:
+    """A finding as a cell: shares as percent, differences of shares as points.
+
+    Args:
+        points: the value is a difference of shares.
+    """
+    if finding is None:
+        return NOTHING
+    mark = "" if finding.complete else " (incomplete)"
+    if finding.value is None:
+        return Cell("not reached", finding.interval.removeprefix("none: "))
+    if finding.unit == "fraction":
+        span = "" if finding.low is None or finding.high is None else f"{100 * finding.low:.1f} to {100 * finding.high:.1f}"
+        return Cell(f"{100 * finding.value:.1f} {'points' if points else '%'}{mark}", span)
+    if finding.unit == "L1 distance":
+        span = "" if finding.low is None or finding.high is None else f"{finding.low:.3f} to {finding.high:.3f}"
+        return Cell(f"{finding.value:.3f}{mark}", span)
+    return Cell(f"{finding.value:,.0f}{mark}", "")
+
+
+def largest_budget(report: Report, answers: str, metric: str = "clone_accuracy") -> int:
+    """The largest budget that was tried with such answers; 0 for none."""
+    found = [f.budget for f in (*report.findings, *report.controls) if (f.answers, f.metric) == (answers, metric)]
+    return max(found, default=0)
+
+
+def trade_off(report: Report) -> Table:
+    """What each arm costs its users and gives a thief (facts of the paper's trade-off, one row an arm)."""
+    soft, labels = largest_budget(report, "soft"), largest_budget(report, "labels")
+    head = (
+        "",
+        "served accuracy",
+        "loss against undefended",
+        *(f"clone, {soft:,} soft: {what}" for what in ("accuracy", "fidelity")),
+        *(f"clone, {labels:,} labels: {what}" for what in ("accuracy", "fidelity")),
+        "price of the queries",
+    )
+    rows = [_arm(report, target, soft, labels) for target in TITLES if target in report.targets]
+    rows += [_control(report, soft, labels)] if report.controls else []
+    caption = "Clone accuracy: share of test rows that a clone gets right. Fidelity: share on which it agrees with the undefended model."
+    return Table("What a thief gets, and what it costs honest users", caption, head, tuple(rows))
+
+
+def _arm(report: Report, target: str, soft: int, labels: int) -> tuple[Cell, ...]:
+    def clone(metric: str, answers: str, budget: int) -> Finding | None:
+        return report.find(target, metric, answers=answers, budget=budget)
+
+    asked = clone("clone_accuracy", "soft", soft) or clone("clone_accuracy", "labels", labels)
+    return (
+        Cell(TITLES[target]),
+        shown(report.find(target, "served_accuracy")),
+        shown(report.find(target, "benign_loss_total"), points=True),
+        shown(clone("clone_accuracy", "soft", soft)),
+        shown(clone("fidelity", "soft", soft)),
+        shown(clone("clone_accuracy", "labels", labels)),
+        shown(clone("fidelity", "labels", labels)),
+        NOTHING if asked is None else Cell(f"${asked.cost_usd:,.2f}", f"{asked.queries:,} queries"),
+    )
+
+
+def _control(report: Report, soft: int, labels: int) -> tuple[Cell, ...]:
+    def clone(metric: str, budget: int) -> Cell:
+        return shown(report.find("none", metric, answers="labels", budget=budget, control=True))
+
+    cells = [clone(metric, budget) for budget in (soft, labels) for metric in ("clone_accuracy", "fidelity")]
+    return (Cell("control: random labels"), NOTHING, NOTHING, *cells, Cell("$0.00", "0 queries"))
+
+
+def honest(report: Report) -> Table:
+    """What honest users get."""
+    columns = {
+        "served_accuracy": ("accuracy", False),
+        "benign_loss_guard": ("lost to the guard", True),
+        "benign_loss_total": ("lost against undefended", True),
+        "changed_top1_guard": ("first class changed by the guard", False),
+        "changed_top1_total": ("first class unlike undefended", False),
+        "mean_l1_guard": ("mean L1 change by the guard", False),
+        "mean_l1_total": ("mean L1 unlike undefended", False),
+        "calibration_error": ("calibration error", False),
+        "unanswered": ("unanswered", False),
+    }
+    caption = "On the test rows. Losses are paired: the same rows, before and after. Calibration error: 15 bins."
+    return _by_target(report, "Honest users", caption, columns)
+
+
+def strangers(report: Report) -> Table:
+    """What inputs that are not the model's business are answered with."""
+    columns = {
+        "outside_changed_top1_guard": ("first class changed by the guard", False),
+        "outside_changed_top1_total": ("first class unlike undefended", False),
+        "outside_classes_used": ("classes used", False),
+        "outside_entropy": ("entropy of the classes", False),
+        "repeated_alike": ("same answer when asked again", False),
+    }
+    source = report.data["outside"].source
+    caption = f"On rows of {source}. Entropy: 100 % where all classes are answered equally often."
+    return _by_target(report, "Strangers' inputs", caption, columns)
+
+
+def reaching(report: Report) -> Table:
+    """How many queries reach a fidelity."""
+    columns = {f"queries_to_fidelity_{level}": (f"fidelity {level}", False) for level in ("0.90", "0.95", "0.99")}
+    caption = "The fewest of the tried budgets with soft labels; first labels alone where there are none."
+    rows = []
+    for target in TITLES:
+        found = {m: report.find(target, m, answers="soft") or report.find(target, m, answers="labels") for m in columns}
+        if any(found.values()):
+            rows.append((Cell(TITLES[target]), *(shown(f) for f in found.values())))
+    return Table("Queries to a fidelity", caption, ("", *(title for title, _ in columns.values())), tuple(rows))
+
+
+def _by_target(report: Report, title: str, caption: str, columns: dict[str, tuple[str, bool]]) -> Table:
+    there = {m: c for m, c in columns.items() if any(f.metric == m for f in report.findings)}
+    rows = tuple(
+        (Cell(TITLES[target]), *(shown(report.find(target, m), points=points) for m, (_, points) in there.items()))
+        for target in TITLES
+        if target in report.targets
+    )
+    return Table(title, caption, ("", *(text for text, _ in there.values())), rows)

@@ -1,0 +1,45 @@
+"""`garrison doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.commands import as_json, run
+
+
+def test_doctor_says_that_serving_works_here() -> None:
+    found = as_json("doctor")
+    assert found["serving_works"] is True
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["Python"]["ok"]
+    assert checks["granian"]["needed"]
+    assert not checks["torch"]["needed"]
+    assert {"memfd_secret", "Landlock", "seccomp", "fashion-mnist"} <= checks.keys()
+    assert all(check["mend"] for check in found["checks"] if not check["ok"])
+    text = run("doctor")
+    assert text.exit_code == 0
+    assert "Serving works on this machine." in text.stdout
+
+
+def test_doctor_fails_where_something_needed_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["granian>=2.7,<3", "numpy>=999", "no-such-thing>=1 ; extra == 'torch'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: needs)
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert checks["granian"]["ok"]
+    assert "older than 999" in checks["numpy"]["found"]
+    assert checks["no-such-thing"]["mend"] == "pip install --upgrade 'garrison[torch]'"
+    assert run("doctor").exit_code == 1
+
+
+def test_doctor_mends_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("GARRISON_CACHE", str(tmp_path / "file" / "cache"))
+    found = as_json("doctor")
+    (cache,) = [check for check in found["checks"] if check["name"] == "cache"]
+    assert not cache["ok"]
+    assert "GARRISON_CACHE" in cache["mend"]
+    assert found["serving_works"] is True

@@ -1,0 +1,61 @@
+"""`garrison serve`."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.commands import fails, run
+from tests.serving import Bundles, command
+
+from garrison.cli import cli
+from garrison.errors import ConfigError, NoTrustedKeyError
+from garrison.server.root import Assembly, OnReady
+
+
+def test_serve_says_what_is_served_and_how_it_is_guarded(bundles: Bundles, tmp_path: Path) -> None:
+    with command(bundles, "metered", tmp_path) as (server, ready):
+        (model,) = ready["models"]
+        assert (model["name"], model["version"], model["isolation"]) == ("metered", 1, "none")
+        assert [spec["name"] for spec in model["guard"]] == ["bounds", "budget", "release"]
+        assert (model["budget_rows"], model["budget_period"]) == (100, "ever")
+        assert len(bytes.fromhex(model["public_key"])) == 32
+        assert ready["callers"] == "addresses"
+        assert httpx.get(f"{ready['url']}/v2/health/ready").status_code == 200
+        server.send_signal(signal.SIGTERM)
+        _, said = server.communicate(timeout=20)
+        assert server.returncode == 0
+        assert "Traceback" not in said
+
+
+def test_serve_tells_a_person_loudly_that_there_is_no_enclave(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+
+    def ready_and_done(assembly: Assembly, on_ready: OnReady) -> None:
+        on_ready("http://here")
+        assembly.close()
+
+    monkeypatch.setattr(importlib.import_module("garrison.cli.serve"), "run", ready_and_done)
+    words = ["serve", str(bundles.sealed["metered"].path), "--trust", str(bundles.folder / "owner.pub")]
+    cli.main([*words, "--state", str(tmp_path), "--port", "0"], standalone_mode=False)
+    out, err = capfd.readouterr()
+    assert out == "http://here\n"
+    assert "isolation: none (no enclave)" in err
+    assert "bounds, budget, release" in err
+    assert "100 rows a caller (ever)" in err
+
+
+def test_serve_refuses_what_is_not_safe(bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GARRISON_TRUST", raising=False)
+    bundle, trust = str(bundles.sealed["plain"].path), str(bundles.folder / "owner.pub")
+    fails(NoTrustedKeyError, "serve", bundle, "--port", "0")
+    assert "without a key" in fails(ConfigError, "serve", bundle, "--trust", trust, "--host", "0.0.0.0", "--port", "0")
+    (tmp_path / "garrison.toml").write_text("[server]\nprot = 1\n")
+    assert "did you mean server.port?" in fails(ConfigError, "serve", bundle, "--trust", trust)
+    assert run("serve").exit_code == 2
+    assert run("serve", bundle, "--release", "nothing").exit_code == 2

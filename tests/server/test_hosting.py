@@ -1,0 +1,36 @@
+"""What a request may cost is known before it is read."""
+
+from __future__ import annotations
+
+import pytest
+from tests.models import images
+from tests.serving import Served
+
+from garrison.protocol.oip_client import encode_request
+
+
+@pytest.mark.parametrize("rows", [1, 2, 37, 500])
+def test_the_cost_of_a_binary_request_is_its_rows(served: Served, rows: int) -> None:
+    model = served.assembly.hosting.default("mlp")
+    body, json_bytes = encode_request({"image": images(rows)})
+    assert model.cost(len(body), json_bytes) == rows
+
+
+@pytest.mark.parametrize("rows", [1, 37, 500])
+def test_the_cost_of_a_json_request_is_not_underestimated(served: Served, rows: int) -> None:
+    model = served.assembly.hosting.default("mlp")
+    body, json_bytes = encode_request({"image": images(rows)}, binary=False)
+    assert rows <= model.cost(len(body), json_bytes) <= 4 * rows
+
+
+def test_nothing_costs_nothing(served: Served) -> None:
+    model = served.assembly.hosting.default("mlp")
+    assert model.cost(0, -1) == 1.0
+    assert model.cost(10, 10) == 1.0
+
+
+def test_models_and_versions_are_ordered(served: Served) -> None:
+    hosting = served.assembly.hosting
+    assert [(model.name, model.version) for model in hosting] == [("mlp", 1), ("mlp", 2), ("plain", 1)]
+    assert hosting.versions("mlp") == (1, 2)
+    assert hosting.default("mlp").version == 2
