@@ -187,7 +187,7 @@ def test_a_failing_runtime_is_an_internal_error_and_the_service_stays_up(
 def test_keys(sealed: Sealed) -> None:
     with pytest.raises(GuardError, match="misinformation key"):
         Service(sealed.verified())
-    with pytest.raises(KeyFileError, match="not the one"):
+    with pytest.raises(KeyFileError, match="not the misinformation key"):
         Service(sealed.verified(), key=bytes(32))
 
 

@@ -64,6 +64,14 @@ def test_an_f_of_its_own_takes_the_victims_inputs_whatever_they_are() -> None:
     np.testing.assert_allclose(np.exp(found["misinformation"]).sum(axis=1), 1, atol=1e-5)
 
 
+def test_one_number_a_row_is_enough() -> None:
+    inputs = {"age": np.arange(40, dtype=np.int64)}
+    spec = InputSpec(name="age", datatype="INT64", shape=(), minimum=0.0, maximum=99.0)
+    network = train_network(export.joined(inputs), np.arange(40) % 3, 3, options=Training(epochs=1, threads=1))
+    session = open_session(export.misinformation_graph(network, (spec,), inputs))
+    assert score(session, inputs)["misinformation"].shape == (40, 3)
+
+
 def test_an_image_network_is_exported() -> None:
     network = own_network((1, 28, 28), 5, torch.tensor([0.3]), torch.tensor([0.5]))
     spec = InputSpec(name="picture", datatype="FP32", shape=(1, 28, 28), minimum=0.0, maximum=1.0)

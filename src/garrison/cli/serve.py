@@ -29,7 +29,13 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--host", help="Address to listen at.  [default: 127.0.0.1]")
 @click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]")
 @click.option("--keys", type=_file, help="API keys, from `garrison keys add`; callers must then show one.")
-@click.option("--secret", multiple=True, type=_file, help="Misinformation key of a model.  [default: BUNDLE.secret]")
+@click.option(
+    "--secret",
+    multiple=True,
+    type=_file,
+    envvar="GARRISON_SECRET",
+    help="File with a model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
+)
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
 @click.option("--release", type=click.Choice(RELEASE_MODES), help="Release no more than this of each answer.")
 @click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key.")

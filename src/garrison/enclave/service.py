@@ -28,9 +28,9 @@ import numpy as np
 
 from garrison.bundle.manifest import Manifest, guard_digest
 from garrison.bundle.reader import VerifiedBundle
-from garrison.crypto.owner import key_commitment
+from garrison.bundle.secret import check_secret
 from garrison.crypto.signing import AnswerSigner
-from garrison.errors import GuardError, KeyFileError, RefusedError, RequestError
+from garrison.errors import GuardError, RefusedError, RequestError
 from garrison.guard.base import Defense
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import Pipeline, Progress, tighten
@@ -87,7 +87,9 @@ class Service:
         self.limits = limits
         self._override = override
         chain = override.use() if override is not None else tighten(self.manifest.guard, tightened or {})
-        self._pipeline = Pipeline(chain, self.facts, _checked_key(self.manifest, key))
+        if key is not None and self.manifest.key_commitment:
+            check_secret(self.manifest, key, "--secret")  # another key would give other misinformation than before
+        self._pipeline = Pipeline(chain, self.facts, key)
         self.guard_digest = guard_digest(chain)
         self._runner = Runner(bundle, limits)
         self._signer = AnswerSigner()
@@ -218,13 +220,6 @@ class Service:
             time=int(time.time()),
             nonce=ask.nonce,
         )
-
-
-def _checked_key(manifest: Manifest, key: bytes | None) -> bytes | None:
-    """A key that is not the model's would give other misinformation than before a restart: refuse it."""
-    if key is not None and manifest.key_commitment and key_commitment(key) != manifest.key_commitment:
-        raise KeyFileError(f"the misinformation key given is not the one that {manifest.name!r} was sealed with")
-    return key
 
 
 def _gather(opened: Sequence[_Opened]) -> Batch:

@@ -202,7 +202,9 @@ def _check(probabilities: Array, confidence: Array, y: Array | None, benign_loss
     if probabilities.ndim != 2 or probabilities.shape[1] < 2 or confidence.shape != (rows,):
         raise CalibrationError(f"expected probabilities (rows, classes), found shape {probabilities.shape}")
     if rows < FEWEST_ROWS:
-        raise CalibrationError(f"expected at least {FEWEST_ROWS} calibration rows, found {rows}")
+        raise CalibrationError(
+            f"expected at least {FEWEST_ROWS} calibration rows, found {rows}; give more of them, apart from the training rows"
+        )
     if not np.isfinite(probabilities).all() or not np.isfinite(confidence).all():
         raise CalibrationError(
             "the model answers NaN or infinite values on calibration rows; check the data and the model"

@@ -77,7 +77,7 @@ def misinformation_graph(network: Network, inputs: tuple[InputSpec, ...], sample
     """
     graph = _Graph()
     parts = [graph.add("Cast", [i.name], to=onnx.TensorProto.FLOAT) for i in inputs]
-    if len(inputs) > 1:
+    if len(inputs) > 1 or not inputs[0].shape:
         parts = [graph.add("Flatten", [part], axis=1) for part in parts]
     x = parts[0] if len(parts) == 1 else graph.add("Concat", parts, axis=1)
     graph.add("LogSoftmax", [graph.through(network.answer, graph.through(network.body, x))], "misinformation", axis=1)
@@ -91,8 +91,9 @@ def misinformation_graph(network: Network, inputs: tuple[InputSpec, ...], sample
 
 def joined(inputs: Mapping[str, Array]) -> npt.NDArray[np.float32]:
     """All inputs of a row as one float32 array: a single input keeps its shape, several are laid end to end."""
-    if len(inputs) == 1:
-        return np.ascontiguousarray(next(iter(inputs.values())), dtype=np.float32)
+    only = next(iter(inputs.values()))
+    if len(inputs) == 1 and only.ndim > 1:
+        return np.ascontiguousarray(only, dtype=np.float32)
     return np.concatenate([x.reshape(len(x), -1).astype(np.float32) for x in inputs.values()], axis=1)
 
 

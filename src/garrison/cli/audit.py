@@ -1,0 +1,154 @@
+"""`garrison audit`: attack a service, and say in figures what it gives away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table as Grid
+
+from garrison.audit import data
+from garrison.audit.arms import Arms, choose_arms
+from garrison.audit.cache import TrialCache
+from garrison.audit.plan import Plan, load_plan, shipped_plans
+from garrison.audit.report import tables
+from garrison.audit.report.content import Report
+from garrison.audit.report.write import load_format, paths_of, write_report
+from garrison.audit.run import run_audit
+from garrison.audit.targets import HttpTarget, ReleaseChoice, Target, guarded
+from garrison.bundle.reader import VerifiedBundle, verify
+from garrison.bundle.secret import read_secret, secret_path
+from garrison.cli.output import console, json_option, notes, progress, show_json
+from garrison.cli.trust import trust_option, trusted_keys_of_user
+from garrison.client import Client
+from garrison.crypto.owner import OwnerPublicKey
+from garrison.errors import ConfigError
+
+_npz = click.Path(exists=True, dir_okay=False, path_type=Path)
+_bundle = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What was given on the command line."""
+
+    plan: str
+    reference: Path | None
+    baseline: Path | None
+    secret: Path | None
+    trust: tuple[Path, ...]
+    surrogate: Path | None
+    test: Path | None
+    release: ReleaseChoice | None
+    api_key: str | None
+    model: str | None
+    threads: int
+    out: Path
+
+
+@click.command()
+@click.argument("target", metavar="TARGET")
+@click.option("--plan", required=True, help=f"A shipped plan ({', '.join(shipped_plans())}) or a TOML file.")
+@click.option("--reference", type=_bundle, help="The bundle that is served; its model without its guard is the comparison.")
+@click.option("--baseline", type=_bundle, help="A bundle of the plain model, trained without any defense.")
+@click.option("--secret", type=_npz, help="Misinformation key of the bundle.  [default: BUNDLE.secret where it is]")
+@trust_option
+@click.option("--surrogate", type=_npz, help="The thief's rows, array x; takes the place of the plan's.")
+@click.option("--test", type=_npz, help="Rows to grade on, arrays x and y; takes the place of the plan's.")
+@click.option(
+    "--release", type=click.Choice(["full", "top-k", "label"]), help="Release this instead; only where TARGET is a bundle."
+)
+@click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
+@click.option("--model", help="The model's name; may be left out where the service has one.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Threads to train clones with.")
+@click.option(
+    "-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Folder for report.html and report.json."
+)
+@json_option
+def audit(target: str, as_json: bool, **given: Any) -> None:
+    """Attack TARGET, a service's URL or the folder of a sealed bundle, and write a report.
+
+    Ask only services that are yours, or whose owner agreed.
+    """
+    options = _Options(**given)
+    for name in paths_of(options.out):
+        load_format(name)  # a missing package shows now, and not after the work
+    plan = load_plan(options.plan)
+    with contextlib.ExitStack() as stack:
+        arms = stack.enter_context(_arms(target, options))
+        report = _audited(plan, arms, options)
+    written = write_report(report, options.out)
+    if as_json:
+        show_json(report)
+    else:
+        show(report)
+    for path in written:
+        notes.print(f"written: {path}", markup=False)
+
+
+def _audited(plan: Plan, arms: Arms, options: _Options) -> Report:
+    cache = TrialCache(paths_of(options.out)["json"].parent / ".cache")
+    with progress("audit") as say:
+        say("data", 0.0)
+        rows = data.load_data(plan, test=options.test, surrogate=options.surrogate)
+        return run_audit(plan, arms, rows, cache=cache, cpu_threads=options.threads, report=say)
+
+
+@contextlib.contextmanager
+def _arms(target: str, options: _Options) -> Iterator[Arms]:
+    """The service and its comparisons; the connection is closed at the end."""
+    is_url = target.startswith(("http://", "https://"))
+    if is_url and options.release is not None:
+        raise ConfigError("--release changes a bundle's policy in this process; a running service keeps its own")
+    trusted = trusted_keys_of_user(options.trust)
+    baseline = _opened(options.baseline, trusted)
+    if is_url:
+        reference = _opened(options.reference, trusted)
+        key = _key(options.reference, options.secret)
+        with Client(target, api_key=options.api_key, model=options.model) as client:
+            yield choose_arms(HttpTarget(client, target), reference=reference, baseline=baseline, key=key)
+        return
+    path = Path(target)
+    if not path.is_dir():
+        raise ConfigError(f"expected a service's URL or the folder of a sealed bundle, found {target!r}")
+    bundle, key = verify(path, trusted), _key(path, options.secret)
+    served: Target = guarded(bundle, key, options.release)
+    reference = _opened(options.reference, trusted) or bundle
+    yield choose_arms(served, reference=reference, baseline=baseline, key=key)
+
+
+def _opened(path: Path | None, trusted: list[OwnerPublicKey]) -> VerifiedBundle | None:
+    return None if path is None else verify(path, trusted)
+
+
+def _key(bundle: Path | None, secret: Path | None) -> bytes | None:
+    """The key that was named, else the one beside the bundle, else none."""
+    if secret is not None:
+        return read_secret(secret)
+    beside = None if bundle is None else secret_path(bundle)
+    return read_secret(beside) if beside is not None and beside.is_file() else None
+
+
+def show(report: Report) -> None:
+    """The report's tables on the terminal."""
+    console.print()
+    console.print(report.headline, markup=False)
+    for table in (tables.trade_off(report), tables.honest(report), tables.strangers(report), tables.reaching(report)):
+        if table.rows and len(table.head) > 1:
+            console.print(_grid(table))
+    console.print("What does not hold or was not measured:")
+    for sentence in report.limits:
+        console.print(f"- {sentence}", markup=False)
+
+
+def _grid(table: tables.Table) -> Grid:
+    grid = Grid(title=table.title, caption=table.caption, title_justify="left", caption_justify="left")
+    for i, head in enumerate(table.head):
+        grid.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(f"{cell.text}\n[dim]{cell.detail}[/]" if cell.detail else cell.text for cell in row))
+    return grid
