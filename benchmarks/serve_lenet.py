@@ -158,7 +158,7 @@ async def generate(url: str, load: Load, seconds: float) -> None:
             started = time.monotonic()
             writer.write(requests[k % BODIES])
             head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
             await reader.readexactly(int(length[1]) if length else 0)
             errors += not head.startswith(b"HTTP/1.1 200")
             latencies.append(time.monotonic() - started)

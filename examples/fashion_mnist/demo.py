@@ -128,7 +128,7 @@ def ask_and_attack(out: Path) -> None:
     port = free_port()
     url, trust = f"http://127.0.0.1:{port}", ("--trust", str(out / "keys" / "owner.pub"))
     say("6  Serve, guarded")
-    with served(*GARRISON, "serve", str(out / "bundle"), *trust, "--port", str(port), url=url):
+    with served(*GARRISON, "serve", str(out / "bundle"), *trust, "--port", str(port), "--state", str(out / "state"), url=url):
         say("7  Ask: honest images, then an attacker's digits")
         run(*GARRISON, "predict", url, str(out / "honest.npz"), "--limit", "500")
         run(*GARRISON, "predict", url, str(out / "digits.npz"), "--limit", "5")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from garrison.errors import GarrisonError, InputError, LimitError, MalformedRequestError, ServiceError
 from garrison.limits import DEFAULT_LIMITS, Limits
-from garrison.protocol.oip import ALL_JSON, InferRequest, decode_request, encode_response
+from garrison.protocol.oip import ALL_JSON, InferRequest, check_outputs, decode_request, encode_response
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.types import DATATYPES, NUMPY_DTYPES, Array, InputFacts, ModelFacts, Released, Task
 
@@ -168,7 +168,7 @@ def test_outputs_are_chosen_ordered_and_encoded_as_asked() -> None:
     )
     assert (second["name"], second["data"]) == ("probabilities", [0.25, 0.75])
     with pytest.raises(InputError, match="unknown output 'logits'; this model gives 'probabilities', 'classes'"):
-        encode_response(read({"inputs": [tensor()], "outputs": [{"name": "logits"}]}), released, "m", "1")
+        check_outputs(read({"inputs": [tensor()], "outputs": [{"name": "logits"}]}), released.outputs)
 
 
 # --- what does not fit is refused, with a type and a reason -----------------------------------------------------------

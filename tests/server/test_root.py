@@ -103,7 +103,7 @@ def test_the_misinformation_key_is_found_beside_the_bundle_or_named(bundles: Bun
     assemble(config(tmp_path, secret=(str(secret),)), [moved, plain.path], trusted).close()
     other = tmp_path / "wrong.secret"
     other.write_text("# wrong\n" + "A" * 43 + "=\n")
-    with pytest.raises(KeyFileError, match="not the one"):
+    with pytest.raises(KeyFileError, match="not the misinformation key"):
         assemble(config(tmp_path, secret=(str(other),)), [moved], trusted)
     assemble(config(tmp_path, secret=(str(other), str(secret))), [moved], trusted).close()
 

@@ -370,7 +370,9 @@ def measure_clone(clone: Clone, exam: Exam, classes: int) -> dict[str, FloatArra
     """Row by row: `clone_accuracy` where the exam has labels, `fidelity` and `total_variation` where it has a reference."""
     p = np.asarray(clone(exam.x))
     if p.shape != (len(exam.x), classes) or not np.isfinite(p).all():
-        raise AuditError(f"the clone answered {p.shape} for {len(exam.x)} rows, expected finite ({len(exam.x)}, {classes})")
+        raise AuditError(
+            f"the clone answered {p.shape} for {len(exam.x)} rows, expected finite ({len(exam.x)}, {classes})"
+        )
     first = p.argmax(axis=1)
     scores = {} if exam.y is None else {"clone_accuracy": measures.correct(first, exam.y)}
     if exam.reference is not None:

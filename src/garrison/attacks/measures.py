@@ -38,7 +38,8 @@ class Estimate:
 
 def correct(labels: npt.NDArray[np.integer], expected: npt.NDArray[np.integer]) -> FloatArray:
     """1.0 where they agree, else 0.0; shape (rows,). Its mean is accuracy against the truth, fidelity against a model."""
-    return (np.asarray(labels) == np.asarray(expected)).astype(np.float64)
+    found: FloatArray = (np.asarray(labels) == np.asarray(expected)).astype(np.float64)
+    return found
 
 
 def total_variation(p: FloatArray, q: FloatArray) -> FloatArray:

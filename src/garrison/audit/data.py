@@ -20,8 +20,15 @@ from garrison.audit.plan import Plan
 from garrison.errors import PlanError
 from garrison.types import Array
 
-Report = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 """(message, fraction done in [0, 1]) -> None."""
+
+
+def silent(message: str, share: float) -> None:
+    """The progress callback of a caller who wants none."""
+    del message, share
+
+
 _NO_CLASSES = "{}: the test rows need class numbers (an array y), or nothing can be graded"
 
 
@@ -71,7 +78,7 @@ class AuditData:
 
 
 def load_data(
-    plan: Plan, *, test: Path | None = None, surrogate: Path | None = None, report: Report = lambda message, share: None
+    plan: Plan, *, test: Path | None = None, surrogate: Path | None = None, report: Progress = silent
 ) -> AuditData:
     """The plan's rows; files given here take the place of the plan's.
 
@@ -94,7 +101,7 @@ def load_data(
     return AuditData(_first(own, plan.test_rows), thief, _last(outside, plan.outside_rows))
 
 
-def load_rows(name: str, role: str, report: Report = lambda message, share: None) -> Rows:
+def load_rows(name: str, role: str, report: Progress = silent) -> Rows:
     """Rows by the name of a data set's split, such as `mnist:train`, or by the path of an .npz file with x (and y, labels).
 
     Raises:
@@ -121,7 +128,9 @@ def _from_file(path: Path) -> Rows:
         raise PlanError(f"{path}: expected an array x of shape (rows, ...) with at least one row")
     y = found.get("y")
     if y is not None and (y.shape != (len(found["x"]),) or y.dtype.kind not in "iu"):
-        raise PlanError(f"{path}: expected whole class numbers y of shape ({len(found['x'])},), found {y.dtype} {y.shape}")
+        raise PlanError(
+            f"{path}: expected whole class numbers y of shape ({len(found['x'])},), found {y.dtype} {y.shape}"
+        )
     labels = tuple(str(label) for label in found.get("labels", np.zeros(0)).ravel().tolist())
     return _rows(found["x"], None if y is None else y.astype(np.int64), labels, path.name)
 

@@ -92,6 +92,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         asked = sum(len(attack.budgets) for attack in self.attacks)
         return len(self.seeds) * (targets * asked + len(self.control.budgets))
 
+    def training_rows(self, targets: int) -> int:
+        """How many rows all those clones are trained on."""
+        asked = sum(sum(attack.budgets) for attack in self.attacks)
+        return len(self.seeds) * (targets * asked + sum(self.control.budgets))
+
 
 def shipped_plans() -> tuple[str, ...]:
     """Names of the plans that come with Garrison."""
@@ -115,7 +120,9 @@ def load_plan(name: str) -> Plan:
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         shipped = ", ".join(shipped_plans())
-        raise PlanError(f"{name}: neither a shipped plan ({shipped}) nor a TOML file that can be read: {error}") from error
+        raise PlanError(
+            f"{name}: neither a shipped plan ({shipped}) nor a TOML file that can be read: {error}"
+        ) from error
     if len(data) > MOST_PLAN_BYTES:
         raise PlanError(f"{name}: a plan may be {MOST_PLAN_BYTES} bytes long")
     return _anchored(parse_plan(text, name), path.parent)

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from garrison.attacks.base import Answers, OracleFacts
+from garrison.attacks.measures import share
 from garrison.audit.data import AuditData, Rows
 from garrison.audit.targets import Target
 from garrison.errors import PreflightError
@@ -67,7 +68,9 @@ def check_same_model(target: Target, reference: Target) -> None:
 def check_answers(answers: Answers, source: str) -> None:
     """Raise `PreflightError` where answers that come as probabilities are none."""
     if answers.refused.all():
-        raise PreflightError(f"{source}: the target answers none of the probed rows; is the key or the budget at fault?")
+        raise PreflightError(
+            f"{source}: the target answers none of the probed rows; is the key or the budget at fault?"
+        )
     p = answers.probabilities
     if p is None:
         return
@@ -112,7 +115,7 @@ def check_agreement(answers: Answers, reference: FloatArray, alone: BoolArray, s
     rows = alone & answers.usable
     if not rows.any():
         return
-    agree = float((answers.labels[rows] == reference.argmax(axis=1)[rows]).mean())
+    agree = share(np.equal(answers.labels[rows], reference.argmax(axis=1)[rows]))
     if agree < LEAST_AGREEMENT:
         raise PreflightError(
             f"on {rows.sum()} rows that the guard leaves alone, the target names the same class as {source!r} in {agree:.1%}: "

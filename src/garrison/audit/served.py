@@ -113,7 +113,7 @@ def _alike(served: Served) -> npt.NDArray[np.bool_]:
     labels = served.again.labels[::-1] == served.outside.labels[:rows]
     p, q = served.outside.probabilities, served.again.probabilities
     if p is None or q is None:
-        return labels
+        return np.asarray(labels)
     close = np.isclose(p[:rows], q[::-1], rtol=0, atol=_SAME, equal_nan=True).all(axis=1)
     same: npt.NDArray[np.bool_] = labels & close
     return same

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from garrison.audit import metrics
 from garrison.audit.targets import ServiceTarget
 from garrison.guard.pipeline import Pipeline, Progress
-from garrison.types import Array, Batch, Caller, DefenseSpec, FloatArray, RawScores
+from garrison.types import Array, Batch, BoolArray, Caller, DefenseSpec, FloatArray, RawScores
 
 MISINFORMATION = "adaptive-misinformation"
 CONFIDENCE = "confidence"
@@ -98,9 +98,7 @@ def similarity_curves(
     return tuple(found)
 
 
-def _score(
-    reference: ServiceTarget, kind: Kind, x: Array, undefended: Callable[[Array], FloatArray] | None
-) -> _Scored:
+def _score(reference: ServiceTarget, kind: Kind, x: Array, undefended: Callable[[Array], FloatArray] | None) -> _Scored:
     inputs = reference.named_rows(x)
     batch = Batch(inputs, np.zeros(len(x), dtype=np.intp), (Caller("audit"),), (-1,))
     raw = reference.service.raw(inputs)
@@ -108,6 +106,24 @@ def _score(
     if undefended is not None:
         others["undefended"] = undefended(x).argmax(axis=1)
     return _Scored(kind, batch, raw, others)
+
+
+def left_alone(reference: ServiceTarget, x: Array) -> BoolArray:
+    """Rows that the signed guard answers with the model's own answer, shape (rows,); whichever key it holds.
+
+    Args:
+        reference: the sealed model without its guard.
+        x: (rows, *shape).
+    """
+    inputs, rows = reference.named_rows(x), len(x)
+    pipeline = Pipeline(reference.service.manifest.guard, reference.service.facts, STAND_IN_KEY)
+    # One request a row: a refused row must not take others with it.
+    batch = Batch(inputs, np.arange(rows, dtype=np.intp), (Caller("audit"),) * rows, (-1,) * rows)
+    progress = Progress.begin(batch)
+    pipeline.answer(progress, reference.service.raw(inputs))
+    refused = np.array([code is not None for code in progress.refused])
+    found: BoolArray = ~(progress.replaced | refused)
+    return found
 
 
 def _with_tau(chain: Sequence[DefenseSpec], tau: float) -> tuple[DefenseSpec, ...]:
@@ -135,7 +151,7 @@ def _spread(reference: ServiceTarget, chain: Sequence[DefenseSpec], scored: Sequ
     pipeline = Pipeline(chain, reference.service.facts, STAND_IN_KEY)
     scores = np.concatenate([_run(pipeline, s).signals[CONFIDENCE] for s in scored])
     low, high = float(scores.min()), float(scores.max())
-    if 0.0 <= low and high <= 1.0:
+    if low >= 0.0 and high <= 1.0:
         low, high = 0.0, 1.0
     return [round(float(tau), 6) for tau in np.linspace(low, high, STEPS)]
 

@@ -143,7 +143,9 @@ class HttpTarget:
     def __init__(self, client: Client, url: str, classes: int | None = None) -> None:
         metadata = client.metadata()
         if len(metadata.inputs) != 1:
-            raise PreflightError(f"{metadata.name!r} takes {len(metadata.inputs)} input tensors; the attacks know models with one")
+            raise PreflightError(
+                f"{metadata.name!r} takes {len(metadata.inputs)} input tensors; the attacks know models with one"
+            )
         spec, extras = metadata.inputs[0], metadata.garrison
         if extras is not None and extras.task is Task.REGRESSION:
             raise PreflightError(f"{metadata.name!r} is a regressor; the attacks and measures here are for classifiers")
@@ -185,9 +187,7 @@ def _spread(value: float | tuple[float, ...], shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(values.reshape(shape) if values.ndim else values, shape)
 
 
-def _classes(
-    outputs: Mapping[str, tuple[int, ...]], labels: tuple[str, ...], given: int | None, model: str
-) -> int:
+def _classes(outputs: Mapping[str, tuple[int, ...]], labels: tuple[str, ...], given: int | None, model: str) -> int:
     vectors = [outputs[name][-1] for name in (PROBABILITIES, SCORES) if name in outputs and CLASSES not in outputs]
     found = len(labels) or next((n for n in vectors if n > 0), 0) or given
     if not found:
@@ -214,7 +214,9 @@ def answers_of(outputs: Mapping[str, Array], uncertain: BoolArray, classes: int)
     if vector is None or vector.ndim != 2 or vector.shape[1] != classes:
         shown = ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
         raise PreflightError(f"expected probabilities over {classes} classes, or classes; found {shown}")
-    return Answers(vector.argmax(axis=1).astype(np.int64), vector if PROBABILITIES in outputs else None, nobody, uncertain)
+    return Answers(
+        vector.argmax(axis=1).astype(np.int64), vector if PROBABILITIES in outputs else None, nobody, uncertain
+    )
 
 
 def complete_top_k(numbers: Array, values: FloatArray, classes: int) -> FloatArray:

@@ -11,6 +11,15 @@ from garrison.audit.data import AuditData
 from garrison.audit.plan import Plan
 from garrison.audit.targets import TargetName
 
+_CLOSER_THIEVES = (
+    "A thief with in-distribution data, or one who starts from a few such rows (JBDA), was not tried. Adaptive Misinformation "
+    "does not stop them: their questions look honest."
+)
+_NAIVE = (
+    "The thief is naive: it does not look for misinformed answers, average repetitions, or drop what looks out of distribution. "
+    "One account asked; Sybil accounts and cover traffic were not tried."
+)
+
 
 def share(value: float) -> str:
     """A share as percent with one decimal."""
@@ -23,7 +32,9 @@ def money(usd: float) -> str:
 
 def headline(plan: Plan, data: AuditData, findings: Sequence[Finding], controls: Sequence[Finding]) -> str:
     """What a thief gets from the service at what price, beside what the undefended model and chance give."""
-    mine = [f for f in findings if f.target == TargetName.DEFENDED and f.metric == "clone_accuracy" and f.value is not None]
+    mine = [
+        f for f in findings if f.target == TargetName.DEFENDED and f.metric == "clone_accuracy" and f.value is not None
+    ]
     if not mine:
         return "No clone was trained against the service."
     best = max(mine, key=lambda f: (f.budget, f.answers == View.SOFT))
@@ -58,7 +69,9 @@ def _chance(best: Finding, controls: Sequence[Finding]) -> str:
 
 
 def _the(target: str) -> str:
-    return "the undefended model" if target == TargetName.UNDEFENDED else "the model trained with outlier exposure alone"
+    return (
+        "the undefended model" if target == TargetName.UNDEFENDED else "the model trained with outlier exposure alone"
+    )
 
 
 def limits(plan: Plan, arms: Arms, data: AuditData, findings: Sequence[Finding], asked: int) -> tuple[str, ...]:
@@ -106,13 +119,11 @@ def _missing_arms(arms: Arms) -> list[str]:
 
 def _not_tried(plan: Plan, data: AuditData) -> list[str]:
     names = sorted({attack.name for attack in plan.attacks})
+    source = data.surrogate.source
     return [
-        f"Only {', '.join(names)} was tried, with surrogate rows from {data.surrogate.source}. Other surrogate rows may do better; "
-        "rows closer to the model's own task do.",
-        "A thief with in-distribution data, or one who starts from a few such rows (JBDA), was not tried. Adaptive Misinformation "
-        "does not stop them: their questions look honest.",
-        "The thief is naive: it does not look for misinformed answers, average repetitions, or drop what looks out of "
-        "distribution. One account asked; Sybil accounts and cover traffic were not tried.",
+        f"Only {', '.join(names)} was tried, with surrogate rows from {source}. Other rows may do better; closer ones do.",
+        _CLOSER_THIEVES,
+        _NAIVE,
         "Latency and processor time were not measured.",
     ]
 
@@ -125,16 +136,22 @@ def _how_sure(plan: Plan, findings: Sequence[Finding]) -> list[str]:
             "choice of test rows, not another training run, which moves a clone's accuracy by several points."
         )
     if any(not finding.complete for finding in findings):
-        found.append("Some questions were lost to failures of the connection or the service; those findings are marked.")
+        found.append(
+            "Some questions were lost to failures of the connection or the service; those findings are marked."
+        )
     return found
 
 
 def _service(arms: Arms, findings: Sequence[Finding], asked: int) -> list[str]:
     found, identity = [], arms.defended.identity
     if not arms.defended.facts.soft:
-        found.append("The service releases labels alone, so its soft-label rows, calibration error and L1 change are left out.")
+        found.append(
+            "The service releases labels alone, so its soft-label rows, calibration error and L1 change are left out."
+        )
     if identity.where == "in-process":
-        found.append("The service was asked in this process; its transport, keys and quotas were not part of the audit.")
+        found.append(
+            "The service was asked in this process; its transport, keys and quotas were not part of the audit."
+        )
     else:
         found.append("What the service says of itself (model, digests) was not attested.")
     if identity.overridden:

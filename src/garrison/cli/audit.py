@@ -53,20 +53,31 @@ class _Options:
 @click.command()
 @click.argument("target", metavar="TARGET")
 @click.option("--plan", required=True, help=f"A shipped plan ({', '.join(shipped_plans())}) or a TOML file.")
-@click.option("--reference", type=_bundle, help="The bundle that is served; its model without its guard is the comparison.")
+@click.option(
+    "--reference", type=_bundle, help="The bundle that is served; its model without its guard is the comparison."
+)
 @click.option("--baseline", type=_bundle, help="A bundle of the plain model, trained without any defense.")
 @click.option("--secret", type=_npz, help="Misinformation key of the bundle.  [default: BUNDLE.secret where it is]")
 @trust_option
 @click.option("--surrogate", type=_npz, help="The thief's rows, array x; takes the place of the plan's.")
 @click.option("--test", type=_npz, help="Rows to grade on, arrays x and y; takes the place of the plan's.")
 @click.option(
-    "--release", type=click.Choice(["full", "top-k", "label"]), help="Release this instead; only where TARGET is a bundle."
+    "--release",
+    type=click.Choice(["full", "top-k", "label"]),
+    help="Release this instead; only where TARGET is a bundle.",
 )
 @click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
 @click.option("--model", help="The model's name; may be left out where the service has one.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Threads to train clones with.")
 @click.option(
-    "-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Folder for report.html and report.json."
+    "--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Threads to train clones with."
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder for report.html and report.json.",
 )
 @json_option
 def audit(target: str, as_json: bool, **given: Any) -> None:

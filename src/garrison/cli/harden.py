@@ -11,6 +11,8 @@ import click
 from garrison.cli.output import console, json_option, notes, progress, show_json
 from garrison.hardening.artifact import Hardened, check_target, write_hardened
 from garrison.hardening.data import read_npz
+from garrison.hardening.harden import Options
+from garrison.hardening.harden import harden as harden_model
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -42,7 +44,13 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
     show_default=True,
     help="Accuracy that honest callers may lose, as a share.",
 )
-@click.option("--score", type=click.Choice(["max-probability", "energy"]), default="max-probability", show_default=True)
+@click.option(
+    "--score",
+    type=click.Choice(["max-probability", "energy"]),
+    default="max-probability",
+    show_default=True,
+    help="What tells honest inputs from others; energy needs logits.",
+)
 @click.option(
     "--on-ood",
     type=click.Choice(["misinform", "refuse", "uncertain"]),
@@ -71,8 +79,8 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 @click.option("--k", type=int, default=3, show_default=True, help="Classes, for --release top-k.")
 @click.option("--constant-time", is_flag=True, help="Compute misinformation for every row.")
 @click.option("--outlier-exposure", is_flag=True, help="Note down that the model was trained with outlier exposure.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out rows and of training.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of the runtime and of training.")
 @click.option("--force", is_flag=True, help="Replace an earlier HARDENED folder.")
 @json_option
 def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **given: Any) -> None:
@@ -80,10 +88,8 @@ def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **
 
     A graph with an output `misinformation` keeps it. The folder is what `garrison seal` takes.
     """
-    from garrison.hardening import harden as work
-
     check_target(target, force=force)
-    options = work.Options(
+    options = Options(
         benign_loss=given["benign_loss"],
         score=given["score"],
         on_ood=given["on_ood"],
@@ -99,7 +105,7 @@ def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **
     )
     files = {name: None if given[name] is None else read_npz(given[name]) for name in ("calibration", "outliers")}
     with progress("hardening") as report:
-        result = work.harden(model, read_npz(data), files["calibration"], files["outliers"], options, report)
+        result = harden_model(model, read_npz(data), files["calibration"], files["outliers"], options, report)
     written = write_hardened(target, result.description, result.model, result.misinformation, force=force)
     if as_json:
         show_json({"path": str(target), "notes": result.notes, "hardened": written})

@@ -39,7 +39,13 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
 @click.option("--release", type=click.Choice(RELEASE_MODES), help="Release no more than this of each answer.")
 @click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key.")
-@click.option("--isolation", type=click.Choice(sorted(BACKENDS)), default="none", show_default=True)
+@click.option(
+    "--isolation",
+    type=click.Choice(sorted(BACKENDS)),
+    default="none",
+    show_default=True,
+    help="How models are kept apart from the server.",
+)
 @json_option
 def serve(
     bundles: tuple[Path, ...],

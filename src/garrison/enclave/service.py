@@ -36,7 +36,7 @@ from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import Pipeline, Progress, tighten
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
-from garrison.protocol.oip import InferRequest, decode_request, encode_response
+from garrison.protocol.oip import InferRequest, check_outputs, decode_request, encode_response
 from garrison.protocol.statement import Statement, sign_batch
 from garrison.runtime.runner import Runner, example_inputs
 from garrison.types import Array, Batch, Caller, DefenseSpec, RawScores, Released
@@ -91,6 +91,7 @@ class Service:
             check_secret(self.manifest, key, "--secret")  # another key would give other misinformation than before
         self._pipeline = Pipeline(chain, self.facts, key)
         self.guard_digest = guard_digest(chain)
+        self._released = tuple(name for name, _, _ in self.outputs())
         self._runner = Runner(bundle, limits)
         self._signer = AnswerSigner()
         self._runner.run(
@@ -182,7 +183,9 @@ class Service:
         opened = []
         for number, ask in enumerate(asks):
             try:
-                opened.append(_Opened(number, ask, decode_request(ask.body, ask.json_bytes, self.facts, self.limits)))
+                request = decode_request(ask.body, ask.json_bytes, self.facts, self.limits)
+                check_outputs(request, self._released)
+                opened.append(_Opened(number, ask, request))
             except RequestError as error:
                 replies[number] = _error(error.code, str(error), Outcome(code=error.code, rows=0))
         return opened
@@ -195,10 +198,7 @@ class Service:
             first = rows.stop
             code = progress.refused[i]
             if code is None:
-                try:
-                    bodies[i] = self._encode(item.request, released, rows)
-                except RequestError as error:  # asks for an output that the policy does not release
-                    replies[item.number] = _error(error.code, str(error), Outcome(code=error.code, rows=0))
+                bodies[i] = self._encode(item.request, released, rows)
             else:
                 replies[item.number] = _refused(code, progress.detail[i], _outcome(code, item, progress, i))
         signed = list(bodies)

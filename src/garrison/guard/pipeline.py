@@ -275,6 +275,8 @@ def _apply(link: _Link, verdict: Verdict, progress: Progress) -> None:
             progress.batch.request_of_row, touched, progress.batch.requests
         )
         return
+    if not verdict.codes.any():  # nearly always: every row is kept
+        return
     for code in Code:
         where = verdict.codes == code
         if code is Code.KEEP or not where.any():

@@ -13,8 +13,8 @@ Nothing is written here; the result goes to `garrison.hardening.artifact.write_h
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,10 +40,8 @@ SAMPLE_ROWS = 8
 WEAK = 0.8
 """Share of outliers caught below which the owner is told to train with outlier exposure."""
 DRAWN_OUTLIERS = 2_000
-FEWEST_STEPS = 400
-"""Small data sets are passed over more often, until f' has seen so many batches."""
-MOST_TRAINING_ROWS = 100_000
-"""Rows on which an f' of its own is trained; more only cost time."""
+OwnNetwork = Callable[[Victim, Part, int, int, Report], bytes]
+OWN_NETWORK = "garrison.hardening.own_network:train_graph"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +135,7 @@ def harden(
     # 5 MISINFORM
     if options.on_ood == "misinform" and not victim.facts().has_misinformation:
         victim = replace(
-            victim, misinformation=own_network(victim, training, options, part(report, "training", 0.3, 0.9))
+            victim, misinformation=_own_network(victim, training, options, part(report, "training", 0.3, 0.9))
         )
     # 6 CHAIN
     chain = guard_chain(fitted, options, victim)
@@ -204,27 +202,11 @@ def _victim(graph: Any, training: Part, held_out: Part, files: tuple[Rows, Rows 
     )
 
 
-def own_network(victim: Victim, training: Part, options: Options, report: Report) -> bytes:
-    """Train f' as a network of its own on at most 100,000 rows; without labels, on the victim's own answers."""
-    from garrison.hardening import export, misinformation
-    from garrison.hardening.training import Training
-
-    inputs, y = training.inputs, training.y
-    if len(training) > MOST_TRAINING_ROWS:
-        picked = np.sort(np.random.default_rng(options.seed).permutation(len(training))[:MOST_TRAINING_ROWS])
-        inputs, y = {name: x[picked] for name, x in inputs.items()}, None if y is None else y[picked]
-    if y is None:
-        y = score(open_session(victim.model, options.threads), inputs, ["probabilities"])["probabilities"].argmax(
-            axis=1
-        )
-    x = export.joined(inputs)
-    how = misinformation.OWN_NETWORK
-    epochs = max(how.epochs, min(200, math.ceil(FEWEST_STEPS * how.batch / len(x))))
-    settings = Training(
-        epochs=epochs, batch=how.batch, learning_rate=how.learning_rate, seed=options.seed, threads=options.threads
-    )
-    network = misinformation.train_network(x, y, len(victim.labels), options=settings, report=report)
-    return export.misinformation_graph(network, victim.inputs, {name: v[:SAMPLE_ROWS] for name, v in inputs.items()})
+def _own_network(victim: Victim, training: Part, options: Options, report: Report) -> bytes:
+    """A network of its own for f'. Only here is torch needed, so only here is it loaded."""
+    module, _, name = OWN_NETWORK.partition(":")
+    train: OwnNetwork = getattr(importlib.import_module(module), name)
+    return train(victim, training, options.seed, options.threads, report)
 
 
 def guard_chain(fitted: Calibration, options: Options, victim: Victim) -> tuple[DefenseSpec, ...]:

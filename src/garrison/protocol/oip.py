@@ -19,13 +19,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from garrison.errors import InputError, LimitError, MalformedRequestError
 from garrison.limits import Limits
+from garrison.protocol.oip_schema import (
+    Answer,
+    AnswerTensor,
+    BinarySize,
+    InputTensor,
+    Message,
+    OutputTensor,
+    data_type,
+    json_types,
+)
 from garrison.types import DATATYPES, Array, ModelFacts, Released
 
 UNCERTAIN_PARAMETER = "garrison_uncertain_rows"
@@ -34,42 +44,6 @@ ALL_JSON = -1
 """In place of a length: the whole body is JSON."""
 
 _SHOWN_CHARACTERS = 64
-
-Data = TypeVar("Data")
-
-
-class _TensorParameters(msgspec.Struct):
-    binary_data_size: int | None = None
-    shared_memory_region: str | None = None
-
-
-class _InputTensor(msgspec.Struct, Generic[Data]):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: _TensorParameters | None = None
-    data: Data | None = None
-
-
-class _OutputParameters(msgspec.Struct):
-    binary_data: bool | None = None
-    classification: int = 0
-
-
-class _OutputTensor(msgspec.Struct):
-    name: str
-    parameters: _OutputParameters | None = None
-
-
-class _RequestParameters(msgspec.Struct):
-    binary_data_output: bool = False
-
-
-class _Message(msgspec.Struct, Generic[Data]):
-    inputs: list[_InputTensor[Data]]
-    id: str | None = None
-    outputs: list[_OutputTensor] | None = None
-    parameters: _RequestParameters | None = None
 
 
 class WantedOutput(msgspec.Struct, frozen=True):
@@ -97,26 +71,6 @@ class InferRequest(msgspec.Struct, frozen=True):
     binary_default: bool
 
 
-class _BinarySize(msgspec.Struct):
-    binary_data_size: int
-
-
-class _AnswerTensor(msgspec.Struct, omit_defaults=True):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: _BinarySize | None = None
-    data: list[Any] | None = None
-
-
-class _Answer(msgspec.Struct, omit_defaults=True):
-    model_name: str
-    model_version: str
-    outputs: list[_AnswerTensor]
-    id: str = ""
-    parameters: dict[str, str] | None = None
-
-
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -136,7 +90,7 @@ class _Want:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     inputs: dict[str, _Want]
-    decoder: msgspec.json.Decoder[_Message[Any]]
+    decoder: msgspec.json.Decoder[Message[Any]]
     mixed: bool
 
 
@@ -190,6 +144,17 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
     return InferRequest(request_id, inputs, rows, _outputs(message.outputs, limits), default)
 
 
+def check_outputs(request: InferRequest, offered: Iterable[str]) -> None:
+    """See, before anything is computed, that a request asks for released outputs alone.
+
+    Raises:
+        InputError: it asks for another one.
+    """
+    for wanted in request.outputs:
+        if wanted.name not in offered:
+            raise InputError(f"unknown output {_shown(wanted.name)}; this model gives {_listed(offered)}")
+
+
 def encode_response(
     request: InferRequest, released: Released, model_name: str, model_version: str
 ) -> tuple[bytes, int]:
@@ -203,19 +168,17 @@ def encode_response(
         The body, and the length of its JSON part, -1 where all of it is JSON.
 
     Raises:
-        InputError: the request asks for an output that is not released.
+        KeyError: the request asks for an output that is not released; `check_outputs` comes before.
     """
     outputs, default = released.outputs, request.binary_default
-    tensors: list[_AnswerTensor] = []
+    tensors: list[AnswerTensor] = []
     parts: list[bytes] = [b""]
     for wanted in request.outputs or [WantedOutput(name, None) for name in outputs]:
-        values = outputs.get(wanted.name)
-        if values is None:
-            raise InputError(f"unknown output {_shown(wanted.name)}; this model gives {_listed(outputs)}")
-        tensor = _AnswerTensor(wanted.name, DATATYPES[values.dtype], values.shape)
+        values = outputs[wanted.name]
+        tensor = AnswerTensor(wanted.name, DATATYPES[values.dtype], values.shape)
         if default if wanted.binary is None else wanted.binary:
             parts.append(values.tobytes())
-            tensor.parameters = _BinarySize(len(parts[-1]))
+            tensor.parameters = BinarySize(len(parts[-1]))
         else:
             tensor.data = values.ravel().tolist()
         tensors.append(tensor)
@@ -223,7 +186,7 @@ def encode_response(
     marks = None
     if uncertain.any():
         marks = {UNCERTAIN_PARAMETER: ",".join(map(str, np.flatnonzero(uncertain).tolist()))}
-    parts[0] = _ENCODER.encode(_Answer(model_name, model_version, tensors, request.id, marks))
+    parts[0] = _ENCODER.encode(Answer(model_name, model_version, tensors, request.id, marks))
     return (parts[0], ALL_JSON) if len(parts) == 1 else (b"".join(parts), len(parts[0]))
 
 
@@ -237,40 +200,17 @@ def _plan(facts: ModelFacts) -> _Plan:
             shape=spec.shape,
             features=math.prod(spec.shape),
             row_bytes=math.prod(spec.shape) * spec.dtype.itemsize,
-            types=_json_types(spec.dtype, missing=bool(spec.may_be_missing.any())),
+            types=json_types(spec.dtype, missing=bool(spec.may_be_missing.any())),
         )
         for spec in facts.inputs
     }
     kinds = {want.types for want in inputs.values()}
     depth = 1 + max(len(want.shape) for want in inputs.values())
-    data = _data_type(frozenset(chain.from_iterable(kinds)), depth)
-    return _Plan(inputs, msgspec.json.Decoder(_Message[data]), len(kinds) > 1)  # type: ignore[valid-type]
+    data = data_type(frozenset(chain.from_iterable(kinds)), depth)
+    return _Plan(inputs, msgspec.json.Decoder(Message[data]), len(kinds) > 1)  # type: ignore[valid-type]
 
 
-def _json_types(dtype: np.dtype[Any], *, missing: bool) -> frozenset[type]:
-    """What may stand for a value in JSON. Only where a value may be missing, null stands for it (JSON has no NaN)."""
-    match dtype.kind:
-        case "b":
-            return frozenset({bool})
-        case "f":
-            return frozenset({float, type(None)} if missing else {float})
-        case _:
-            return frozenset({int})
-
-
-def _data_type(elements: frozenset[type], depth: int) -> Any:
-    """A list of such elements, flat or nested up to `depth` lists: the protocol allows both."""
-    ordered = sorted(elements, key=lambda kind: kind.__name__)
-    element: Any = ordered[0]
-    for kind in ordered[1:]:
-        element = element | kind
-    nested: Any = list[element]
-    for _ in range(depth - 1):
-        nested = list[element | nested]
-    return nested
-
-
-def _parse(data: bytes | memoryview, plan: _Plan) -> _Message[Any]:
+def _parse(data: bytes | memoryview, plan: _Plan) -> Message[Any]:
     try:
         return plan.decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -279,7 +219,7 @@ def _parse(data: bytes | memoryview, plan: _Plan) -> _Message[Any]:
         raise MalformedRequestError("not an inference request in JSON: nested too deeply") from error
 
 
-def _wanted(tensor: _InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> _Want:
+def _wanted(tensor: InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> _Want:
     want = plan.inputs.get(tensor.name)
     if want is None:
         raise InputError(f"unknown input {_shown(tensor.name)}; this model takes {_listed(plan.inputs)}")
@@ -290,7 +230,7 @@ def _wanted(tensor: _InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> 
     return want
 
 
-def _check_shape(tensor: _InputTensor[Any], want: _Want, rows: int, limits: Limits) -> int:
+def _check_shape(tensor: InputTensor[Any], want: _Want, rows: int, limits: Limits) -> int:
     """The number of rows; `rows` is that of the inputs before, 0 for none."""
     shape = tensor.shape
     if len(shape) != len(want.shape) + 1 or tuple(shape[1:]) != want.shape:
@@ -307,7 +247,7 @@ def _check_shape(tensor: _InputTensor[Any], want: _Want, rows: int, limits: Limi
     return shape[0]
 
 
-def _binary_size(tensor: _InputTensor[Any], *, binary: bool) -> int | None:
+def _binary_size(tensor: InputTensor[Any], *, binary: bool) -> int | None:
     """The length of the tensor's binary form, None where it is given in JSON."""
     parameters = tensor.parameters
     size = None if parameters is None else parameters.binary_data_size
@@ -391,7 +331,7 @@ def _flat(data: list[Any], want: _Want, rows: int, limits: Limits) -> list[Any]:
     return level
 
 
-def _outputs(found: Sequence[_OutputTensor] | None, limits: Limits) -> tuple[WantedOutput, ...]:
+def _outputs(found: Sequence[OutputTensor] | None, limits: Limits) -> tuple[WantedOutput, ...]:
     if not found:
         return ()
     wanted: dict[str, WantedOutput] = {}

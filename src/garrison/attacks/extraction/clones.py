@@ -31,17 +31,23 @@ _SLICE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a clone is trained: Adam under a cosine schedule, cross-entropy against the answers.
+    """How a clone is trained: AdamW (Loshchilov and Hutter 2019) under a one-cycle schedule (Smith and Topin 2019).
 
     Attributes:
         epochs: passes over the answered rows.
+        fewest_steps: more passes are made where so few rows would give fewer steps.
         batch: rows in a step.
-        learning_rate: at the start.
+        learning_rate: at the top of the cycle.
+        weight_decay: of AdamW.
+        balance: 0 weights all rows alike; 1 weights the classes alike, as often as each was answered.
     """
 
     epochs: int
+    fewest_steps: int
     batch: int
     learning_rate: float
+    weight_decay: float
+    balance: float
 
 
 class Scale(nn.Module):
@@ -108,29 +114,66 @@ def train_clone(x: Array, targets: FloatArray, facts: OracleFacts, recipe: Recip
         targets: (rows, classes), probabilities, or ones and zeros for labels. Cross-entropy is descended against them.
         facts: of the service.
         recipe: see `Recipe`.
-        seed: of weights and order of rows.
+        seed: of weights and order of rows. The generator is this clone's own, so that clones may be trained side by side.
     """
     if not len(x):
         return lambda rows: np.full((len(rows), facts.classes), 1.0 / facts.classes, dtype=np.float32)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        scale, net = scaling(x, facts), network(facts.shape, facts.classes)
-        with torch.inference_mode(False):
-            rows = scale(torch.as_tensor(x.astype(np.float32)))
-            _descend(net, rows, torch.as_tensor(targets.astype(np.float32)), recipe)
+    generator = torch.Generator().manual_seed(seed)
+    scale, net = scaling(x, facts), _fresh(facts, generator)
+    with torch.inference_mode(mode=False):
+        rows = scale(torch.as_tensor(x.astype(np.float32)))
+        goals = torch.as_tensor(targets.astype(np.float32))
+        _descend(net, rows, goals, _weights(goals, recipe.balance), recipe, generator)
     whole = nn.Sequential(scale, net).eval()
     return lambda asked: _answer(whole, asked)
 
 
-def _descend(net: nn.Module, rows: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> None:
-    optimiser = torch.optim.Adam(net.parameters(), lr=recipe.learning_rate, fused=True)
-    steps = recipe.epochs * math.ceil(len(rows) / recipe.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+def _fresh(facts: OracleFacts, generator: torch.Generator) -> nn.Sequential:
+    """A network with weights and biases uniform within 1 / sqrt(fan-in), the layers' usual start, from its own generator."""
+    with torch.device("meta"):
+        net = network(facts.shape, facts.classes)
+    net = net.to_empty(device="cpu")
+    for layer in net:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bound = 1.0 / math.sqrt(layer.weight[0].numel())
+            for tensor in (layer.weight, layer.bias):
+                if tensor is not None:
+                    nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    return net.to(memory_format=torch.channels_last) if is_image(facts.shape) else net  # type: ignore[call-overload]
+
+
+def _weights(targets: torch.Tensor, balance: float) -> torch.Tensor:
+    """One weight a row, mean 1: sum_k t_k / m_k^balance with m_k the mean answer of class k.
+
+    Surrogate rows are answered with a few classes most of the time; a thief who wants all classes weights the rare ones up.
+    """
+    mean = targets.mean(dim=0).clamp_min(1.0 / len(targets))
+    weights = (targets / mean**balance).sum(dim=1)
+    return weights / weights.mean()
+
+
+def _descend(
+    net: nn.Module,
+    rows: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+) -> None:
+    optimiser = torch.optim.AdamW(
+        net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    per_epoch = math.ceil(len(rows) / recipe.batch)
+    epochs = max(recipe.epochs, math.ceil(recipe.fewest_steps / per_epoch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=epochs * per_epoch, pct_start=0.25
+    )
     net.train()
-    for _ in range(recipe.epochs):
-        for batch in torch.split(torch.randperm(len(rows)), recipe.batch):
+    for _ in range(epochs):
+        for batch in torch.split(torch.randperm(len(rows), generator=generator), recipe.batch):
             optimiser.zero_grad(set_to_none=True)
-            functional.cross_entropy(net(rows[batch]), targets[batch]).backward()  # type: ignore[no-untyped-call]
+            losses = functional.cross_entropy(net(rows[batch]), targets[batch], reduction="none")
+            (losses * weights[batch]).mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     net.eval()

@@ -10,28 +10,25 @@ from typing import ClassVar
 
 import numpy as np
 
-from garrison.attacks.base import Attack, Clone, Goal, Knowledge, MeteredOracle
-from garrison.attacks.extraction.clones import Recipe, train_clone
-from garrison.attacks.extraction.knockoff import one_hot, surrogate_rows
+from garrison.attacks.base import Clone, Goal, Knowledge, MeteredOracle
+from garrison.attacks.extraction.clones import train_clone
+from garrison.attacks.extraction.knockoff import Knockoff, one_hot, surrogate_rows
 
 
-class RandomLabels(Attack, frozen=True):
-    """Train a clone on random classes.
+class RandomLabels(Knockoff, frozen=True):
+    """Train a clone as a knockoff does, on random classes.
 
     Attributes:
-        epochs, batch, learning_rate: see `garrison.attacks.extraction.clones.Recipe`.
+        epochs, fewest_steps, batch, learning_rate, weight_decay, balance: see
+            `garrison.attacks.extraction.clones.Recipe`.
     """
 
     name: ClassVar[str] = "random-labels"
     goal: ClassVar[Goal] = Goal.EXTRACTION
     asks: ClassVar[bool] = False
 
-    epochs: int = 20
-    batch: int = 64
-    learning_rate: float = 1e-3
-
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:
         rows = surrogate_rows(knowledge, rng, oracle.remaining)
         seed = int(rng.integers(2**63))
         targets = one_hot(rng.integers(0, oracle.facts.classes, len(rows)), oracle.facts.classes)
-        return train_clone(rows, targets, oracle.facts, Recipe(self.epochs, self.batch, self.learning_rate), seed)
+        return train_clone(rows, targets, oracle.facts, self.recipe, seed)

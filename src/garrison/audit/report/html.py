@@ -19,7 +19,9 @@ TEMPLATE = "page.html.j2"
 def render(report: Report) -> bytes:
     """The page, made from the report alone. Every text in it is escaped."""
     text = (importlib.resources.files("garrison.audit.report") / TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.from_string(text).render(
         report=report,
         main=tables.trade_off(report),

@@ -62,7 +62,9 @@ def _similarity_panel(axes: Any, points: Sequence[SimilarityPoint]) -> None:
         swept = sorted((p for p in mine if p.tau is not None), key=lambda p: p.tau or 0.0)
         taus = [p.tau for p in swept]
         axes.plot(taus, [100 * p.value for p in swept], color=colour, label=f"{name}, misinformed", linewidth=1.8)
-        axes.fill_between(taus, [100 * p.low for p in swept], [100 * p.high for p in swept], color=colour, alpha=0.2, lw=0)
+        axes.fill_between(
+            taus, [100 * p.low for p in swept], [100 * p.high for p in swept], color=colour, alpha=0.2, lw=0
+        )
         for p in mine:
             if p.tau is None:
                 axes.axhline(100 * p.value, color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=f"{name}, not")
@@ -139,7 +141,9 @@ def _errorbars(axes: Any, mine: Sequence[Finding], shift: float, colour: str, la
 
 def _svg(figure: Figure, title: str) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

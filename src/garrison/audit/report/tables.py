@@ -47,7 +47,11 @@ def shown(finding: Finding | None, *, points: bool = False) -> Cell:
     if finding.value is None:
         return Cell("not reached", finding.interval.removeprefix("none: "))
     if finding.unit == "fraction":
-        span = "" if finding.low is None or finding.high is None else f"{100 * finding.low:.1f} to {100 * finding.high:.1f}"
+        span = (
+            ""
+            if finding.low is None or finding.high is None
+            else f"{100 * finding.low:.1f} to {100 * finding.high:.1f}"
+        )
         return Cell(f"{100 * finding.value:.1f} {'points' if points else '%'}{mark}", span)
     if finding.unit == "L1 distance":
         span = "" if finding.low is None or finding.high is None else f"{finding.low:.3f} to {finding.high:.3f}"
@@ -139,10 +143,10 @@ def reaching(report: Report) -> Table:
     columns = {f"queries_to_fidelity_{level}": (f"fidelity {level}", False) for level in ("0.90", "0.95", "0.99")}
     caption = "The fewest of the tried budgets with soft labels; first labels alone where there are none."
     rows = []
-    for target in TITLES:
+    for target, name in TITLES.items():
         found = {m: report.find(target, m, answers="soft") or report.find(target, m, answers="labels") for m in columns}
         if any(found.values()):
-            rows.append((Cell(TITLES[target]), *(shown(f) for f in found.values())))
+            rows.append((Cell(name), *(shown(f) for f in found.values())))
     return Table("Queries to a fidelity", caption, ("", *(title for title, _ in columns.values())), tuple(rows))
 
 
