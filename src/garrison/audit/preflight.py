@@ -88,9 +88,9 @@ def check_answers(answers: Answers, source: str) -> None:
 def sum_tolerance(p: FloatArray) -> float:
     """How far from 1 honest answers may sum: rounding to d decimals moves each class by up to half of 10^-d."""
     for decimals in range(_MOST_DECIMALS):
-        scaled = p * 10.0**decimals
-        if np.abs(scaled - np.round(scaled)).max() < 10.0 ** (decimals - _MOST_DECIMALS):
-            return max(_SUM_TOLERANCE, 0.5 * p.shape[1] * 10.0**-decimals)
+        step: float = 10.0**-decimals
+        if np.abs(p / step - np.round(p / step)).max() * step < 10.0**-_MOST_DECIMALS:
+            return max(_SUM_TOLERANCE, 0.5 * p.shape[1] * step)
     return _SUM_TOLERANCE
 
 

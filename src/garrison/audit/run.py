@@ -62,7 +62,7 @@ def run_audit(
         arms: the service, and what it is compared with.
         data: the rows.
         cache: where finished trials are kept.
-        cpu_threads: of torch while clones are trained.
+        cpu_threads: arms that are attacked side by side, each on one thread.
         report: told what is being done, and the share that is done.
 
     Raises:
@@ -76,7 +76,6 @@ def run_audit(
     # 2 honest users
     served = {name: _ask(work, name, target) for name, target in targets.items()}
     findings = [f for name in targets for f in _served(work, name, served[name])]
-    # 3 the thief
     f = arms.f
     thief = Thief(
         plan=plan,
@@ -84,21 +83,18 @@ def run_audit(
         exam=Exam(data.test.x, data.y, None if f is None else f.raw(data.test.x)),
         reference_digest="" if f is None else f.identity.manifest_digest,
         cache=cache or TrialCache(None),
-        cpu_threads=cpu_threads,
         tell=lambda message, share: report(message, _ASKING + (1 - _ASKING) * share),
         targets=len(targets),
     )
-    for name, target in targets.items():
-        findings += thief.attack(name, target)
-    # 4 the control
-    controls = tuple(thief.control(arms.defended))
+    # 3 the thief, and side by side with it 4 the control
+    stolen, controls = thief.attack_all(targets, arms.defended, cpu_threads)
     # 5 similarity
     report("similarity over tau", 0.99)
     curves = _similarity(work)
     # 6 the report
     asked = len(data.test.x) + len(data.outside.x) + REPEATED_ROWS + 4 * PROBES + thief.asked[TargetName.DEFENDED]
-    limits = words.limits(plan, arms, data, findings, asked)
-    return _report(work, tuple(findings), controls, curves, limits, cpu_threads)
+    limits = words.limits(plan, arms, data, (*findings, *stolen), asked)
+    return _report(work, (*findings, *stolen), tuple(controls), curves, limits, cpu_threads)
 
 
 def _references(arms: Arms) -> list[ServiceTarget]:

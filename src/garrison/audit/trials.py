@@ -1,13 +1,16 @@
 """The thief's part of an audit: every attack, budget and seed against every arm, and the control arm that asks nobody.
 
 Invariants: the arms meet the same attacks with the same seeds through the same meter; a finished trial is kept and not done
-again; budgets run from the smallest, so that larger ones share the questions of smaller ones.
+again; budgets run from the smallest, so that larger ones share the questions of smaller ones. Arms are attacked side by side, each
+on one thread, so that the figures do not depend on how many processors there are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,8 +48,7 @@ class Thief:
 
     Attributes:
         exam: what clones are measured on; the digests of its rows are in `data`, of its reference in `reference_digest`.
-        cpu_threads: of torch; part of what makes a clone what it is.
-        tell: told what is being done, and the share of all training rows that is done.
+        tell: told what is being done, and the share of all training rows that is done; from several threads.
         asked: rows that each target itself was asked.
     """
 
@@ -55,28 +57,46 @@ class Thief:
     exam: Exam
     reference_digest: str
     cache: TrialCache
-    cpu_threads: int
     tell: Callable[[str, float], None]
     targets: int
     asked: dict[TargetName, int] = field(default_factory=dict)
     _trained: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def attack_all(
+        self, targets: Mapping[TargetName, Target], control: Target, threads: int
+    ) -> tuple[list[Finding], list[Finding]]:
+        """The findings on all targets, in their order, and those of the control arm.
+
+        Args:
+            targets: each is asked from one thread at a time.
+            control: tells shape and classes to the control arm.
+            threads: how many arms are attacked side by side.
+        """
+        with torch_threads(1), ThreadPoolExecutor(threads) as pool:
+            arms = [pool.submit(self.attack, name, target) for name, target in targets.items()]
+            last = pool.submit(self.control, control)
+            try:
+                return [finding for arm in arms for finding in arm.result()], last.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def attack(self, name: TargetName, target: Target) -> list[Finding]:
         """All attacks of the plan against one target. What needs probabilities is left out where there are none."""
         streams = {seed: SharedStream(target) for seed in self.plan.seeds}
         print_of = _fingerprint(target, self.data)
         found: list[Finding] = []
-        with torch_threads(self.cpu_threads):
-            for attack, view, budget in attacks_of(self.plan):
-                if view is View.SOFT and not target.facts.soft:
-                    self._trained += budget * len(self.plan.seeds)
-                    continue
-                trials = []
-                for seed in self.plan.seeds:
-                    stream: Oracle = streams[seed].rewind()
-                    oracle = LabelsOnly(stream) if view is View.LABELS else stream
-                    trials.append(self._trial(attack, view, budget, seed, oracle, (name.value, print_of)))
-                found += self._findings(attack, trials, name.value, view)
+        for attack, view, budget in attacks_of(self.plan):
+            if view is View.SOFT and not target.facts.soft:
+                self._done(budget * len(self.plan.seeds))
+                continue
+            trials = []
+            for seed in self.plan.seeds:
+                stream: Oracle = streams[seed].rewind()
+                oracle = LabelsOnly(stream) if view is View.LABELS else stream
+                trials.append(self._trial(attack, view, budget, seed, oracle, (name.value, print_of)))
+            found += self._findings(attack, trials, name.value, view)
         self.asked[name] = sum(stream.asked for stream in streams.values())
         return found + queries_to_fidelity(found, self.plan.usd_per_query)
 
@@ -86,11 +106,10 @@ class Thief:
         if not self.plan.control.budgets:
             return found
         attack = load_attack(CONTROL, self.plan.control.parameters)
-        with torch_threads(self.cpu_threads):
-            for budget in sorted(self.plan.control.budgets):
-                seeds = self.plan.seeds
-                trials = [self._trial(attack, View.LABELS, budget, seed, target, (NOBODY, "")) for seed in seeds]
-                found += self._findings(attack, trials, NOBODY, View.LABELS)
+        for budget in sorted(self.plan.control.budgets):
+            seeds = self.plan.seeds
+            trials = [self._trial(attack, View.LABELS, budget, seed, target, (NOBODY, "")) for seed in seeds]
+            found += self._findings(attack, trials, NOBODY, View.LABELS)
         return found
 
     def _findings(self, attack: Attack, trials: list[Trial], target: str, view: View) -> tuple[Finding, ...]:
@@ -104,15 +123,19 @@ class Thief:
         whole = self.plan.training_rows(self.targets)
         self.tell(f"{attack.name} on {name}, {budget:,} {view.value}, seed {seed}", self._trained / whole)
         rows = [self.data.surrogate.sha256, self.data.test.sha256, len(self.exam.x), self.reference_digest]
-        parts = [repr(attack), view.value, budget, seed, fingerprint, *rows, self.cpu_threads, *versions().values()]
+        parts = [repr(attack), view.value, budget, seed, fingerprint, *rows, *versions().values()]
         key = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
         trial = self.cache.get(key)
         if trial is None:
             knowledge = Knowledge(self.data.surrogate.x)
             trial = attack.carry_out(oracle, knowledge, self.exam, budget=budget, seed=seed)
             self.cache.put(key, trial)
-        self._trained += budget
+        self._done(budget)
         return trial
+
+    def _done(self, rows: int) -> None:
+        with self._lock:
+            self._trained += rows
 
 
 def attacks_of(plan: Plan) -> Iterator[tuple[Attack, View, int]]:

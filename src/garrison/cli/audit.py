@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from garrison.audit import data
@@ -69,7 +70,11 @@ class _Options:
 @click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
 @click.option("--model", help="The model's name; may be left out where the service has one.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Threads to train clones with."
+    "--threads",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Arms to attack side by side, each on one thread.",
 )
 @click.option(
     "-o",
@@ -157,9 +162,16 @@ def show(report: Report) -> None:
 
 
 def _grid(table: tables.Table) -> Grid:
+    """The table on its side, which fits a terminal: a column for each arm."""
     grid = Grid(title=table.title, caption=table.caption, title_justify="left", caption_justify="left")
-    for i, head in enumerate(table.head):
-        grid.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
+    grid.add_column("")
     for row in table.rows:
-        grid.add_row(*(f"{cell.text}\n[dim]{cell.detail}[/]" if cell.detail else cell.text for cell in row))
+        grid.add_column(escape(row[0].text), justify="right")
+    for i, head in enumerate(table.head[1:], start=1):
+        grid.add_row(escape(head), *(_cell(row[i]) for row in table.rows))
     return grid
+
+
+def _cell(cell: tables.Cell) -> str:
+    detail = f"\n[dim]{escape(cell.detail)}[/]" if cell.detail else ""
+    return escape(cell.text) + detail

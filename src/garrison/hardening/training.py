@@ -36,10 +36,10 @@ class Training:
         threads: of torch, while it trains.
     """
 
-    epochs: int = 8
-    batch: int = 256
-    learning_rate: float = 1.2e-2
-    weight_decay: float = 1e-2
+    epochs: int = 7
+    batch: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 5e-2
     seed: int = 0
     threads: int = 2
 

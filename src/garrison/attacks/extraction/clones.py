@@ -27,18 +27,21 @@ SMALLEST_IMAGE = 12
 LARGEST_LENET = 64
 """Height and width above which places are averaged before the dense layers."""
 _SLICE = 1000
+_RISE = 0.1
+"""Share of the steps in which the learning rate rises."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a clone is trained: AdamW (Loshchilov and Hutter 2019) under a one-cycle schedule (Smith and Topin 2019).
+    """How a clone is trained: AdamW (Loshchilov and Hutter 2019) with averaged weights (Izmailov et al., UAI 2018).
 
     Attributes:
         epochs: passes over the answered rows.
         fewest_steps: more passes are made where so few rows would give fewer steps.
         batch: rows in a step.
-        learning_rate: at the top of the cycle.
+        learning_rate: of AdamW, constant after a short rise.
         weight_decay: of AdamW.
+        averaged: share of the steps, at the end, over which the weights are averaged; 0 takes the last ones.
         balance: 0 weights all rows alike; 1 weights the classes alike, as often as each was answered.
     """
 
@@ -47,6 +50,7 @@ class Recipe:
     batch: int
     learning_rate: float
     weight_decay: float
+    averaged: float
     balance: float
 
 
@@ -119,11 +123,12 @@ def train_clone(x: Array, targets: FloatArray, facts: OracleFacts, recipe: Recip
     if not len(x):
         return lambda rows: np.full((len(rows), facts.classes), 1.0 / facts.classes, dtype=np.float32)
     generator = torch.Generator().manual_seed(seed)
-    scale, net = scaling(x, facts), _fresh(facts, generator)
+    scale = scaling(x, facts)
+    net: nn.Module = _fresh(facts, generator)
     with torch.inference_mode(mode=False):
         rows = scale(torch.as_tensor(x.astype(np.float32)))
         goals = torch.as_tensor(targets.astype(np.float32))
-        _descend(net, rows, goals, _weights(goals, recipe.balance), recipe, generator)
+        net = _descend(net, rows, goals, _weights(goals, recipe.balance), recipe, generator)
     whole = nn.Sequential(scale, net).eval()
     return lambda asked: _answer(whole, asked)
 
@@ -159,16 +164,19 @@ def _descend(
     weights: torch.Tensor,
     recipe: Recipe,
     generator: torch.Generator,
-) -> None:
+) -> nn.Module:
+    """The trained network; `net` itself is trained along the way."""
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     per_epoch = math.ceil(len(rows) / recipe.batch)
     epochs = max(recipe.epochs, math.ceil(recipe.fewest_steps / per_epoch))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=epochs * per_epoch, pct_start=0.25
-    )
+    steps = epochs * per_epoch
+    rise, last = max(1, math.ceil(_RISE * steps)), steps - math.floor(recipe.averaged * steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / rise))
+    mean = torch.optim.swa_utils.AveragedModel(net)
     net.train()
+    done = 0
     for _ in range(epochs):
         for batch in torch.split(torch.randperm(len(rows), generator=generator), recipe.batch):
             optimiser.zero_grad(set_to_none=True)
@@ -176,7 +184,11 @@ def _descend(
             (losses * weights[batch]).mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-    net.eval()
+            done += 1
+            if done >= last:
+                mean.update_parameters(net)
+    found: nn.Module = mean.module.eval()
+    return found
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ class Knockoff(Attack, frozen=True):
     """Ask random surrogate rows, train a clone on the answers.
 
     Attributes:
-        epochs, fewest_steps, batch, learning_rate, weight_decay, balance: see
+        epochs, fewest_steps, batch, learning_rate, weight_decay, averaged, balance: see
             `garrison.attacks.extraction.clones.Recipe`.
     """
 
@@ -39,6 +39,7 @@ class Knockoff(Attack, frozen=True):
     batch: int = 256
     learning_rate: float = 1e-2
     weight_decay: float = 0.1
+    averaged: float = 0.4
     balance: float = 1.0
 
     def __post_init__(self) -> None:
@@ -46,8 +47,8 @@ class Knockoff(Attack, frozen=True):
             raise ValueError("epochs, fewest_steps and batch must be at least 1")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ValueError("learning_rate must be above 0, weight_decay at least 0, both finite")
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"balance must lie in 0 to 1, found {self.balance}")
+        if not 0 <= self.balance <= 1 or not 0 <= self.averaged <= 1:
+            raise ValueError("balance and averaged must lie in 0 to 1")
 
     @property
     def recipe(self) -> Recipe:

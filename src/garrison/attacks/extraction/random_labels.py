@@ -19,7 +19,7 @@ class RandomLabels(Knockoff, frozen=True):
     """Train a clone as a knockoff does, on random classes.
 
     Attributes:
-        epochs, fewest_steps, batch, learning_rate, weight_decay, balance: see
+        epochs, fewest_steps, batch, learning_rate, weight_decay, averaged, balance: see
             `garrison.attacks.extraction.clones.Recipe`.
     """
 

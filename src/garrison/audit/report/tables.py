@@ -45,7 +45,7 @@ def shown(finding: Finding | None, *, points: bool = False) -> Cell:
         return NOTHING
     mark = "" if finding.complete else " (incomplete)"
     if finding.value is None:
-        return Cell("not reached", finding.interval.removeprefix("none: "))
+        return Cell("not reached")
     if finding.unit == "fraction":
         span = (
             ""

@@ -1,0 +1,68 @@
+"""What every registered attack must keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tests.attacks.services import Linear, rows
+
+from garrison.attacks.base import Attack, Exam, Goal, Knowledge
+from garrison.attacks.extraction import ATTACKS
+from garrison.audit.plan import load_attack
+from garrison.errors import PlanError
+
+DOCS = Path(__file__).parents[2] / "docs" / "attacks"
+QUICK = {"epochs": 2, "fewest_steps": 2}
+
+
+@pytest.fixture(params=sorted(ATTACKS))
+def attack(request: pytest.FixtureRequest) -> Attack:
+    return load_attack(request.param, QUICK)
+
+
+def test_the_registered_name_is_the_attacks_own(attack: Attack) -> None:
+    assert ATTACKS[attack.name].endswith(f":{type(attack).__name__}")
+    assert isinstance(attack.goal, Goal)
+
+
+def test_parameters_are_strict_and_stand_in_the_name(attack: Attack) -> None:
+    with pytest.raises(PlanError, match=attack.name):
+        load_attack(attack.name, {"no_such_parameter": 1})
+    with pytest.raises(PlanError, match="epochs"):
+        load_attack(attack.name, {"epochs": 0})
+    assert "epochs=2" in repr(attack)
+    assert msgspec.convert(msgspec.to_builtins(attack), type(attack)) == attack
+
+
+def test_an_attack_does_not_grade_itself(attack: Attack) -> None:
+    assert type(attack).carry_out is Attack.carry_out
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_trial_is_deterministic_and_within_its_budget(attack: Attack, *, soft: bool) -> None:
+    x = rows(30, seed=5)
+    exam = Exam(x, Linear().truth(x).argmax(axis=1))
+    trials = [
+        attack.carry_out(Linear(soft=soft), Knowledge(rows(200)), exam, budget=64, seed=seed) for seed in (1, 1, 2)
+    ]
+    first, again, other = (trial.scores["clone_accuracy"] for trial in trials)
+    assert (first == again).all()
+    assert first.shape == other.shape == (30,)
+    assert trials[0].queries == (64 if attack.asks else 0)
+
+
+def test_a_service_that_refuses_all_gives_a_clone_and_no_crash(attack: Attack) -> None:
+    exam = Exam(rows(5), np.zeros(5, dtype=np.int64))
+    trial = attack.carry_out(Linear(refuses_above=-1.0), Knowledge(rows(20)), exam, budget=10, seed=0)
+    assert trial.scores["clone_accuracy"].shape == (5,)
+
+
+def test_every_attack_has_its_page(attack: Attack) -> None:
+    page = (DOCS / f"{attack.name}.md").read_text()
+    for heading in ("## What it does", "## What stops it", "## What it costs", "## Source", "## Parameters"):
+        assert heading in page
+    for name in attack.__struct_fields__:
+        assert f"`{name}`" in page, name
