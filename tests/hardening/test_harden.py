@@ -54,7 +54,7 @@ def test_a_model_with_a_head_is_only_calibrated(headed: Result) -> None:
 def test_the_figures_are_those_of_the_chain(headed: Result, digits: Digits) -> None:
     m = headed.description.metrics
     assert m["accuracy"] > 0.93
-    assert m["accuracy"] - m["benign_loss"] <= m["served_accuracy"] + 1e-6
+    assert m["accuracy"] - m["benign_loss"] <= m["served_accuracy"] + 2e-6
     assert m["benign_loss"] <= m["benign_loss_high"] <= m["benign_loss_asked"] == 0.01
     assert m["misinformation_loss"] < m["misinformation_loss_untrained"]
     assert 0.5 <= m["outliers_auroc"] <= 1
@@ -98,7 +98,7 @@ def test_owners_who_may_not_misinform(folder: Path, action: Any) -> None:
     assert parameters(found, "reject-option")["action"] == action
     assert "misinformation_loss" not in found.description.metrics
     m = found.description.metrics
-    assert m["accuracy"] - m["served_accuracy"] <= m["benign_loss"] + 1e-6
+    assert m["accuracy"] - m["served_accuracy"] <= m["benign_loss"] + 2e-6
 
 
 def test_energy_budget_release_and_labels(folder: Path) -> None:

@@ -90,7 +90,7 @@ def sum_tolerance(p: FloatArray) -> float:
     for decimals in range(_MOST_DECIMALS):
         step: float = 10.0**-decimals
         if np.abs(p / step - np.round(p / step)).max() * step < 10.0**-_MOST_DECIMALS:
-            return max(_SUM_TOLERANCE, 0.5 * p.shape[1] * step)
+            return max(_SUM_TOLERANCE, float(0.5 * p.shape[1] * step))
     return _SUM_TOLERANCE
 
 

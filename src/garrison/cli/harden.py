@@ -80,7 +80,7 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 @click.option("--constant-time", is_flag=True, help="Compute misinformation for every row.")
 @click.option("--outlier-exposure", is_flag=True, help="Note down that the model was trained with outlier exposure.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out rows and of training.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of the runtime and of training.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the runtime and of training.")
 @click.option("--force", is_flag=True, help="Replace an earlier HARDENED folder.")
 @json_option
 def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **given: Any) -> None:

@@ -73,7 +73,7 @@ class Options:
     constant_time: bool = False
     outlier_exposure: bool = False
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)

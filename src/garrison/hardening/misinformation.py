@@ -23,7 +23,7 @@ from garrison.hardening.training import Training, apply, descend, seeded
 DIVERSITY = 0.1
 """Weight of the entropy; f' then leaves the true class about exp(-1 / DIVERSITY) of a wrong class's mass."""
 HEAD = Training(epochs=5, batch=512, learning_rate=1e-2)
-OWN_NETWORK = Training(epochs=5, batch=256, learning_rate=3e-3)
+OWN_NETWORK = Training(epochs=5, batch=128, learning_rate=3e-3)
 
 Rows = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.integer]

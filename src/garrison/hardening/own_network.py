@@ -21,7 +21,7 @@ MOST_ROWS = 100_000
 SAMPLE_ROWS = 8
 
 
-def train_graph(victim: Victim, training: Part, seed: int = 0, threads: int = 2, report: Report = silent) -> bytes:
+def train_graph(victim: Victim, training: Part, seed: int = 0, threads: int = 1, report: Report = silent) -> bytes:
     """Train f' on at most 100,000 rows; without labels, on the victim's own answers.
 
     Args:

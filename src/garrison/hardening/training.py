@@ -41,7 +41,7 @@ class Training:
     learning_rate: float = 2e-3
     weight_decay: float = 5e-2
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
 
 @contextmanager

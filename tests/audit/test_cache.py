@@ -1,0 +1,47 @@
+"""Finished trials are kept exactly; anything else is as good as none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from garrison.attacks.base import Trial
+from garrison.audit.cache import TrialCache
+
+TRIAL = Trial("Knockoff()", 5, 0, 5, 1, 0, 0.5, 0.1, {"clone_accuracy": np.array([0.0, 1.0, 0.3])})
+
+PLAIN = [name for name in Trial.__dataclass_fields__ if name != "scores"]
+
+
+def test_a_trial_comes_back_as_it_was(tmp_path: Path) -> None:
+    cache = TrialCache(tmp_path / "c")
+    assert cache.get("k") is None
+    cache.put("k", TRIAL)
+    found = cache.get("k")
+    assert found is not None
+    assert np.array_equal(found.scores["clone_accuracy"], TRIAL.scores["clone_accuracy"])
+    assert [getattr(found, n) for n in PLAIN] == [getattr(TRIAL, n) for n in PLAIN]
+    assert cache.get("other") is None
+
+
+def test_incomplete_trials_are_not_kept(tmp_path: Path) -> None:
+    cache = TrialCache(tmp_path)
+    cache.put("k", replace(TRIAL, failed=1))
+    assert cache.get("k") is None
+
+
+def test_a_broken_file_is_no_trial(tmp_path: Path) -> None:
+    cache = TrialCache(tmp_path)
+    cache.put("k", TRIAL)
+    whole = (tmp_path / "k.json").read_bytes()
+    for broken in (b"", whole[:-20], whole.replace(b'"format":1', b'"format":2'), b"{}"):
+        (tmp_path / "k.json").write_bytes(broken)
+        assert cache.get("k") is None
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    cache = TrialCache(None)
+    cache.put("k", TRIAL)
+    assert cache.get("k") is None

@@ -1,0 +1,76 @@
+"""Plans are strict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.audit.worlds import PLAN
+
+from garrison.attacks.base import View
+from garrison.audit.plan import load_attack, load_plan, parse_plan, shipped_plans
+from garrison.errors import PlanError
+
+
+def test_the_shipped_plans_read_and_the_demo_trains_at_most_15_clones() -> None:
+    assert shipped_plans() == ("bench", "demo", "knockoff")
+    demo, bench = load_plan("demo"), load_plan("bench")
+    assert demo.clones(3) == 15
+    assert (demo.test, demo.surrogate) == ("fashion-mnist:test", "mnist:train")
+    assert len(bench.seeds) == 5
+    assert bench.attacks == demo.attacks
+    assert [a.budgets for a in demo.attacks if a.answers is View.SOFT] == [(500, 2000, 5000)]
+    assert load_plan("knockoff").test == ""
+
+
+def test_the_control_is_trained_like_the_attacks() -> None:
+    """A control with other parameters would be no control."""
+    for name in shipped_plans():
+        plan = load_plan(name)
+        control = load_attack("random-labels", plan.control.parameters)
+        for attack in plan.attacks:
+            mine = load_attack(attack.name, attack.parameters)
+            assert [getattr(mine, f) for f in mine.__struct_fields__] == [
+                getattr(control, f) for f in mine.__struct_fields__
+            ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "small"', 'name = "small"\ncolour = "red"', "colour"),
+        ("seeds = [0]", "seeds = []", "seeds must not be empty"),
+        ("seeds = [0]", "seeds = [1, 1]", "not repeat"),
+        ("seeds = [0]", 'seeds = ["1"]', "int"),
+        ("budgets = [40, 80]", "budgets = []", "at least one budget"),
+        ("budgets = [40, 80]", "budgets = [0]", "at least 1 row"),
+        ("epochs = 2", "epoch = 2", "epoch"),
+        ("epochs = 2", "epochs = 0", "epochs"),
+        ('answers = "labels"', 'answers = "hard"', "hard"),
+        ('answers = "labels"', 'answers = "soft"', "twice"),
+        ('answers = "labels"', 'name = "no-such"', "unknown attack 'no-such'"),
+        ('answers = "labels"', 'name = "random-labels"', "under \\[control\\]"),
+        ("usd_per_1000_queries = 2.0", "usd_per_1000_queries = -1.0", "not negative"),
+        ("usd_per_1000_queries = 2.0", "usd_per_1000_queries = nan", "finite"),
+        ("test_rows = 300", "test_rows = 0", "test_rows"),
+        ("test_rows = 300", "taus = [inf]", "taus"),
+        ("test_rows = 300", "test_rows =", "a test"),
+    ],
+)
+def test_a_bad_plan_is_refused_with_its_reason(old: str, new: str, message: str) -> None:
+    assert old in PLAN
+    with pytest.raises(PlanError, match=message):
+        parse_plan(PLAN.replace(old, new, 1), "a test")
+
+
+def test_a_file_names_rows_from_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('test = "t.npz"\nsurrogate = "mnist:train"' + PLAN)
+    plan = load_plan(str(tmp_path / "mine.toml"))
+    assert (plan.test, plan.surrogate) == (str(tmp_path / "t.npz"), "mnist:train")
+    with pytest.raises(PlanError, match="neither a shipped plan"):
+        load_plan(str(tmp_path / "none.toml"))
+
+
+def test_counts_and_prices() -> None:
+    plan = parse_plan(PLAN, "a test")
+    assert (plan.clones(3), plan.training_rows(3), plan.usd_per_query) == (10, 3 * 200 + 80, 0.002)

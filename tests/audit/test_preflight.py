@@ -1,0 +1,120 @@
+"""What is wired wrongly is not graded; each check has an arm that passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.audit.worlds import World, rows
+
+from garrison.attacks.base import Answers
+from garrison.audit import preflight
+from garrison.audit.arms import choose_arms
+from garrison.audit.run import run_audit
+from garrison.audit.targets import guarded
+from garrison.errors import PreflightError
+from garrison.types import Array
+
+NOBODY = np.zeros(3, dtype=np.bool_)
+
+
+def answers(p: Any) -> Answers:
+    values = np.asarray(p, dtype=np.float64)
+    return Answers(values.argmax(axis=1), values, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        [[0.2, 0.8], [0.5, 0.5], [1.0, 0.0]],
+        [[0.33, 0.33, 0.33], [0.67, 0.17, 0.17], [1.0, 0.0, 0.0]],  # rounded to two decimals
+    ],
+)
+def test_probabilities_pass_rounded_ones_too(p: Any) -> None:
+    preflight.check_answers(answers(p), "here")
+
+
+@pytest.mark.parametrize(
+    ("p", "message"),
+    [
+        ([[0.2123457, 0.9123457], [0.51234567, 0.5], [1.0, 0.0]], "2 of 3 answers do not sum to 1"),
+        ([[2.1, -1.1], [0.5, 0.5], [1.0, 0.0]], "negative"),
+        ([[np.nan, 0.5], [0.5, 0.5], [1.0, 0.0]], "NaN"),
+    ],
+)
+def test_logits_do_not_pass(p: Any, message: str) -> None:
+    with pytest.raises(PreflightError, match=message):
+        preflight.check_answers(answers(p), "here")
+
+
+def test_a_target_that_answers_nothing() -> None:
+    silent = Answers(np.full(3, -1), None, ~NOBODY, NOBODY)
+    with pytest.raises(PreflightError, match="none of the probed rows"):
+        preflight.check_answers(silent, "here")
+
+
+def change(world: World, x: Array | None = None, y: Array | None = None, labels: tuple[str, ...] = ()) -> World:
+    test = world.data.test
+    new = replace(test, x=test.x if x is None else x, y=test.y if y is None else y, labels=labels)
+    return replace(world, data=replace(world.data, test=new))
+
+
+def audit(world: World, **bundles: Any) -> None:
+    target = guarded(world.opened(world.bundle), world.key)
+    bundles = bundles or {"reference": world.opened(world.bundle)}
+    run_audit(world.plan, choose_arms(target, key=world.key, **bundles), world.data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": np.zeros((300, 1, 8, 9), np.float32)}, r"shape \[1, 8, 9\], the target takes \[1, 8, 8\]"),
+        ({"x": np.zeros((300, 1, 8, 8), np.complex128)}, "without loss"),
+        ({"x": np.full((300, 1, 8, 8), 200.0, np.float32)}, "300 of 300 rows hold values outside the range"),
+        ({"y": np.full(300, 5)}, "0 to 4"),
+        ({"labels": ("a", "b")}, "2 classes, the target 5"),
+        ({"labels": ("kind 1", "kind 0", "kind 2", "kind 3", "kind 4")}, "another order"),
+        ({"y": np.zeros(300, dtype=np.int64)}, "a constant answer on 100.0%"),
+    ],
+)
+def test_rows_that_do_not_fit(world: World, changes: Any, message: str) -> None:
+    with pytest.raises(PreflightError, match=message):
+        audit(change(world, **changes))
+
+
+def test_permuted_labels_are_no_better_than_chance(world: World) -> None:
+    with pytest.raises(PreflightError, match="another order, or inputs prepared in another way"):
+        audit(change(world, y=(world.data.y + 1) % 5))
+
+
+def test_another_model_is_no_reference(world: World) -> None:
+    """The plain bundle is another network: on rows that its guard leaves alone it must agree, and does not."""
+    other = world.opened(world.plain)
+    plain = guarded(other, None)
+    own = change(world, y=plain.query(world.data.test.x).labels)
+    with pytest.raises(PreflightError, match="not the model that is served"):
+        audit(own, reference=other)
+
+
+def test_a_reference_of_another_shape() -> None:
+    class Stub:
+        def __init__(self, shape: tuple[int, ...], labels: tuple[str, ...]) -> None:
+            self.facts = type("F", (), {"shape": shape, "classes": 5})()
+            self.identity = type("I", (), {"labels": labels, "model": "m"})()
+
+    preflight.check_same_model(Stub((4,), ("a",)), Stub((4,), ("a",)))  # type: ignore[arg-type]
+    preflight.check_same_model(Stub((4,), ()), Stub((4,), ("a",)))  # type: ignore[arg-type]
+    with pytest.raises(PreflightError, match="not the same model"):
+        preflight.check_same_model(Stub((4,), ()), Stub((5,), ()))  # type: ignore[arg-type]
+    with pytest.raises(PreflightError, match="labels"):
+        preflight.check_same_model(Stub((4,), ("a", "b")), Stub((4,), ("b", "a")))  # type: ignore[arg-type]
+
+
+def test_missing_values_are_not_out_of_range(world: World) -> None:
+    x = world.data.test.x.copy()
+    x[0, 0, 0, 0] = np.nan
+    facts = guarded(world.opened(world.bundle), world.key).facts
+    data = replace(world.data, test=rows(x, world.data.y, "own"))
+    preflight.check_rows(facts, data)  # whether they are allowed is for the service's bounds to say

@@ -1,0 +1,110 @@
+"""Services as an attacker sees them: the release policy decides, in this process as over HTTP."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.audit.worlds import World, sealed
+from tests.models import BOUNDS, CLASSES, LABELS, PIXELS, SCORE, images
+
+from garrison.attacks.base import MeteredOracle
+from garrison.audit.targets import ServiceTarget, answers_of, complete_top_k, guarded, unguarded
+from garrison.enclave.service import Service
+from garrison.errors import GuardError, InputError, PreflightError
+from garrison.types import DefenseSpec
+
+
+def test_the_guarded_target_answers_as_the_service_does(world: World) -> None:
+    bundle = world.opened(world.bundle)
+    target = guarded(bundle, world.key)
+    x = images(20)
+    released = Service(bundle, key=world.key).predict({"image": x}).outputs["probabilities"]
+    answers = target.query(x)
+    assert answers.probabilities is not None
+    assert np.array_equal(answers.probabilities, released)
+    assert (answers.labels == released.argmax(axis=1)).all()
+    assert not answers.refused.any()
+
+
+def test_facts_and_identity(world: World) -> None:
+    target = guarded(world.opened(world.bundle), world.key)
+    assert (target.facts.shape, target.facts.classes, target.facts.soft) == (PIXELS, CLASSES, True)
+    assert target.facts.dtype == np.float32
+    assert (float(target.facts.low.min()), float(target.facts.high.max())) == (0.0, 1.0)
+    assert target.identity.labels == LABELS
+    assert target.identity.overridden is False
+    bare = unguarded(world.opened(world.bundle))
+    assert bare.identity.manifest_digest == target.identity.manifest_digest
+    assert bare.identity.guard_digest != target.identity.guard_digest
+    assert bare.identity.overridden is True
+
+
+def test_taking_the_guard_off_is_logged_and_raw_scores_need_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        bare = unguarded(world.opened(world.bundle))
+    assert "overridden" in caplog.text
+    assert bare.raw(images(3)).shape == (3, CLASSES)
+    with pytest.raises(GuardError):
+        guarded(world.opened(world.bundle), world.key).raw(images(3))
+
+
+def test_the_guard_changes_answers_and_the_reference_does_not(world: World) -> None:
+    x = world.data.surrogate.x
+    bundle = world.opened(world.bundle)
+    own, defended = unguarded(bundle), guarded(bundle, world.key)
+    raw = own.raw(x)
+    assert np.array_equal(own.query(x).labels, raw.argmax(axis=1))
+    doubtful = raw.max(axis=1) < 0.55
+    assert doubtful.any()
+    assert (defended.query(x).labels[doubtful] != raw.argmax(axis=1)[doubtful]).all()
+
+
+@pytest.mark.parametrize(("release", "soft"), [("full", True), ("top-k", True), ("label", False)])
+def test_another_release_policy_for_measurement(world: World, release: str, *, soft: bool) -> None:
+    bundle = world.opened(world.bundle)
+    target = guarded(bundle, world.key, release)  # type: ignore[arg-type]
+    whole = guarded(bundle, world.key).query(images(9))
+    answers = target.query(images(9))
+    assert target.facts.soft is soft
+    assert (answers.probabilities is not None) is soft
+    assert (answers.labels == whole.labels).all()
+    assert target.identity.overridden
+
+
+def test_top_k_is_completed_to_a_whole_vector() -> None:
+    found = complete_top_k(np.array([[2, 0]]), np.array([[0.6, 0.2]]), 4)
+    assert found[0] == pytest.approx([0.2, 0.1, 0.6, 0.1])
+    over = complete_top_k(np.array([[0]]), np.array([[1.0001]]), 3)
+    assert (over >= 0).all()
+
+
+def test_answers_of_other_forms_are_refused() -> None:
+    nobody = np.zeros(2, dtype=np.bool_)
+    with pytest.raises(PreflightError, match="over 5 classes"):
+        answers_of({"probabilities": np.ones((2, 4))}, nobody, 5)
+    with pytest.raises(PreflightError, match="expected probabilities"):
+        answers_of({"values": np.ones((2, 5))}, nobody, 5)
+    with pytest.raises(PreflightError, match="outside 0 to 4"):
+        answers_of({"classes": np.array([[1], [5]])}, nobody, 5)
+    scores = answers_of({"scores": np.array([[1.0, 3.0], [2.0, -1.0]])}, nobody, 2)
+    assert scores.labels.tolist() == [1, 0]
+    assert scores.probabilities is None
+
+
+def test_refusals_are_data_to_the_meter(world: World, tmp_path: Path) -> None:
+    refusing = DefenseSpec(name="reject-option", parameters={"tau": 0.6, "action": "refuse"})
+    path = sealed(tmp_path / "b", world.owner, (BOUNDS, SCORE, refusing, DefenseSpec(name="release")))
+    bundle = world.opened(path)
+    target = guarded(bundle, None)
+    x = images(30)
+    expected = unguarded(bundle).raw(x).max(axis=1) < 0.6
+    assert 0 < expected.sum() < 30
+    assert (MeteredOracle(target, 100).query(x).refused == expected).all()
+
+
+def test_a_row_out_of_range_is_the_callers_fault(world: World) -> None:
+    with pytest.raises(InputError):
+        ServiceTarget(Service(world.opened(world.bundle), key=world.key), overridden=False).query(images(2) + 3)

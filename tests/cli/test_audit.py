@@ -1,0 +1,64 @@
+"""`garrison audit`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.audit.worlds import PLAN, World, build, served
+from tests.commands import as_json, fails, run, save
+
+from garrison.errors import ConfigError, NoTrustedKeyError, PlanError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def files(world: World, tmp_path: Path) -> list[str]:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    save(tmp_path / "test.npz", x=world.data.test.x, y=world.data.y)
+    save(tmp_path / "thief.npz", x=world.data.surrogate.x)
+    rows = ["--test", str(tmp_path / "test.npz"), "--surrogate", str(tmp_path / "thief.npz")]
+    return ["--plan", str(tmp_path / "plan.toml"), *rows, "--trust", str(world.bundle.parent / "owner.pub")]
+
+
+def test_a_bundle_is_audited_in_this_process(world: World, files: list[str], tmp_path: Path) -> None:
+    result = run("audit", str(world.bundle), *files, "-o", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    for part in ("For $0.16", "served accuracy", "control: random", "What does not hold"):
+        assert part in result.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["targets"]) == {"outlier-exposure", "defended"}
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "out" / ".cache").iterdir())) == 7
+
+
+def test_a_running_service_with_its_reference(world: World, files: list[str], tmp_path: Path) -> None:
+    with served(world, tmp_path / "state") as url:
+        found = as_json("audit", url, *files, "--reference", str(world.bundle), "-o", str(tmp_path / "mine.json"))
+    assert found["targets"]["defended"]["where"] == url
+    assert found == json.loads((tmp_path / "mine.json").read_text())
+    assert (tmp_path / "mine.html").is_file()
+
+
+def test_labels_alone_in_this_process(world: World, files: list[str], tmp_path: Path) -> None:
+    found = as_json("audit", str(world.bundle), *files, "--release", "label", "-o", str(tmp_path / "out"))
+    mine = [f for f in found["findings"] if f["target"] == "defended" and f["metric"] == "clone_accuracy"]
+    assert {f["answers"] for f in mine} == {"labels"}
+    assert any("release policy was changed" in sentence for sentence in found["limits"])
+
+
+def test_what_is_wrong_is_said(world: World, files: list[str], tmp_path: Path) -> None:
+    out = ["-o", str(tmp_path / "out")]
+    assert "keeps its own" in fails(ConfigError, "audit", "http://127.0.0.1:1", *files, "--release", "full", *out)
+    assert "URL or the folder" in fails(ConfigError, "audit", str(tmp_path / "none"), *files, *out)
+    fails(NoTrustedKeyError, "audit", str(world.bundle), *files[:-2], *out)
+    fails(PlanError, "audit", str(world.bundle), *files, *out, "--plan", "none")
+    few = save(tmp_path / "few.npz", x=np.zeros((3, 1, 8, 8), np.float32))
+    assert "give more rows" in fails(PlanError, "audit", str(world.bundle), *files, *out, "--surrogate", str(few))
+    assert not (tmp_path / "out").exists()
