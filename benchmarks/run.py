@@ -152,7 +152,13 @@ def one_seed(out: Path, seed: int) -> Path:
     run(sys.executable, str(ROOT / "examples/fashion_mnist/train.py"), "--out", str(training), "--seed", str(seed))
     if not Path(f"{owner}.key").exists():
         run(*GARRISON, "keygen", "-o", owner)
-    data = ("--data", str(training / "train.npz"), "--calibration", str(training / "calibration.npz"))
+    data = (
+        "--data",
+        str(training / "train.npz"),
+        "--calibration",
+        str(training / "calibration.npz"),
+        "--outlier-exposure",
+    )
     run(
         *GARRISON,
         "harden",

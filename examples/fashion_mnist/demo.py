@@ -102,7 +102,7 @@ def build(out: Path) -> None:
     say("2  An owner's key")
     unless(out / "keys" / "owner.key", *GARRISON, "keygen", "-o", str(owner))
     say("3  Harden: calibrate the misinformation")
-    data = ("--data", str(training / "train.npz"), "--calibration", calibration)
+    data = ("--data", str(training / "train.npz"), "--calibration", calibration, "--outlier-exposure")
     unless(out / "hardened", *GARRISON, "harden", str(victim), *data, "-o", str(out / "hardened"))
     say("4  Seal; also the undefended model, for comparison")
     key = ("--key", f"{owner}.key")
@@ -128,7 +128,9 @@ def ask_and_attack(out: Path) -> None:
     port = free_port()
     url, trust = f"http://127.0.0.1:{port}", ("--trust", str(out / "keys" / "owner.pub"))
     say("6  Serve, guarded")
-    with served(*GARRISON, "serve", str(out / "bundle"), *trust, "--port", str(port), "--state", str(out / "state"), url=url):
+    with served(
+        *GARRISON, "serve", str(out / "bundle"), *trust, "--port", str(port), "--state", str(out / "state"), url=url
+    ):
         say("7  Ask: honest images, then an attacker's digits")
         run(*GARRISON, "predict", url, str(out / "honest.npz"), "--limit", "500")
         run(*GARRISON, "predict", url, str(out / "digits.npz"), "--limit", "5")

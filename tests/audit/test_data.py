@@ -52,12 +52,12 @@ def test_bad_files(tmp_path: Path, arrays: dict[str, Any], message: str) -> None
 
 def test_missing_and_too_few_rows(tmp_path: Path) -> None:
     plan = parse_plan(PLAN, "a test")
-    with pytest.raises(PlanError, match="--test FILE.npz"):
+    with pytest.raises(PlanError, match=r"--test FILE\.npz"):
         load_data(plan)
     test = save(tmp_path / "t.npz", x=X, y=Y)
     with pytest.raises(PlanError, match="up to 80 surrogate rows and there are 79"):
         load_data(plan, test=test, surrogate=save(tmp_path / "s.npz", x=X[:79]))
-    with pytest.raises(PlanError, match="not an .npz file"):
+    with pytest.raises(PlanError, match=r"not an \.npz file"):
         load_rows(str(tmp_path / "none.npz"), "test")
     with pytest.raises(UnknownDatasetError):
         load_rows("no-such-set:train", "test")

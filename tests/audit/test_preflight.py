@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.audit.worlds import World, rows
+from tests.audit.worlds import World, rows, sealed
+from tests.models import BOUNDS, RELEASE
 
 from garrison.attacks.base import Answers
 from garrison.audit import preflight
@@ -89,11 +91,10 @@ def test_permuted_labels_are_no_better_than_chance(world: World) -> None:
         audit(change(world, y=(world.data.y + 1) % 5))
 
 
-def test_another_model_is_no_reference(world: World) -> None:
-    """The plain bundle is another network: on rows that its guard leaves alone it must agree, and does not."""
-    other = world.opened(world.plain)
-    plain = guarded(other, None)
-    own = change(world, y=plain.query(world.data.test.x).labels)
+def test_another_model_is_no_reference(world: World, tmp_path: Path) -> None:
+    """On rows that the guard leaves alone a reference must agree with the service; another network does not."""
+    other = world.opened(sealed(tmp_path / "other", world.owner, (BOUNDS, RELEASE), seed=1))
+    own = change(world, y=guarded(other, None).query(world.data.test.x).labels)
     with pytest.raises(PreflightError, match="not the model that is served"):
         audit(own, reference=other)
 

@@ -24,16 +24,14 @@ from garrison.client import Client
 
 def arms_of(world: World, **changes: Any) -> Arms:
     bundle = world.opened(world.bundle)
-    parts = {"reference": bundle, "baseline": world.opened(world.plain), "key": world.key} | changes
+    parts: dict[str, Any] = {"reference": bundle, "baseline": world.opened(world.plain), "key": world.key} | changes
     return choose_arms(guarded(bundle, world.key), **parts)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Report]:
-    """The plain model is the served one, so that all three arms are graded alike; labels are its own."""
     world = build(tmp_path_factory.mktemp("whole"))
-    same = replace(world, plain=world.bundle)
-    return same, run_audit(same.plan, arms_of(same), same.data)
+    return world, run_audit(world.plan, arms_of(world), world.data)
 
 
 def test_findings_of_every_arm_are_there(whole: tuple[World, Report]) -> None:
@@ -100,8 +98,8 @@ def test_the_report_is_the_same_again_but_for_its_time(whole: tuple[World, Repor
 def test_over_http_the_figures_are_the_same(whole: tuple[World, Report], tmp_path: Path) -> None:
     world, report = whole
     with served(world, tmp_path) as url, Client(url) as client:
-        bundle = world.opened(world.bundle)
-        arms = choose_arms(HttpTarget(client, url), reference=bundle, baseline=bundle, key=world.key)
+        bundle, plain = world.opened(world.bundle), world.opened(world.plain)
+        arms = choose_arms(HttpTarget(client, url), reference=bundle, baseline=plain, key=world.key)
         found = run_audit(world.plan, arms, world.data)
     assert found.targets["defended"].where == url
     assert found.targets["defended"].manifest_digest == report.targets["defended"].manifest_digest
@@ -170,7 +168,7 @@ def test_three_seeds_give_intervals_over_seeds(world: World) -> None:
 
 def test_progress_rises_to_the_end(world: World) -> None:
     told: list[float] = []
-    run_audit(world.plan, arms_of(world), world.data, cpu_threads=1, report=lambda message, share: told.append(share))
+    run_audit(world.plan, arms_of(world), world.data, cpu_threads=1, report=lambda _, share: told.append(share))
     assert told == sorted(told)
     assert 0 <= told[0] < told[-1] <= 1
 
