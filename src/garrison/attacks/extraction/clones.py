@@ -75,7 +75,7 @@ def is_image(shape: tuple[int, ...]) -> bool:
 
 
 def network(shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """LeNet-5 (LeCun et al. 1998, with ReLU and max pooling) for images, a dense network for all else; gives logits."""
+    """LeNet-5 (LeCun et al. 1998, with max pooling) for images, a dense network for all else; gives logits."""
     if is_image(shape):
         return _lenet(shape, classes)
     width = max(64, min(256, 4 * math.prod(shape)))
@@ -86,12 +86,13 @@ def network(shape: tuple[int, ...], classes: int) -> nn.Sequential:
 def _lenet(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     channels, height, width = shape
     rows, columns = (height // 2 - 4) // 2, (width // 2 - 4) // 2
-    # Pooling before ReLU gives the same numbers and a quarter of the work.
-    first = (nn.Conv2d(channels, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU())
-    second: tuple[nn.Module, ...] = (nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU())
+    # Tanh as published: it carries what was learnt on one kind of image to another better than ReLU does.
+    # Pooling before it gives the same numbers, and a quarter of the work.
+    first = (nn.Conv2d(channels, 6, 5, padding=2), nn.MaxPool2d(2), nn.Tanh())
+    second: tuple[nn.Module, ...] = (nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.Tanh())
     if max(height, width) > LARGEST_LENET:
         rows, columns, second = 5, 5, (*second, nn.AdaptiveAvgPool2d(5))
-    dense = (nn.Linear(16 * rows * columns, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU())
+    dense = (nn.Linear(16 * rows * columns, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh())
     return nn.Sequential(*first, *second, nn.Flatten(), *dense, nn.Linear(84, classes))
 
 
