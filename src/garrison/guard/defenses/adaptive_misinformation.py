@@ -95,6 +95,11 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
         if not self.margins or not all(0 < m < math.inf for m in self.margins):
             raise ValueError("adaptive-misinformation.margins must be non-empty, each above 0 and finite")
 
+    @property
+    def _border(self) -> float:
+        """Confidence above which alpha is negligible."""
+        return self.tau + math.log(1.0 / NEGLIGIBLE - 1.0) / self.nu
+
     def check(self, facts: ModelFacts) -> None:
         if facts.task is not Task.CLASSIFICATION or facts.outputs < 3:
             raise GuardError(
@@ -120,12 +125,14 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
     def __call__(self, view: View) -> Verdict:
         if view.answer is None or view.raw is None or view.raw.misinformation is None or view.noise is None:
             raise GuardError(f"{self.name} runs after the model, with its misinformation and the owner's key")
-        a = alpha(np, view.signals["confidence"].astype(np.float64), self.tau, self.nu)
-        a = np.where(np.isnan(a), 1.0, a)  # fails closed
-        matters = a > NEGLIGIBLE
+        confidence = view.signals["confidence"]
+        matters = ~(confidence > self._border)  # NaN matters: fails closed
+        a = np.zeros(view.batch.rows)
         rows = np.arange(view.batch.rows) if self.constant_time else np.flatnonzero(matters)
-        if not rows.size:
+        if not rows.size:  # nearly always, with honest callers
             return Verdict.keep(view.batch.rows, alpha=a)
+        share = alpha(np, confidence[rows].astype(np.float64), self.tau, self.nu)
+        a[rows] = np.where(np.isnan(share), 1.0, np.where(matters[rows], share, 0.0))
         f = view.answer[rows]
         m = misinform(np, f, view.raw.misinformation(rows), view.noise(rows), self.tail_scale)
         values = view.answer.copy()
