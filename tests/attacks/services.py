@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from garrison.attacks.base import Answers, OracleFacts
+from garrison.attacks.oracle import Answers, OracleFacts
 from garrison.errors import RefusedError, UnavailableError
 from garrison.types import Array, FloatArray
 

@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 from tests.attacks.services import CLASSES, FEATURES, Linear, rows
 
-from garrison.attacks.base import (
-    Attack,
-    Clone,
-    Exam,
-    Goal,
-    Knowledge,
-    LabelsOnly,
-    MeteredOracle,
-    View,
-    chance_levels,
-    findings_of,
-)
+from garrison.attacks.base import Attack, Clone, Exam, Goal, Knowledge, View, chance_levels, findings_of
+from garrison.attacks.oracle import MeteredOracle
 from garrison.errors import AuditError, QueryBudgetError
 from garrison.types import FloatArray
 
@@ -77,15 +67,7 @@ def test_rows_are_counted_repeats_too() -> None:
     assert (trial.queries, trial.unanswered, trial.complete) == (30, 0, True)
 
 
-def test_the_budget_is_held_to_the_row_and_before_anything_is_asked() -> None:
-    service = Linear()
-    meter = MeteredOracle(service, 10)
-    meter.query(rows(7))
-    assert meter.remaining == 3
-    with pytest.raises(QueryBudgetError, match="4 rows were asked for and 3 of the budget of 10"):
-        meter.query(rows(4))
-    assert sum(len(x) for x in service.asked) == 7
-    assert len(meter.query(rows(3)).labels) == 3
+def test_a_budget_of_nothing_is_an_error() -> None:
     with pytest.raises(QueryBudgetError, match="at least 1"):
         carry_out(asking(0, constant(0)), budget=0)
 
@@ -108,35 +90,6 @@ def test_a_failing_service_is_data_and_makes_the_trial_incomplete() -> None:
     assert seen[0].probabilities is not None
     assert np.isnan(seen[0].probabilities).all()
     assert (trial.queries, trial.unanswered, trial.failed, trial.complete) == (50, 50, 50, False)
-
-
-def test_a_refused_request_is_asked_again_row_by_row_and_counted() -> None:
-    service = Linear(refuses_above=0.9)
-    x = np.minimum(rows(20), np.float32(0.85))
-    x[[3, 15], 0] = 0.95
-    bad = x[:, 0] > 0.9
-    meter = MeteredOracle(service, 100, rows_a_request=10)
-    answers = meter.query(x)
-    assert (answers.refused == bad).all()
-    expected = service.truth(x).argmax(axis=1)
-    assert (answers.labels[~bad] == expected[~bad]).all()
-    assert meter.refused == 2
-    assert meter.failed == 0
-    assert meter.rows == sum(len(part) for part in service.asked) == 30  # one request of ten was asked twice
-
-
-def test_asking_again_never_exceeds_the_budget() -> None:
-    meter = MeteredOracle(Linear(refuses_above=-1.0), 12, rows_a_request=10)
-    assert meter.query(rows(10)).refused.all()
-    assert meter.rows == 10
-
-
-def test_labels_only_hides_the_probabilities() -> None:
-    service = Linear()
-    seen = LabelsOnly(service)
-    assert seen.facts.soft is False
-    assert seen.query(rows(3)).probabilities is None
-    assert (seen.query(rows(3)).labels == service.truth(rows(3)).argmax(axis=1)).all()
 
 
 def test_the_base_grades_on_rows_that_the_attack_never_saw() -> None:

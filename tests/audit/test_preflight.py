@@ -11,7 +11,7 @@ import pytest
 from tests.audit.worlds import World, rows, sealed
 from tests.models import BOUNDS, RELEASE
 
-from garrison.attacks.base import Answers
+from garrison.attacks.oracle import Answers
 from garrison.audit import preflight
 from garrison.audit.arms import choose_arms
 from garrison.audit.run import run_audit

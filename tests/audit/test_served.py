@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tests.audit.worlds import World, rows
 
-from garrison.attacks.base import Answers, Finding
+from garrison.attacks.base import Finding
+from garrison.attacks.oracle import Answers
 from garrison.audit.data import AuditData
 from garrison.audit.served import Baseline, Served, ask_honestly, served_findings
 from garrison.audit.targets import guarded, unguarded

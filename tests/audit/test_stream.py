@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.attacks.services import Linear, rows
 
-from garrison.attacks.base import MeteredOracle
+from garrison.attacks.oracle import MeteredOracle
 from garrison.audit.stream import SharedStream
 from garrison.errors import RefusedError, UnavailableError
 

@@ -10,7 +10,7 @@ import pytest
 from tests.audit.worlds import World, sealed
 from tests.models import BOUNDS, CLASSES, LABELS, PIXELS, SCORE, images
 
-from garrison.attacks.base import MeteredOracle
+from garrison.attacks.oracle import MeteredOracle
 from garrison.audit.targets import ServiceTarget, answers_of, complete_top_k, guarded, unguarded
 from garrison.enclave.service import Service
 from garrison.errors import GuardError, InputError, PreflightError

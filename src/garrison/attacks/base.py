@@ -4,9 +4,7 @@ An attack is a frozen, strict value that writes `run`: it asks an oracle and han
 meters every row, holds the budget, seeds, times and then measures the loot itself on rows that the attack never saw: an attack
 does not grade its own work.
 
-Invariants: a row asked is a query, repeats too, also where the service refused or failed; the budget is never exceeded;
-a refusal, a misinformed answer and a broken connection are data to an attack, not a crash; equal answers and equal seed
-give equal loot.
+Invariant: equal answers and equal seed give equal loot. What the meter holds stands in `garrison.attacks.oracle`.
 """
 
 from __future__ import annotations
@@ -15,18 +13,16 @@ import enum
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, final, runtime_checkable
+from typing import ClassVar, final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from garrison.attacks import measures
-from garrison.errors import AuditError, GarrisonError, QueryBudgetError, RefusedError
-from garrison.types import Array, BoolArray, FloatArray
+from garrison.attacks.oracle import Labels, MeteredOracle, Oracle
+from garrison.errors import AuditError, QueryBudgetError
+from garrison.types import Array, FloatArray
 
-ROWS_A_REQUEST = 250
-Labels = npt.NDArray[np.int64]
 Clone = Callable[[Array], FloatArray]
 """What an extraction hands over: rows (n, *shape) -> probabilities (n, classes). A pure function, called in slices."""
 
@@ -45,183 +41,6 @@ class View(enum.StrEnum):
     """The released probabilities."""
     LABELS = "labels"
     """The first class alone."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OracleFacts:
-    """What an attacker knows of a service before the first question; all of it is public metadata.
-
-    Attributes:
-        shape: shape of one row.
-        dtype: of a row.
-        low, high: smallest and largest allowed value, broadcastable to `shape`; infinite where nothing is said.
-        classes: number of classes.
-        soft: whether answers come with probabilities.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    low: Array
-    high: Array
-    classes: int
-    soft: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answers:
-    """What a service answered, one entry a row.
-
-    Attributes:
-        labels: shape (rows,), the first class; -1 where there is no answer.
-        probabilities: shape (rows, classes), NaN where there is no answer; None where only labels are released.
-        refused: shape (rows,), rows without an answer.
-        uncertain: shape (rows,), rows that the service answered with "uncertain".
-    """
-
-    labels: Labels
-    probabilities: FloatArray | None
-    refused: BoolArray
-    uncertain: BoolArray
-
-    @property
-    def usable(self) -> BoolArray:
-        """Rows with an answer that names a class."""
-        return ~(self.refused | self.uncertain)
-
-
-@runtime_checkable
-class Oracle(Protocol):
-    """A service as an attacker sees it."""
-
-    @property
-    def facts(self) -> OracleFacts: ...
-
-    def query(self, x: Array) -> Answers:
-        """Ask about rows (n, *shape) in one request.
-
-        Raises:
-            GarrisonError: the service refused the request or failed. The meter makes data of it.
-        """
-        ...
-
-
-class MeteredOracle:
-    """The oracle that an attack is given: counts, and stops at the budget.
-
-    A service may refuse a whole request for one of its rows. After the first such refusal the meter asks row by row, as an
-    attacker would; the rows of that request are asked, and counted, again.
-
-    Attributes:
-        rows: queries so far.
-        requests: requests so far.
-        refused: rows without an answer.
-        failed: rows without an answer for another reason than a refusal, such as a lost connection.
-        seconds: time spent waiting for answers.
-    """
-
-    def __init__(self, oracle: Oracle, budget: int, rows_a_request: int = ROWS_A_REQUEST) -> None:
-        self.facts = oracle.facts
-        self.budget = budget
-        self.rows = self.requests = self.refused = self.failed = 0
-        self.seconds = 0.0
-        self._oracle = oracle
-        self._step = rows_a_request
-
-    @property
-    def remaining(self) -> int:
-        """Rows that may still be asked."""
-        return self.budget - self.rows
-
-    def query(self, x: Array) -> Answers:
-        """Answers for rows (n, *shape); rows that were refused or lost are marked, never raised.
-
-        Raises:
-            QueryBudgetError: more rows than remain; none of them is asked.
-        """
-        if len(x) > self.remaining:
-            raise QueryBudgetError(
-                f"{len(x)} rows were asked for and {self.remaining} of the budget of {self.budget} are left"
-            )
-        parts: list[Answers] = []
-        first = 0
-        while first < len(x):
-            part, first = x[first : first + self._step], first + self._step
-            parts.append(self._request(part))
-        return _joined(parts, self.facts)
-
-    def _request(self, part: Array) -> Answers:
-        """One request; where it is refused as a whole, its rows one by one as far as the budget goes."""
-        found = self._ask(part)
-        if found is not None:
-            return found
-        if len(part) == 1 or self.remaining < len(part):
-            return _nothing(len(part), self.facts)
-        self._step = 1
-        self.refused -= len(part)
-        return _joined([self._ask(part[i : i + 1]) or _nothing(1, self.facts) for i in range(len(part))], self.facts)
-
-    def _ask(self, part: Array) -> Answers | None:
-        """None where the request was refused; counted before it is asked."""
-        self.rows += len(part)
-        self.requests += 1
-        begun = time.perf_counter()
-        try:
-            found = self._oracle.query(part)
-        except AuditError:
-            raise  # the audit's own fault
-        except RefusedError:
-            self.refused += len(part)
-            return None
-        except GarrisonError:
-            self.refused += len(part)
-            self.failed += len(part)
-            return _nothing(len(part), self.facts)
-        finally:
-            self.seconds += time.perf_counter() - begun
-        _check_answers(found, part, self.facts)
-        self.refused += int(found.refused.sum())
-        return found
-
-
-def _nothing(rows: int, facts: OracleFacts) -> Answers:
-    probabilities = np.full((rows, facts.classes), np.nan, dtype=np.float32) if facts.soft else None
-    return Answers(np.full(rows, -1), probabilities, np.ones(rows, dtype=np.bool_), np.zeros(rows, dtype=np.bool_))
-
-
-def _joined(parts: Sequence[Answers], facts: OracleFacts) -> Answers:
-    if not parts:
-        return _nothing(0, facts)
-    vectors = [part.probabilities for part in parts if part.probabilities is not None]
-    return Answers(
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate(vectors) if len(vectors) == len(parts) else None,
-        np.concatenate([part.refused for part in parts]),
-        np.concatenate([part.uncertain for part in parts]),
-    )
-
-
-def _check_answers(found: Answers, asked: Array, facts: OracleFacts) -> None:
-    shapes = {found.labels.shape, found.refused.shape, found.uncertain.shape}
-    if shapes != {(len(asked),)}:
-        raise AuditError(f"the oracle was asked {len(asked)} rows and answered arrays of shapes {sorted(shapes)}")
-    if found.probabilities is not None and found.probabilities.shape != (len(asked), facts.classes):
-        raise AuditError(
-            f"the oracle answered probabilities of shape {found.probabilities.shape}, expected "
-            f"({len(asked)}, {facts.classes})"
-        )
-
-
-class LabelsOnly:
-    """The same service, seen by an attacker who uses the first class alone."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        self._oracle = oracle
-        old = oracle.facts
-        self.facts = OracleFacts(old.shape, old.dtype, old.low, old.high, old.classes, soft=False)
-
-    def query(self, x: Array) -> Answers:
-        found = self._oracle.query(x)
-        return Answers(found.labels, None, found.refused, found.uncertain)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

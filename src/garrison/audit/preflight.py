@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from garrison.attacks.base import Answers, OracleFacts
 from garrison.attacks.measures import share
+from garrison.attacks.oracle import Answers, OracleFacts
 from garrison.audit.data import AuditData, Rows
 from garrison.audit.targets import Target
 from garrison.errors import PreflightError

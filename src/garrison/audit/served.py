@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from garrison.attacks.base import Answers, Finding, MeteredOracle, Oracle
+from garrison.attacks.base import Finding
 from garrison.attacks.measures import Estimate, over_rows
+from garrison.attacks.oracle import Answers, MeteredOracle, Oracle
 from garrison.audit import metrics
 from garrison.audit.data import AuditData
 from garrison.types import Array, FloatArray

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from garrison.attacks.base import Answers, Oracle
+from garrison.attacks.oracle import Answers, Oracle
 from garrison.errors import RefusedError
 from garrison.types import Array
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from garrison.attacks.base import Answers, Oracle, OracleFacts
+from garrison.attacks.oracle import Answers, Oracle, OracleFacts
 from garrison.bundle.manifest import guard_digest, input_facts
 from garrison.bundle.reader import VerifiedBundle
 from garrison.client import Client

@@ -16,18 +16,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from garrison.attacks.base import (
-    Attack,
-    Exam,
-    Finding,
-    Knowledge,
-    LabelsOnly,
-    MeteredOracle,
-    Oracle,
-    Trial,
-    View,
-    findings_of,
-)
+from garrison.attacks.base import Attack, Exam, Finding, Knowledge, Trial, View, findings_of
+from garrison.attacks.oracle import LabelsOnly, MeteredOracle, Oracle
 from garrison.audit import metrics
 from garrison.audit.cache import TrialCache
 from garrison.audit.data import AuditData

@@ -7,10 +7,11 @@ import pytest
 import torch
 from tests.attacks.services import CLASSES, Linear, facts, rows
 
-from garrison.attacks.base import Answers, Exam, Knowledge, LabelsOnly, Oracle
+from garrison.attacks.base import Exam, Knowledge
 from garrison.attacks.extraction.clones import Recipe, is_image, network, scaling, train_clone
 from garrison.attacks.extraction.knockoff import Knockoff, one_hot, surrogate_rows, targets_of
 from garrison.attacks.extraction.random_labels import RandomLabels
+from garrison.attacks.oracle import Answers, LabelsOnly, Oracle
 from garrison.types import Array
 
 RECIPE = Recipe(epochs=3, fewest_steps=1, batch=16, learning_rate=1e-2, weight_decay=0.0, averaged=0.0, balance=0.0)

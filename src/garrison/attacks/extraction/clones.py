@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from garrison.attacks.base import Clone, OracleFacts
+from garrison.attacks.base import Clone
+from garrison.attacks.oracle import OracleFacts
 from garrison.errors import MissingExtraError
 from garrison.types import Array, FloatArray
 

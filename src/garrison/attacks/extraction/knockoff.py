@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from garrison.attacks.base import Answers, Attack, Clone, Goal, Knowledge, MeteredOracle
+from garrison.attacks.base import Attack, Clone, Goal, Knowledge
 from garrison.attacks.extraction.clones import Recipe, train_clone
+from garrison.attacks.oracle import Answers, MeteredOracle
 from garrison.types import Array, FloatArray
 
 
@@ -34,8 +35,8 @@ class Knockoff(Attack, frozen=True):
     name: ClassVar[str] = "knockoff"
     goal: ClassVar[Goal] = Goal.EXTRACTION
 
-    epochs: int = 30
-    fewest_steps: int = 200
+    epochs: int = 20
+    fewest_steps: int = 150
     batch: int = 256
     learning_rate: float = 1e-2
     weight_decay: float = 0.1

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from garrison.attacks.base import Clone, Goal, Knowledge, MeteredOracle
+from garrison.attacks.base import Clone, Goal, Knowledge
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.knockoff import Knockoff, one_hot, surrogate_rows
+from garrison.attacks.oracle import MeteredOracle
 
 
 class RandomLabels(Knockoff, frozen=True):
