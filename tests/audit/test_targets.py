@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.audit.worlds import World, sealed
+from tests.audit.worlds import World, sealed, served
 from tests.models import BOUNDS, CLASSES, LABELS, PIXELS, SCORE, images
 
 from garrison.attacks.oracle import MeteredOracle
-from garrison.audit.targets import ServiceTarget, answers_of, complete_top_k, guarded, unguarded
+from garrison.audit.targets import HttpTarget, ServiceTarget, answers_of, complete_top_k, guarded, spread, unguarded
+from garrison.client import Client
 from garrison.enclave.service import Service
 from garrison.errors import GuardError, InputError, PreflightError
 from garrison.types import DefenseSpec
@@ -40,6 +41,32 @@ def test_facts_and_identity(world: World) -> None:
     assert bare.identity.manifest_digest == target.identity.manifest_digest
     assert bare.identity.guard_digest != target.identity.guard_digest
     assert bare.identity.overridden is True
+
+
+def test_a_running_service_looks_the_same(world: World, tmp_path: Path) -> None:
+    local = guarded(world.opened(world.bundle), world.key)
+    with served(world, tmp_path) as url, Client(url) as client:
+        remote = HttpTarget(client, url)
+        x = images(40)
+        here, there = local.query(x), remote.query(x)
+    a, b = local.facts, remote.facts
+    assert (a.shape, a.dtype, a.classes, a.soft) == (b.shape, b.dtype, b.classes, b.soft)
+    assert np.array_equal(a.low, b.low)
+    assert np.array_equal(a.high, b.high)
+    for name in ("model", "version", "manifest_digest", "guard_digest", "labels"):
+        assert getattr(local.identity, name) == getattr(remote.identity, name)
+    assert (remote.identity.where, remote.identity.chain) == (url, None)
+    assert here.probabilities is not None
+    assert there.probabilities is not None
+    np.testing.assert_allclose(here.probabilities, there.probabilities, atol=1e-6)
+
+
+def test_bounds_are_compared_in_the_tensors_own_dtype() -> None:
+    """0.1 in single precision lies above 0.1 in double precision; such a row is within its range all the same."""
+    high = spread(0.1, np.inf, (2,), np.dtype(np.float32))
+    assert (np.full(2, 0.1, np.float32) <= high).all()
+    assert spread((1.0, 2.0, 3.0, 4.0), np.inf, (2, 2), np.dtype(np.int64)).tolist() == [[1, 2], [3, 4]]
+    assert spread(None, np.inf, (2,), np.dtype(np.uint8)).tolist() == [np.inf, np.inf]
 
 
 def test_taking_the_guard_off_is_logged_and_raw_scores_need_it(world: World, caplog: pytest.LogCaptureFixture) -> None:

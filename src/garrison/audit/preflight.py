@@ -14,12 +14,13 @@ from garrison.attacks.oracle import Answers, OracleFacts
 from garrison.audit.data import AuditData, Rows
 from garrison.audit.targets import Target
 from garrison.errors import PreflightError
-from garrison.types import BoolArray, FloatArray
+from garrison.types import Array, BoolArray, FloatArray
 
 LEAST_AGREEMENT = 0.9
 """Least share of rows, of those that the guard leaves alone, on which a target and its reference must name the same class."""
 _SUM_TOLERANCE = 1e-3
 _MOST_DECIMALS = 6
+_SLICE = 4096
 
 
 def check_rows(facts: OracleFacts, data: AuditData) -> None:
@@ -31,12 +32,24 @@ def check_rows(facts: OracleFacts, data: AuditData) -> None:
             )
         if not np.can_cast(rows.x.dtype, facts.dtype, "same_kind"):
             raise PreflightError(f"{rows.source}: {rows.x.dtype} cannot become the target's {facts.dtype} without loss")
-        outside = ~((rows.x >= facts.low) & (rows.x <= facts.high)) & ~np.isnan(rows.x.astype(np.float64, copy=False))
-        if outside.any():
+        beyond = _rows_beyond(rows.x, facts)
+        if beyond:
             raise PreflightError(
-                f"{rows.source}: {outside.reshape(len(rows.x), -1).any(axis=1).sum()} of {len(rows.x)} rows hold values "
-                "outside the range that the target allows; bring them into it first"
+                f"{rows.source}: {beyond} of {len(rows.x)} rows hold values outside the range that the target allows; bring them "
+                "into it first"
             )
+
+
+def _rows_beyond(x: Array, facts: OracleFacts) -> int:
+    """Rows with a value outside the target's range. NaN is left to the service, which knows where a value may be missing."""
+    count = 0
+    for first in range(0, len(x), _SLICE):
+        part = x[first : first + _SLICE]
+        wrong = ~((part >= facts.low) & (part <= facts.high))
+        if part.dtype.kind == "f":
+            wrong &= ~np.isnan(part)
+        count += int(wrong.reshape(len(part), -1).any(axis=1).sum())
+    return count
 
 
 def check_classes(facts: OracleFacts, names: tuple[str, ...], test: Rows) -> None:

@@ -153,15 +153,14 @@ class HttpTarget:
             raise PreflightError(f"{metadata.name!r} takes tensors of the unknown datatype {spec.datatype!r}")
         outputs = {output.name: output.shape for output in metadata.outputs}
         span = None if extras is None else extras.ranges.get(spec.name)
-        low, high = (-np.inf, np.inf) if span is None else (span.minimum, span.maximum)
-        shape = tuple(spec.shape[1:])
+        shape, dtype = tuple(spec.shape[1:]), NUMPY_DTYPES[spec.datatype]
         labels = () if extras is None else extras.labels
         self._client = client
         self.facts = OracleFacts(
             shape=shape,
-            dtype=NUMPY_DTYPES[spec.datatype],
-            low=_spread(low, shape),
-            high=_spread(high, shape),
+            dtype=dtype,
+            low=spread(None if span is None else span.minimum, -np.inf, shape, dtype),
+            high=spread(None if span is None else span.maximum, np.inf, shape, dtype),
             classes=_classes(outputs, labels, classes, metadata.name),
             soft=PROBABILITIES in outputs,
         )
@@ -182,8 +181,13 @@ class HttpTarget:
         return answers_of(found.outputs, found.uncertain, self.facts.classes)
 
 
-def _spread(value: float | tuple[float, ...], shape: tuple[int, ...]) -> Array:
-    values = np.asarray(value, dtype=np.float64)
+def spread(
+    bound: float | tuple[float, ...] | None, unknown: float, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
+    """A bound for each value of a row, in the tensor's own dtype, as the service compares it; `unknown` where none is named."""
+    if bound is None:
+        return np.broadcast_to(np.float64(unknown), shape)
+    values = np.asarray(bound).astype(dtype)
     return np.broadcast_to(values.reshape(shape) if values.ndim else values, shape)
 
 

@@ -29,7 +29,7 @@ from garrison.client import Client
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.errors import ConfigError
 
-_npz = click.Path(exists=True, dir_okay=False, path_type=Path)
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _bundle = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -58,10 +58,10 @@ class _Options:
     "--reference", type=_bundle, help="The bundle that is served; its model without its guard is the comparison."
 )
 @click.option("--baseline", type=_bundle, help="A bundle of the plain model, trained without any defense.")
-@click.option("--secret", type=_npz, help="Misinformation key of the bundle.  [default: BUNDLE.secret where it is]")
+@click.option("--secret", type=_file, help="Misinformation key of the bundle.  [default: BUNDLE.secret where it is]")
 @trust_option
-@click.option("--surrogate", type=_npz, help="The thief's rows, array x; takes the place of the plan's.")
-@click.option("--test", type=_npz, help="Rows to grade on, arrays x and y; takes the place of the plan's.")
+@click.option("--surrogate", type=_file, help="The thief's rows, array x; takes the place of the plan's.")
+@click.option("--test", type=_file, help="Rows to grade on, arrays x and y; takes the place of the plan's.")
 @click.option(
     "--release",
     type=click.Choice(["full", "top-k", "label"]),
