@@ -119,7 +119,7 @@ class BrokenRelease(Release, frozen=True):
 
 def test_a_release_policy_that_raises_releases_nothing() -> None:
     pipeline = Pipeline((RELEASE,), make_facts())
-    pipeline.defenses = (BrokenRelease(),)
+    pipeline._release = BrokenRelease()
     progress = Progress.begin(make_batch(make_inputs(2), (1, 1)))
     pipeline.answer(progress, make_scores(2))
     assert pipeline.release(progress).outputs == {}

@@ -1,8 +1,9 @@
 """Keyed noise: the same input gets the same noise, and nobody without the key can tell which.
 
 At start a table of noise is drawn from the owner's key. An input's row of that table is chosen by a pseudo-random function
-over the input's canonical bytes (keyed BLAKE2b, RFC 7693). So misinformation is a function of the input alone: it survives a
-restart, does not depend on the batch, and repeated queries average nothing away.
+over the input's canonical bytes, all inputs in name order, -0.0 as 0.0 and every NaN alike (keyed BLAKE2b, RFC 7693). So
+misinformation is a function of the input alone: it survives a restart, does not depend on the batch, and repeated queries
+average nothing away.
 
 Not covered: two inputs that share a row of the table (one in `TABLE_ROWS`) share their noise; an input changed by one bit
 gets other noise.
@@ -28,17 +29,13 @@ def table_generator(key: bytes, label: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(seed, "little")))
 
 
-def canonical_rows(inputs: dict[str, Array], rows: npt.NDArray[np.intp]) -> list[bytes]:
-    """The bytes that stand for each row: all inputs in name order, -0.0 as 0.0 and every NaN alike."""
-    parts = [_canonical(inputs[name][rows]) for name in sorted(inputs)]
-    return [b"".join(part[i].tobytes() for part in parts) for i in range(len(rows))]
-
-
 def _canonical(x: Array) -> Array:
     if x.dtype.kind != "f":
         return x
-    positive = x + x.dtype.type(0)  # -0.0 + 0.0 is 0.0
-    canonical: Array = np.where(np.isnan(positive), x.dtype.type(np.nan), positive)
+    canonical: Array = x + x.dtype.type(0)  # -0.0 + 0.0 is 0.0
+    unknown = np.isnan(canonical)
+    if np.count_nonzero(unknown):
+        canonical[unknown] = np.nan
     return canonical
 
 
@@ -59,10 +56,12 @@ class KeyedTable:
 
     def __call__(self, inputs: dict[str, Array], rows: npt.NDArray[np.intp]) -> FloatArray:
         """Noise for the given rows, shape (len(rows), n)."""
-        index = [self._index(row) for row in canonical_rows(inputs, rows)]
-        noise: FloatArray = self._table[index]
+        columns = [inputs[name] for name in sorted(inputs)]
+        noise: FloatArray = self._table[[self._index(columns, row) for row in rows.tolist()]]
         return noise
 
-    def _index(self, row: bytes) -> int:
-        digest = hashlib.blake2b(row, key=self._prf_key, digest_size=8).digest()
-        return int.from_bytes(digest, "little") % TABLE_ROWS
+    def _index(self, columns: list[Array], row: int) -> int:
+        digest = hashlib.blake2b(key=self._prf_key, digest_size=8)
+        for column in columns:
+            digest.update(_canonical(column[row]).data)
+        return int.from_bytes(digest.digest(), "little") % TABLE_ROWS

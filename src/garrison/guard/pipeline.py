@@ -11,14 +11,14 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, assert_never
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import Code, Defense, RecordDefense, ReleaseDefense, RowDefense, Verdict, View
+from garrison.guard.base import KEEP, REFUSE, REPLACE, Defense, RecordDefense, ReleaseDefense, RowDefense, Verdict, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KEY_BYTES, KeyedTable
 from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
@@ -143,10 +143,12 @@ class Pipeline:
         self._links = tuple(
             _Link(d, s.shadow, _table(d, facts, key)) for s, d in zip(specs, self.defenses, strict=True)
         )
+        self._judges = {phase: _judges_of(phase, self._links) for phase in Phase}
+        self._release = next(d for d in self.defenses if isinstance(d, ReleaseDefense))
 
     @property
     def release_defense(self) -> ReleaseDefense:
-        return next(d for d in self.defenses if isinstance(d, ReleaseDefense))
+        return self._release
 
     def find(self, name: str) -> Defense | None:
         """The chain's armed defense of that name."""
@@ -167,8 +169,7 @@ class Pipeline:
 
     def release(self, progress: Progress) -> Released:
         """RELEASE: the only way from scores to something that may leave."""
-        defense = self.release_defense
-        return _release(defense, progress, self._view(progress, None))
+        return _release(self._release, progress, self._view(progress, None))
 
     def record(self, progress: Progress, released: Released) -> None:
         """RECORD: what each caller has now asked."""
@@ -177,15 +178,18 @@ class Pipeline:
                 link.defense(self._view(progress, link.table), released)
 
     def _run(self, phase: Phase, progress: Progress) -> None:
-        for link in self._links:
-            if isinstance(link.defense, RowDefense) and link.defense.phase is phase:
-                view = self._view(progress, link.table)
-                _apply(link, _judge(link.defense, view, progress), progress)
+        for link, defense in self._judges[phase]:
+            _apply(link, _judge(defense, self._view(progress, link.table), progress), progress)
 
     def _view(self, progress: Progress, table: KeyedTable | None) -> View:
         noise = None if table is None else lambda rows: table(progress.batch.inputs, rows)
         p = progress
         return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise)
+
+
+def _judges_of(phase: Phase, links: Sequence[_Link]) -> tuple[tuple[_Link, RowDefense], ...]:
+    found = ((link, link.defense) for link in links)
+    return tuple((link, d) for link, d in found if isinstance(d, RowDefense) and d.phase is phase)
 
 
 def _check_chain(specs: tuple[DefenseSpec, ...], defenses: tuple[Defense, ...], facts: ModelFacts) -> None:
@@ -247,7 +251,7 @@ def _judge_request(defense: RowDefense, view: View, request: int) -> Verdict | N
 def _stitch(defense: RowDefense, view: View, parts: Sequence[Verdict | None]) -> Verdict:
     """One verdict from one a request. Rows of requests that failed are refused and get NaN signals, which fail closed."""
     rows = view.batch.rows
-    codes = np.full(rows, np.uint8(Code.REFUSE))
+    codes = np.full(rows, REFUSE)
     uncertain = np.zeros(rows, dtype=np.bool_)
     values = None if view.answer is None else view.answer.copy()
     signals = {name: np.full(rows, np.nan) for name in defense.gives}
@@ -270,30 +274,25 @@ def _stitch(defense: RowDefense, view: View, parts: Sequence[Verdict | None]) ->
 def _apply(link: _Link, verdict: Verdict, progress: Progress) -> None:
     progress.signals.update(verdict.signals)
     if link.shadow:
-        touched = (verdict.codes != Code.KEEP).astype(np.float64)
+        touched = (verdict.codes != KEEP).astype(np.float64)
         progress.shadow[link.defense.name] = np.bincount(
             progress.batch.request_of_row, touched, progress.batch.requests
         )
         return
-    if not verdict.codes.any():  # nearly always: every row is kept
+    if not np.count_nonzero(verdict.codes):  # nearly always: every row is kept
         return
-    for code in Code:
-        where = verdict.codes == code
-        if code is Code.KEEP or not where.any():
-            continue
-        match code:
-            case Code.REPLACE:
-                _replace(where, verdict, progress)
-            case Code.REFUSE:
-                _refuse(where, link.defense, verdict, progress)
-            case _:
-                assert_never(code)
+    replaced, refused = verdict.codes == REPLACE, verdict.codes == REFUSE
+    if np.count_nonzero(replaced):
+        _replace(replaced, verdict, progress)
+    if np.count_nonzero(refused):
+        _refuse(refused, link.defense, verdict, progress)
 
 
 def _replace(where: BoolArray, verdict: Verdict, progress: Progress) -> None:
     if verdict.values is None or progress.answer is None:
         raise GuardError("a verdict that replaces must bring the new values, and comes after the model")
-    progress.answer = np.where(where[:, np.newaxis], verdict.values, progress.answer).astype(progress.answer.dtype)
+    progress.answer = progress.answer.copy()  # what the model computed is never written to
+    progress.answer[where] = verdict.values[where]
     progress.replaced |= where
     if verdict.uncertain is not None:
         progress.uncertain |= verdict.uncertain & where
@@ -319,7 +318,7 @@ def narrow(view: View, rows: np.ndarray[Any, np.dtype[np.intp]], requests: tuple
     """The view of some rows, which must be all rows of the given requests."""
     noise, raw = view.noise, view.raw
     batch = narrow_batch(view.batch, rows, requests)
-    return replace(
+    return msgspec.structs.replace(
         view,
         batch=batch,
         raw=None if raw is None else _narrow_raw(raw, rows),

@@ -19,16 +19,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import Code, RowDefense, Verdict, View, raise_not_tighter
+from garrison.guard.base import KEEP, REPLACE, RowDefense, Verdict, View, raise_not_tighter
 from garrison.types import FloatArray, ModelFacts, Phase, Task
 
 NEGLIGIBLE = 1e-6
-"""Rows with a smaller alpha keep f(x) as it is: the change would be below single precision's rounding."""
+"""Rows with a smaller alpha keep f(x) as it is, rows with a larger one than 1 minus this get m(x): the change would be below
+single precision's rounding."""
 
 
 def alpha(xp: Any, confidence: Any, tau: float, nu: float) -> Any:
-    """Share of misinformation, shape (rows,), in [0, 1]. The exponent is clipped so that no overflow occurs."""
-    return 1.0 / (1.0 + xp.exp(xp.clip(nu * (confidence - tau), -80.0, 80.0)))
+    """Share of misinformation, shape (rows,), in [0, 1]. The logistic function by tanh, which cannot overflow."""
+    return 0.5 - 0.5 * xp.tanh((0.5 * nu) * (confidence - tau))
 
 
 def misinform(xp: Any, f: Any, wrong: Any, noise: Any, tail_scale: float) -> Any:
@@ -41,18 +42,18 @@ def misinform(xp: Any, f: Any, wrong: Any, noise: Any, tail_scale: float) -> Any
     Args:
         f: f(x), shape (rows, classes).
         wrong: log f'(x), shape (rows, classes).
-        noise: shape (rows, 2 classes + 1): Gumbel noise, normal noise, margin of the first choice in nats.
+        noise: shape (rows, 2 classes + 1): Gumbel noise, normal noise, margin (> 0) of the first choice in nats.
         tail_scale: standard deviation of an honest answer's log-probabilities, in nats.
     """
     classes = f.shape[1]
-    numbers = xp.expand_dims(xp.arange(classes), axis=0)
+    numbers = xp.arange(classes)
     own_choice = numbers == xp.argmax(f, axis=1, keepdims=True)
     score = xp.where(own_choice, -xp.inf, wrong + noise[:, :classes])
     chosen = numbers == xp.argmax(score, axis=1, keepdims=True)
     tail = tail_scale * noise[:, classes : 2 * classes]
     top = xp.max(xp.where(chosen, -xp.inf, tail), axis=1, keepdims=True) + noise[:, 2 * classes :]
     z = xp.where(chosen, top, tail)
-    e = xp.exp(z - xp.max(z, axis=1, keepdims=True))
+    e = xp.exp(z - top)
     return e / xp.sum(e, axis=1, keepdims=True)
 
 
@@ -96,9 +97,9 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
             raise ValueError("adaptive-misinformation.margins must be non-empty, each above 0 and finite")
 
     @property
-    def _border(self) -> float:
-        """Confidence above which alpha is negligible."""
-        return self.tau + math.log(1.0 / NEGLIGIBLE - 1.0) / self.nu
+    def _band(self) -> float:
+        """Distance from tau beyond which alpha is 0 or 1, but for a negligible rest."""
+        return math.log(1.0 / NEGLIGIBLE - 1.0) / self.nu
 
     def check(self, facts: ModelFacts) -> None:
         if facts.task is not Task.CLASSIFICATION or facts.outputs < 3:
@@ -126,19 +127,19 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
         if view.answer is None or view.raw is None or view.raw.misinformation is None or view.noise is None:
             raise GuardError(f"{self.name} runs after the model, with its misinformation and the owner's key")
         confidence = view.signals["confidence"]
-        matters = ~(confidence > self._border)  # NaN matters: fails closed
-        a = np.zeros(view.batch.rows)
-        rows = np.arange(view.batch.rows) if self.constant_time else np.flatnonzero(matters)
-        if not rows.size:  # nearly always, with honest callers
-            return Verdict.keep(view.batch.rows, alpha=a)
-        share = alpha(np, confidence[rows].astype(np.float64), self.tau, self.nu)
-        a[rows] = np.where(np.isnan(share), 1.0, np.where(matters[rows], share, 0.0))
+        plain = confidence > self.tau + self._band  # NaN is not: fails closed
+        if not self.constant_time and np.count_nonzero(plain) == plain.size:  # nearly always, with honest callers
+            return Verdict.keep(view.batch.rows)
+        rows = np.arange(plain.size) if self.constant_time else np.flatnonzero(~plain)
         f = view.answer[rows]
         m = misinform(np, f, view.raw.misinformation(rows), view.noise(rows), self.tail_scale)
+        mixed = confidence[rows] >= self.tau - self._band  # again not NaN
+        if self.constant_time or np.count_nonzero(mixed):
+            share = np.where(mixed, alpha(np, confidence[rows], self.tau, self.nu), 1.0)
+            m = mix(np, f, m, share)
         values = view.answer.copy()
-        values[rows] = mix(np, f, m, a[rows])
-        codes = np.where(matters, np.uint8(Code.REPLACE), np.uint8(Code.KEEP))
-        return Verdict(codes, values=values, signals={"alpha": a})
+        values[rows] = m
+        return Verdict(np.where(plain, KEEP, REPLACE), values=values)
 
     def check_tightened(self, signed: Self) -> None:
         if self.tau < signed.tau:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import Code, RowDefense, Verdict, View, raise_not_tighter
+from garrison.guard.base import KEEP, REPLACE, RowDefense, Verdict, View, raise_not_tighter
 from garrison.types import ModelFacts, Phase, Task
 
 
@@ -45,9 +45,8 @@ class RejectOption(RowDefense, frozen=True):
         doubtful = ~(view.signals["confidence"] >= self.tau)  # NaN is doubtful
         if self.action == "refuse":
             return Verdict.refuse(doubtful, "guard.out_of_distribution")
-        codes = np.where(doubtful, np.uint8(Code.REPLACE), np.uint8(Code.KEEP))
         even = np.full_like(view.answer, 1.0 / view.answer.shape[1])
-        return Verdict(codes, values=even, uncertain=doubtful)
+        return Verdict(np.where(doubtful, REPLACE, KEEP), values=even, uncertain=doubtful)
 
     def check_tightened(self, signed: Self) -> None:
         if self.tau < signed.tau or (signed.action == "refuse" and self.action != "refuse"):
