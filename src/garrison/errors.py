@@ -19,11 +19,14 @@ found and what to do next; it never holds tensor values or secrets.
     |-- GuardError                       a chain of defenses cannot be built
     |-- RequestError                     what a client sent is wrong (its own fault, told plainly)
     |   |-- MalformedRequestError | InputError | LimitError | SlowRequestError
+    |   |-- SealedRequestError | StaleKeyError | ReplayError | SealingRequiredError
     |   |-- AuthenticationError | BudgetExhaustedError | NotFoundError | MethodError
     |-- RefusedError                     the guard refused; the client learns no more than that
     |-- UnavailableError                 try again later
     |-- ServiceError                     what a server answered makes no sense to the client
     |   |-- ProofError                   the signature of an answer does not hold
+    |   |-- AttestationError             the evidence of an enclave is not good enough; carries the whole report
+    |-- IsolationError                   an enclave cannot be started as asked on this machine
     |-- AuditError
     |   |-- PlanError | PreflightError | QueryBudgetError
 """
@@ -182,6 +185,30 @@ class SlowRequestError(RequestError):
     code = "request.slow"
 
 
+class SealedRequestError(RequestError):
+    """A sealed envelope that cannot be opened, or holds nothing that can be read."""
+
+    code = "request.sealed"
+
+
+class StaleKeyError(RequestError):
+    """Sealed to a key that is not in use (any more): attest again and seal anew."""
+
+    code = "request.stale_key"
+
+
+class ReplayError(RequestError):
+    """The same sealed request was here before."""
+
+    code = "request.replayed"
+
+
+class SealingRequiredError(RequestError):
+    """The owner demands sealed requests, and this one was plain."""
+
+    code = "request.sealing_required"
+
+
 class AuthenticationError(RequestError):
     code = "request.unauthenticated"
 
@@ -212,6 +239,14 @@ class ServiceError(GarrisonError):
 
 class ProofError(ServiceError):
     code = "service.proof"
+
+
+class AttestationError(ServiceError):
+    code = "service.attestation"
+
+
+class IsolationError(GarrisonError):
+    code = "isolation"
 
 
 class AuditError(GarrisonError):

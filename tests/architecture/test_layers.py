@@ -41,6 +41,8 @@ OUTSIDE: dict[str, set[str]] = {
     "onnxscript": {"sealing", "hardening"},
     "skl2onnx": {"sealing"},
     "cryptography": {"crypto", "attest"},
+    "dcap_qvl": {"attest"},
+    "cbor2": {"attest", "enclave"},
     "granian": {"server"},
     "httpx": {"client"},
     "matplotlib": {"audit"},

@@ -16,6 +16,7 @@ import pytest
 from tests.models import images
 from tests.serving import Bundles, Served
 
+from garrison.attest.evidence import Evidence
 from garrison.config import Config, ServerConfig
 from garrison.enclave.host import Enclave, Launch, ServiceCard, launch
 from garrison.errors import UnavailableError
@@ -195,6 +196,9 @@ class Slow:
         self.asks += len(asks)
         time.sleep(self._seconds)
         return self._enclave.call(asks)
+
+    def evidence(self, nonce: bytes) -> Evidence:
+        return self._enclave.evidence(nonce)
 
     def stop(self) -> None:
         self._enclave.stop()

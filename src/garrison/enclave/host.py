@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from garrison.attest.evidence import Evidence
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.backends import BACKENDS
 from garrison.errors import ConfigError
@@ -27,6 +28,8 @@ class Launch:
         trusted: keys that may have signed it.
         key: the owner's misinformation key, where the chain needs one.
         tightened: by defense name, what the host tightens of the signed guard.
+        parameter_memory: most bytes of parameters that are held in the enclave's memory at once, counted from readiness on;
+            None for all of them.
     """
 
     bundle: Path
@@ -34,6 +37,7 @@ class Launch:
     key: bytes | None = None
     tightened: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
+    parameter_memory: int | None = None
 
 
 class OutputSpec(msgspec.Struct, frozen=True):
@@ -56,6 +60,8 @@ class ServiceCard(msgspec.Struct, frozen=True):
         public_key: signs the answers.
         isolation: "none" for no enclave at all.
         guard_form: "numpy", or "graph" where the guard is part of the model's graph.
+        technology: of the evidence that this enclave gives; "" where it gives none, and takes no sealed request then.
+        capabilities: by name, what the isolation was probed to have; "" where it does not have it, else how.
     """
 
     manifest_json: bytes
@@ -68,6 +74,8 @@ class ServiceCard(msgspec.Struct, frozen=True):
     public_key: bytes
     isolation: str
     guard_form: str = "numpy"
+    technology: str = ""
+    capabilities: dict[str, str] = {}
 
 
 @runtime_checkable
@@ -79,6 +87,15 @@ class Enclave(Protocol):
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
         """Answer a batch; blocks. Safe to call from one thread at a time."""
+        ...
+
+    def evidence(self, nonce: bytes) -> Evidence:
+        """Evidence over the keys of the present epoch, bound to the client's nonce (32 bytes).
+
+        Raises:
+            NotFoundError: this isolation gives no evidence.
+            UnavailableError: the enclave is being started anew.
+        """
         ...
 
     def stop(self) -> None: ...

@@ -18,6 +18,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         body: an Open Inference Protocol inference request.
         json_bytes: length of the JSON part of `body` (binary tensor extension), -1 where all of it is JSON.
         nonce: the client's, bound into the signed statement; may be empty.
+        sealed: `body` is a sealed envelope (see `garrison.protocol.sealed`), which only the enclave can open; `json_bytes` and
+            `nonce` stand inside it then. The reply's body is sealed to the client too, and so is every refusal after opening.
     """
 
     caller: str
@@ -25,6 +27,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     body: bytes
     json_bytes: int = -1
     nonce: str = ""
+    sealed: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

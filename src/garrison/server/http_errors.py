@@ -18,7 +18,11 @@ from garrison.errors import (
     MethodError,
     NotFoundError,
     RefusedError,
+    ReplayError,
+    SealedRequestError,
+    SealingRequiredError,
     SlowRequestError,
+    StaleKeyError,
     UnavailableError,
 )
 
@@ -28,12 +32,16 @@ INTERNAL_STATUS = 500
 STATUS: dict[str, int] = {
     MalformedRequestError.code: 400,
     InputError.code: 400,
+    SealedRequestError.code: 400,
     AuthenticationError.code: 401,
     RefusedError.code: 403,
     NotFoundError.code: 404,
     MethodError.code: 405,
     SlowRequestError.code: 408,
     LimitError.code: 413,
+    ReplayError.code: 409,
+    StaleKeyError.code: 409,
+    SealingRequiredError.code: 426,
     BudgetExhaustedError.code: 429,
     INTERNAL: INTERNAL_STATUS,
     UnavailableError.code: 503,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from garrison.attest.evidence import Evidence
 from garrison.bundle.reader import verify
 from garrison.enclave.host import Launch, OutputSpec, ServiceCard
 from garrison.enclave.service import Service
+from garrison.errors import NotFoundError
 from garrison.guard.defenses.budget import Budget
 from garrison.protocol.messages import Ask, Reply
 from garrison.types import DATATYPES
@@ -22,6 +24,9 @@ class NoIsolation:
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
         return self._service.answer(asks)
+
+    def evidence(self, nonce: bytes) -> Evidence:  # noqa: ARG002
+        raise NotFoundError("this service runs without an enclave (isolation none), so it has no evidence to show")
 
     def stop(self) -> None:
         """Nothing to end: the service lives and dies with this process."""
