@@ -82,13 +82,13 @@ def test_it_follows_f_prime() -> None:
     f[:, 0] = 0.2
     wrong = np.zeros_like(f)
     wrong[:, 5] = -30.0
-    chosen = misinform(np, f, wrong, noise(4096), 3.0).argmax(axis=1)
+    chosen = misinform(np, f, wrong, noise(4096)).argmax(axis=1)
     assert set(chosen) == set(range(CLASSES)) - {0, 5}
 
 
 def test_ties_of_f_are_no_crash() -> None:
     even = np.full((64, CLASSES), 1 / CLASSES, np.float32)
-    m = misinform(np, even, np.zeros_like(even), noise(64), 3.0)
+    m = misinform(np, even, np.zeros_like(even), noise(64))
     assert np.isfinite(m).all()
     assert not (m.argmax(axis=1) == 0).any()  # of equal classes the first counts as f's own choice
 
@@ -109,10 +109,10 @@ def test_mix_is_equation_5() -> None:
 def test_its_arithmetic_is_plain_array_api() -> None:
     xp, raw, n = array_api_strict, make_scores(6), noise(6)
     wrong = np.asarray(raw.misinformation(np.arange(6)) if raw.misinformation else raw.values)
-    m = misinform(xp, xp.asarray(raw.values), xp.asarray(wrong), xp.asarray(n), 3.0)
+    m = misinform(xp, xp.asarray(raw.values), xp.asarray(wrong), xp.asarray(n))
     a = alpha(xp, xp.asarray(raw.values.max(axis=1)), 0.5, 10.0)
     strict = np.asarray(mix(xp, xp.asarray(raw.values), m, a))
-    plain = mix(np, raw.values, misinform(np, raw.values, wrong, n, 3.0), alpha(np, raw.values.max(axis=1), 0.5, 10.0))
+    plain = mix(np, raw.values, misinform(np, raw.values, wrong, n), alpha(np, raw.values.max(axis=1), 0.5, 10.0))
     np.testing.assert_allclose(strict, plain, rtol=1e-6)
 
 

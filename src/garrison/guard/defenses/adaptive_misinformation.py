@@ -32,29 +32,42 @@ def alpha(xp: Any, confidence: Any, tau: float, nu: float) -> Any:
     return 0.5 - 0.5 * xp.tanh((0.5 * nu) * (confidence - tau))
 
 
-def misinform(xp: Any, f: Any, wrong: Any, noise: Any, tail_scale: float) -> Any:
+def misinform(xp: Any, f: Any, wrong: Any, noise: Any) -> Any:
     """A wrong answer that looks like an honest one, shape (rows, classes).
 
-    The class is drawn in proportion to f' among all but f's own first choice (Gumbel-max with keyed noise). The other
-    classes, f's choice among them, get keyed log-probabilities that depend on neither f nor f', so that no rank of the
-    answer tells where the truth is.
+    The class is drawn in proportion to f' among all but f's own first choice (Gumbel-max with keyed noise). What each class gets
+    comes from a keyed template, whose largest entry, the last, changes places with that of the class drawn. So neither f nor f'
+    shapes the rest of the answer, and no rank of it tells where the truth is.
 
     Args:
         f: f(x), shape (rows, classes).
         wrong: log f'(x), shape (rows, classes).
-        noise: shape (rows, 2 classes + 1): Gumbel noise, normal noise, margin (> 0) of the first choice in nats.
-        tail_scale: standard deviation of an honest answer's log-probabilities, in nats.
+        noise: shape (rows, 2 classes), see `draw_noise`.
     """
     classes = f.shape[1]
-    numbers = xp.arange(classes)
+    numbers, template = xp.arange(classes), noise[:, classes:]
     own_choice = numbers == xp.argmax(f, axis=1, keepdims=True)
     score = xp.where(own_choice, -xp.inf, wrong + noise[:, :classes])
     chosen = numbers == xp.argmax(score, axis=1, keepdims=True)
-    tail = tail_scale * noise[:, classes : 2 * classes]
-    top = xp.max(xp.where(chosen, -xp.inf, tail), axis=1, keepdims=True) + noise[:, 2 * classes :]
-    z = xp.where(chosen, top, tail)
-    e = xp.exp(z - top)
-    return e / xp.sum(e, axis=1, keepdims=True)
+    displaced = xp.sum(xp.where(chosen, template, 0.0), axis=1, keepdims=True)
+    return xp.where(chosen, template[:, -1:], xp.where(numbers == classes - 1, displaced, template))
+
+
+def draw_noise(
+    rng: np.random.Generator, rows: int, classes: int, tail_scale: float, margins: tuple[float, ...]
+) -> FloatArray:
+    """Noise for `misinform`, shape (rows, 2 classes): Gumbel noise, then a template, which is a probability vector.
+
+    Args:
+        tail_scale: standard deviation of an honest answer's log-probabilities, in nats.
+        margins: of which the distance of the template's largest entry, the last, to the next one is drawn, in nats.
+    """
+    gumbel = rng.gumbel(size=(rows, classes))
+    rest = tail_scale * rng.normal(size=(rows, classes - 1))
+    top = rest.max(axis=1, keepdims=True) + rng.choice(margins, (rows, 1))
+    template = np.exp(np.concatenate([rest, top], axis=1) - top)
+    template /= template.sum(axis=1, keepdims=True)
+    return np.concatenate([gumbel, template], axis=1).astype(np.float32)
 
 
 def mix(xp: Any, f: Any, m: Any, a: Any) -> Any:
@@ -72,7 +85,7 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
     Attributes:
         tau: threshold on the signal `confidence`; calibrated to a stated benign loss, never a constant.
         nu: steepness; 1,000 is a hard switch.
-        tail_scale: see `misinform`; calibrated.
+        tail_scale: see `draw_noise`; calibrated.
         margins: quantiles of log(p1 / p2) of honest answers, in nats; the keyed margin is drawn from them.
         constant_time: compute m for every row, so that the time of a batch does not tell how many were misinformed.
     """
@@ -111,17 +124,7 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
             raise GuardError(f"{self.name} needs a misinformation model: run `garrison harden` before sealing")
 
     def noise_drawer(self, facts: ModelFacts) -> Callable[[np.random.Generator, int], FloatArray]:
-        classes, margins = facts.outputs, np.asarray(self.margins, dtype=np.float32)
-
-        def draw(rng: np.random.Generator, rows: int) -> FloatArray:
-            columns = (
-                rng.gumbel(size=(rows, classes)),
-                rng.normal(size=(rows, classes)),
-                rng.choice(margins, (rows, 1)),
-            )
-            return np.concatenate(columns, axis=1).astype(np.float32)
-
-        return draw
+        return lambda rng, rows: draw_noise(rng, rows, facts.outputs, self.tail_scale, self.margins)
 
     def __call__(self, view: View) -> Verdict:
         if view.answer is None or view.raw is None or view.raw.misinformation is None or view.noise is None:
@@ -132,7 +135,7 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
             return Verdict.keep(view.batch.rows)
         rows = np.arange(plain.size) if self.constant_time else np.flatnonzero(~plain)
         f = view.answer[rows]
-        m = misinform(np, f, view.raw.misinformation(rows), view.noise(rows), self.tail_scale)
+        m = misinform(np, f, view.raw.misinformation(rows), view.noise(rows))
         mixed = confidence[rows] >= self.tau - self._band  # again not NaN
         if self.constant_time or np.count_nonzero(mixed):
             share = np.where(mixed, alpha(np, confidence[rows], self.tau, self.nu), 1.0)
