@@ -242,7 +242,13 @@ class ProofError(ServiceError):
 
 
 class AttestationError(ServiceError):
+    """`report` is the appraisal, a `garrison.attest.report.Report`; None where there was no evidence that could be read."""
+
     code = "service.attestation"
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class IsolationError(GarrisonError):

@@ -38,7 +38,7 @@ def test_the_loss_is_within_what_was_asked_and_tau_is_the_largest_such(score: An
 def test_the_guard_itself_loses_no_more() -> None:
     p, _, y = rows(3000)
     found = calibrate(p, confidence_of("max-probability", p), y)
-    noise = draw_noise(np.random.default_rng(1), *p.shape, found.tail_scale, (20.0,))
+    noise = draw_noise(np.random.default_rng(1), len(p), p.shape[1], found.tail_scale, (20.0,))
     m = misinform(np, p, np.zeros_like(p), noise)
     served = mix(np, p, m, alpha(np, p.max(axis=1).astype(np.float64), found.tau, 1000.0)).argmax(axis=1)
     lost = ((p.argmax(axis=1) == y) & (served != y)).mean()
