@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from garrison.attacks import measures
-from garrison.attacks.oracle import Labels, MeteredOracle, Oracle
+from garrison.attacks.oracle import Labels, MeteredOracle, Oracle, OracleFacts
 from garrison.errors import AuditError, QueryBudgetError
 from garrison.types import Array, FloatArray
 
@@ -147,6 +147,10 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     asks: ClassVar[bool] = True
     """False for a control arm, which asks the service nothing."""
 
+    def obstacle(self, facts: OracleFacts) -> str:  # noqa: ARG002
+        """Why this attack cannot be carried out against such a service; "" where it can."""
+        return ""
+
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:
         """Attack. Asks at most `oracle.remaining` rows, draws all randomness from `rng`, prints and writes nothing."""
         raise NotImplementedError
@@ -164,8 +168,12 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
         Raises:
             QueryBudgetError: the attack asked for more than the budget, or the budget is below 1.
-            AuditError: the clone or the oracle answered in another form than promised.
+            AuditError: the attack cannot be carried out here (see `obstacle`), or the clone or the oracle answered in another form
+                than promised.
         """
+        why_not = self.obstacle(oracle.facts)
+        if why_not:
+            raise AuditError(f"{self.name}: {why_not}")
         if budget < 1:
             raise QueryBudgetError(f"a budget must be at least 1 row, found {budget}")
         meter = MeteredOracle(oracle, budget)

@@ -7,6 +7,7 @@ on one thread, so that the figures do not depend on how many processors there ar
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -73,12 +74,13 @@ class Thief:
                 raise
 
     def attack(self, name: TargetName, target: Target) -> list[Finding]:
-        """All attacks of the plan against one target. What needs probabilities is left out where there are none."""
+        """All attacks of the plan against one target. What cannot be carried out here is left out."""
         streams = {seed: SharedStream(target) for seed in self.plan.seeds}
         print_of = _fingerprint(target, self.data)
         found: list[Finding] = []
         for attack, view, budget in attacks_of(self.plan):
-            if view is View.SOFT and not target.facts.soft:
+            facts = dataclasses.replace(target.facts, soft=target.facts.soft and view is View.SOFT)
+            if (view is View.SOFT and not facts.soft) or attack.obstacle(facts):
                 self._done(budget * len(self.plan.seeds))
                 continue
             trials = []

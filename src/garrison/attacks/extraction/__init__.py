@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ATTACKS: dict[str, str] = {
+    "equation-solving": "garrison.attacks.extraction.equation_solving:EquationSolving",
     "knockoff": "garrison.attacks.extraction.knockoff:Knockoff",
     "random-labels": "garrison.attacks.extraction.random_labels:RandomLabels",
 }
