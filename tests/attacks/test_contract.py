@@ -15,7 +15,7 @@ from garrison.audit.plan import load_attack
 from garrison.errors import AuditError, PlanError
 
 DOCS = Path(__file__).parents[2] / "docs" / "attacks"
-QUICK = {"equation-solving": {"steps": 2}}
+QUICK = {"equation-solving": {"steps": 2}, "path-finding": {"epsilon": 2}}
 TRAINING = {"epochs": 2, "fewest_steps": 2}
 
 
@@ -61,7 +61,9 @@ def test_a_trial_is_deterministic_and_within_its_budget(attack: Attack, *, soft:
     first, again, other = (trial.scores["clone_accuracy"] for trial in trials)
     assert (first == again).all()
     assert first.shape == other.shape == (30,)
-    assert trials[0].queries == (64 if attack.asks else 0)
+    # A search may end for want of a question that fits into the budget.
+    assert trials[0].queries <= (64 if attack.asks else 0)
+    assert attack.name == "path-finding" or trials[0].queries == (64 if attack.asks else 0)
 
 
 def test_a_service_that_refuses_all_gives_a_clone_and_no_crash(attack: Attack) -> None:

@@ -1,0 +1,138 @@
+"""Path finding: exact on real trees, also where leaves share an identity, and honest where it cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.tree import DecisionTreeClassifier
+from tests.attacks.services import Linear, rows
+
+from garrison import datasets
+from garrison.attacks.base import Exam, Knowledge, Trial
+from garrison.attacks.extraction.path_finding import PathFinding
+from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
+from garrison.errors import AuditError
+from garrison.types import Array
+
+
+@dataclass
+class Tree:
+    """A scikit-learn tree behind single precision; whole-number inputs where asked for, answers rounded where asked for."""
+
+    model: Any
+    x: Array
+    dtype: type = np.float32
+    decimals: int | None = None
+
+    @property
+    def facts(self) -> OracleFacts:
+        low, high = self.x.min(axis=0), self.x.max(axis=0)
+        return OracleFacts(low.shape, np.dtype(self.dtype), low, high, len(self.model.classes_), soft=True)
+
+    def query(self, x: Array) -> Answers:
+        p = self.model.predict_proba(x.astype(np.float32)).astype(np.float32)
+        if self.decimals is not None:
+            p = np.round(p, self.decimals)
+        nobody = np.zeros(len(x), dtype=np.bool_)
+        return Answers(p.argmax(axis=1), p, nobody, nobody)
+
+    def everywhere(self, count: int = 4000) -> Array:
+        """Points from the whole range of the features."""
+        low, high = self.facts.low, self.facts.high
+        x = low + np.random.default_rng(9).random((count, len(low))) * (high - low)
+        found: Array = (np.floor(x) if self.dtype is not np.float32 else x).astype(self.dtype)
+        return found
+
+
+@pytest.fixture(scope="module")
+def german() -> tuple[Array, Array]:
+    data = datasets.load("german-credit")
+    assert data.y is not None
+    return data.x.astype(np.float32), data.y
+
+
+def tree(data: tuple[Array, Array], leaves: int, **options: Any) -> Tree:
+    x, y = data
+    return Tree(DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0).fit(x, y), x, **options)
+
+
+def steal(target: Tree, x: Array, budget: int = 20_000, attack: PathFinding | None = None, seed: int = 0) -> Trial:
+    exam = Exam(x, None, target.query(x).probabilities)
+    return (attack or PathFinding()).carry_out(target, Knowledge(target.x[:300]), exam, budget=budget, seed=seed)
+
+
+def test_a_tree_of_flowers_is_found_but_for_what_hides_between_equal_leaves() -> None:
+    x, y = load_iris(return_X_y=True)
+    target = tree((x.astype(np.float32), y), 8)
+    for where in (target.x, target.everywhere()):
+        trial = steal(target, where, attack=PathFinding(doubts=100))  # its leaves are pure, so most share their answer
+        assert trial.scores["fidelity"].mean() > 0.98  # a small leaf between others of its answer may be missed
+        assert trial.scores["total_variation"].mean() < 1e-3
+    assert trial.queries < 8 * 150
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_german_credit_is_exact_although_leaves_share_an_identity(german: tuple[Array, Array], dtype: type) -> None:
+    target = tree(german, 26, dtype=dtype)
+    leaves = target.model.apply(target.x)
+    identities = np.unique(target.model.predict_proba(target.x), axis=0)
+    assert len(identities) < len(np.unique(leaves)) == 26
+    trials = [steal(target, target.x.astype(dtype), seed=seed) for seed in range(3)]
+    assert min(trial.scores["fidelity"].min() for trial in trials) == 1.0
+    assert np.mean([trial.queries for trial in trials]) <= 26 * 70
+    assert steal(target, target.everywhere()).scores["fidelity"].mean() > 0.99
+
+
+def test_rounded_answers_do_not_hide_the_leaves(german: tuple[Array, Array]) -> None:
+    target = tree(german, 26, decimals=1)
+    assert steal(target, target.x).scores["fidelity"].mean() > 0.99
+
+
+def test_a_small_budget_is_kept_and_gives_a_part_of_the_tree(german: tuple[Array, Array]) -> None:
+    target = tree(german, 26)
+    few, many = steal(target, target.x, budget=200), steal(target, target.x)
+    assert few.queries <= 200
+    assert few.scores["total_variation"].mean() > many.scores["total_variation"].mean() + 0.05
+
+
+def test_without_its_checks_it_takes_several_leaves_for_one(german: tuple[Array, Array]) -> None:
+    """The control of the checks: lines alone do not find what shares an identity."""
+    target = tree(german, 60)
+    blind = PathFinding(checks=0, doubts=0)
+    without = [
+        steal(target, target.everywhere(), attack=blind, seed=seed).scores["fidelity"].mean() for seed in range(3)
+    ]
+    checked = [steal(target, target.everywhere(), seed=seed).scores["fidelity"].mean() for seed in range(3)]
+    assert np.mean(checked) > 0.99
+    assert np.mean(checked) > np.mean(without) + 0.01
+
+
+def test_a_smooth_model_has_no_leaves_to_find() -> None:
+    exam = Exam(rows(300, seed=3), None, Linear().truth(rows(300, seed=3)))
+    trial = PathFinding(epsilon=0.1).carry_out(Linear(), Knowledge(rows(50)), exam, budget=2000, seed=0)
+    assert trial.scores["total_variation"].mean() > 0.05
+
+
+def test_what_it_cannot_do_it_says_before_it_asks() -> None:
+    service = Linear()
+    with pytest.raises(AuditError, match="labels alone"):
+        PathFinding().carry_out(LabelsOnly(service), Knowledge(rows(5)), Exam(rows(3), None), budget=9, seed=0)
+    assert service.asked == []
+
+
+def test_refused_places_are_boxes_too(german: tuple[Array, Array]) -> None:
+    class Refusing(Tree):
+        def query(self, x: Array) -> Answers:
+            found = super().query(x)
+            refused = x[:, 1] > 40  # durations above 40 months
+            p = np.where(refused[:, np.newaxis], np.nan, self.model.predict_proba(x)).astype(np.float32)
+            return Answers(np.where(refused, -1, found.labels), p, refused, found.uncertain)
+
+    plain = tree(german, 10)
+    trial = steal(Refusing(plain.model, plain.x), plain.x[plain.x[:, 1] <= 40])
+    assert trial.unanswered > 0
+    assert trial.scores["fidelity"].mean() > 0.99
