@@ -250,7 +250,7 @@ def main() -> None:
     arms = ("--bundle", str(first / "bundle"), "--plain", str(first / "plain"))
     cost = json.loads(run(sys.executable, str(HERE / "misinformation_cost.py"), *arms, *trust))
     serving = json.loads(
-        run(sys.executable, str(HERE / "serve_lenet.py"), "--bundle", str(first / "bundle"), *trust, "--json")
+        run(sys.executable, str(HERE / "serve_lenet.py"), "--bundle", str(first / "bundle"), *trust)
     )
     text = page(given.seeds, table(found), cost, serving)
     print(text)

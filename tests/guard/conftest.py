@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from garrison.guard.base import View
+from garrison.guard.base import Noise, View
+from garrison.guard.keyed import PICKS
 from garrison.types import Array, Batch, Caller, FloatArray, InputFacts, ModelFacts, RawScores, Task
 
 CLASSES, FEATURES = 10, 12
@@ -58,6 +59,8 @@ def facts() -> ModelFacts:
 def make_view(facts: ModelFacts, rows: int, *, confidence: FloatArray | None = None) -> View:
     raw = make_scores(rows)
     signal = raw.values.max(axis=1) if confidence is None else confidence
+    rng = np.random.default_rng(5)
+    picks, uniform = rng.random((rows, PICKS, 2 * CLASSES - 1)).astype(np.float32), rng.random(rows)
     return View(
         make_batch(make_inputs(rows)),
         facts,
@@ -65,5 +68,5 @@ def make_view(facts: ModelFacts, rows: int, *, confidence: FloatArray | None = N
         raw.values,
         np.zeros(rows, dtype=np.bool_),
         {"confidence": signal},
-        lambda index: np.random.default_rng(5).random((rows, 2 * CLASSES + 1)).astype(np.float32)[index],
+        lambda index: Noise(picks[index], uniform[index]),
     )

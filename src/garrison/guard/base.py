@@ -22,7 +22,6 @@ from garrison.errors import GuardError
 from garrison.types import Array, Batch, BoolArray, FloatArray, ModelFacts, Phase, RawScores, Released
 
 CodeArray = npt.NDArray[np.uint8]
-KeyedNoise = Callable[[npt.NDArray[np.intp]], FloatArray]
 
 
 class Code(enum.IntEnum):
@@ -35,6 +34,21 @@ class Code(enum.IntEnum):
 
 KEEP, REPLACE, REFUSE = (np.uint8(code) for code in Code)
 """The codes as array elements: numpy is ten times slower with members of an enumeration."""
+
+
+class Noise(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Noise that depends on an input and the owner's key alone.
+
+    Attributes:
+        picks: shape (rows, PICKS, n): several rows of the defense's table.
+        uniform: shape (rows,), in [0, 1).
+    """
+
+    picks: FloatArray
+    uniform: FloatArray
+
+
+KeyedNoise = Callable[[npt.NDArray[np.intp]], Noise]
 
 
 class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -1,12 +1,12 @@
 """Keyed noise: the same input gets the same noise, and nobody without the key can tell which.
 
-At start a table of noise is drawn from the owner's key. An input's row of that table is chosen by a pseudo-random function
-over the input's canonical bytes, all inputs in name order, -0.0 as 0.0 and every NaN alike (keyed BLAKE2b, RFC 7693). So
+At start a table of noise is drawn from the owner's key. An input gets `PICKS` rows of that table and a number in [0, 1), all
+chosen by a pseudo-random function over the input's canonical bytes, all inputs in name order, -0.0 as 0.0 and every NaN alike (keyed BLAKE2b, RFC 7693). So
 misinformation is a function of the input alone: it survives a restart, does not depend on the batch, and repeated queries
 average nothing away.
 
-Not covered: two inputs that share a row of the table (one in `TABLE_ROWS`) share their noise; an input changed by one bit
-gets other noise.
+Not covered: two inputs share a row of the table now and then (one pair in `TABLE_ROWS` shares its first), and whoever shows rows as they
+are shows that; an input changed by one bit gets other noise.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from garrison.guard.base import Noise
 from garrison.types import Array, FloatArray
 
 TABLE_ROWS = 4096
+PICKS = 4
 KEY_BYTES = 32
+_DIGEST_BYTES = 4 * PICKS
+"""Half of them name the rows, two bytes each; the other half are the number."""
 
 
 def table_generator(key: bytes, label: str) -> np.random.Generator:
@@ -54,14 +58,16 @@ class KeyedTable:
         self._prf_key = hashlib.blake2b(label.encode(), key=key, digest_size=32, person=b"garrison-prf").digest()
         self._table = draw(table_generator(key, label), TABLE_ROWS)
 
-    def __call__(self, inputs: dict[str, Array], rows: npt.NDArray[np.intp]) -> FloatArray:
-        """Noise for the given rows, shape (len(rows), n)."""
+    def __call__(self, inputs: dict[str, Array], rows: npt.NDArray[np.intp]) -> Noise:
+        """Noise for the given rows."""
         columns = [inputs[name] for name in sorted(inputs)]
-        noise: FloatArray = self._table[[self._index(columns, row) for row in rows.tolist()]]
-        return noise
+        digests = b"".join([self._digest(columns, row) for row in rows.tolist()])
+        numbers = np.frombuffer(digests, dtype="<u2").reshape(len(rows), 2 * PICKS)
+        uniform = np.frombuffer(digests, dtype="<u8")[1::2] * 2.0**-64
+        return Noise(self._table[numbers[:, :PICKS] % TABLE_ROWS], uniform)
 
-    def _index(self, columns: list[Array], row: int) -> int:
-        digest = hashlib.blake2b(key=self._prf_key, digest_size=8)
+    def _digest(self, columns: list[Array], row: int) -> bytes:
+        digest = hashlib.blake2b(key=self._prf_key, digest_size=_DIGEST_BYTES)
         for column in columns:
             digest.update(_canonical(column[row]).data)
-        return int.from_bytes(digest.digest(), "little") % TABLE_ROWS
+        return digest.digest()

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import KEEP, REPLACE, RowDefense, Verdict, View, raise_not_tighter
+from garrison.guard.base import KEEP, REPLACE, Noise, RowDefense, Verdict, View, raise_not_tighter
 from garrison.types import FloatArray, ModelFacts, Phase, Task
 
 NEGLIGIBLE = 1e-6
@@ -32,42 +32,39 @@ def alpha(xp: Any, confidence: Any, tau: float, nu: float) -> Any:
     return 0.5 - 0.5 * xp.tanh((0.5 * nu) * (confidence - tau))
 
 
-def misinform(xp: Any, f: Any, wrong: Any, noise: Any) -> Any:
-    """A wrong answer that looks like an honest one, shape (rows, classes).
+def misinform(xp: Any, f: Any, wrong: Any, gumbel: Any, template: Any) -> Any:
+    """An answer that says nothing of f(x) and looks like an honest one, shape (rows, classes).
 
-    The class is drawn in proportion to f' among all but f's own first choice (Gumbel-max with keyed noise). What each class gets
-    comes from a keyed template, whose largest entry, the last, changes places with that of the class drawn. So neither f nor f'
-    shapes the rest of the answer, and no rank of it tells where the truth is.
+    The class is drawn in proportion to f' (Gumbel-max with keyed noise), but f's own first choice at the share of one class
+    among all: if it never came, asking a few dozen near-duplicates would show it by its absence. What each class gets comes from
+    a keyed template, whose largest entry, the last, changes places with that of the class drawn. So neither f nor f' shapes the
+    rest of the answer, and no rank of it tells where the truth is.
 
     Args:
         f: f(x), shape (rows, classes).
         wrong: log f'(x), shape (rows, classes).
-        noise: shape (rows, 2 classes), see `draw_noise`.
+        gumbel: keyed Gumbel noise, shape (rows, classes).
+        template: see `templates`, shape (rows, classes).
     """
     classes = f.shape[1]
-    numbers, template = xp.arange(classes), noise[:, classes:]
+    numbers = xp.arange(classes)
     own_choice = numbers == xp.argmax(f, axis=1, keepdims=True)
-    score = xp.where(own_choice, -xp.inf, wrong + noise[:, :classes])
+    score = xp.where(own_choice, -math.log(classes), wrong) + gumbel
     chosen = numbers == xp.argmax(score, axis=1, keepdims=True)
     displaced = xp.sum(xp.where(chosen, template, 0.0), axis=1, keepdims=True)
     return xp.where(chosen, template[:, -1:], xp.where(numbers == classes - 1, displaced, template))
 
 
-def draw_noise(
-    rng: np.random.Generator, rows: int, classes: int, tail_scale: float, margins: tuple[float, ...]
-) -> FloatArray:
-    """Noise for `misinform`, shape (rows, 2 classes): Gumbel noise, then a template, which is a probability vector.
+def templates(xp: Any, rest: Any, margin: Any) -> Any:
+    """Probability vectors whose largest entry is the last, shape (rows, classes).
 
     Args:
-        tail_scale: standard deviation of an honest answer's log-probabilities, in nats.
-        margins: of which the distance of the template's largest entry, the last, to the next one is drawn, in nats.
+        rest: log-probabilities of the other classes, up to a constant, shape (rows, classes - 1).
+        margin: log(p1 / p2), above 0, shape (rows, 1).
     """
-    gumbel = rng.gumbel(size=(rows, classes))
-    rest = tail_scale * rng.normal(size=(rows, classes - 1))
-    top = rest.max(axis=1, keepdims=True) + rng.choice(margins, (rows, 1))
-    template = np.exp(np.concatenate([rest, top], axis=1) - top)
-    template /= template.sum(axis=1, keepdims=True)
-    return np.concatenate([gumbel, template], axis=1).astype(np.float32)
+    top = xp.max(rest, axis=1, keepdims=True) + margin
+    e = xp.exp(xp.concat([rest, top], axis=1) - top)
+    return e / xp.sum(e, axis=1, keepdims=True)
 
 
 def mix(xp: Any, f: Any, m: Any, a: Any) -> Any:
@@ -85,8 +82,8 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
     Attributes:
         tau: threshold on the signal `confidence`; calibrated to a stated benign loss, never a constant.
         nu: steepness; 1,000 is a hard switch.
-        tail_scale: see `draw_noise`; calibrated.
-        margins: quantiles of log(p1 / p2) of honest answers, in nats; the keyed margin is drawn from them.
+        tail_scale: standard deviation of an honest answer's log-probabilities but the largest, in nats; calibrated.
+        margins: rising quantiles of log(p1 / p2) of honest answers, in nats; the keyed margin is drawn between them.
         constant_time: compute m for every row, so that the time of a batch does not tell how many were misinformed.
     """
 
@@ -106,8 +103,12 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
             raise ValueError(f"adaptive-misinformation.tau must be finite, found {self.tau}")
         if not 0 < self.nu < math.inf or not 0 < self.tail_scale < math.inf:
             raise ValueError("adaptive-misinformation: nu and tail_scale must be above 0 and finite")
-        if not self.margins or not all(0 < m < math.inf for m in self.margins):
-            raise ValueError("adaptive-misinformation.margins must be non-empty, each above 0 and finite")
+        if len(self.margins) < 2 or not all(0 < m < math.inf for m in self.margins):
+            raise ValueError("adaptive-misinformation.margins must be two at least, each above 0 and finite")
+        if list(self.margins) != sorted(self.margins) or self.margins[0] == self.margins[-1]:
+            raise ValueError(
+                "adaptive-misinformation.margins must rise: equal ones would mark every misinformed answer"
+            )
 
     @property
     def _band(self) -> float:
@@ -124,7 +125,24 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
             raise GuardError(f"{self.name} needs a misinformation model: run `garrison harden` before sealing")
 
     def noise_drawer(self, facts: ModelFacts) -> Callable[[np.random.Generator, int], FloatArray]:
-        return lambda rng, rows: draw_noise(rng, rows, facts.outputs, self.tail_scale, self.margins)
+        classes = facts.outputs
+
+        def draw(rng: np.random.Generator, rows: int) -> FloatArray:
+            columns = (rng.gumbel(size=(rows, classes)), rng.normal(size=(rows, classes - 1)))
+            return np.concatenate(columns, axis=1).astype(np.float32)
+
+        return draw
+
+    def shape(self, noise: Noise, classes: int) -> tuple[FloatArray, FloatArray]:
+        """Gumbel noise and templates, each (rows, classes).
+
+        A template adds three rows of the table and draws its margin between the quantiles, so that no two inputs get the same
+        numbers: numbers that come back would tell misinformation from honest answers.
+        """
+        rest = (self.tail_scale / math.sqrt(3.0)) * noise.picks[:, 1:, classes:].sum(axis=1)
+        margin = np.interp(noise.uniform, np.linspace(0.0, 1.0, len(self.margins)), self.margins)
+        template: FloatArray = templates(np, rest, margin[:, np.newaxis]).astype(np.float32)
+        return noise.picks[:, 0, :classes], template
 
     def __call__(self, view: View) -> Verdict:
         if view.answer is None or view.raw is None or view.raw.misinformation is None or view.noise is None:
@@ -135,7 +153,7 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
             return Verdict.keep(view.batch.rows)
         rows = np.arange(plain.size) if self.constant_time else np.flatnonzero(~plain)
         f = view.answer[rows]
-        m = misinform(np, f, view.raw.misinformation(rows), view.noise(rows))
+        m = misinform(np, f, view.raw.misinformation(rows), *self.shape(view.noise(rows), f.shape[1]))
         mixed = confidence[rows] >= self.tau - self._band  # again not NaN
         if self.constant_time or np.count_nonzero(mixed):
             share = np.where(mixed, alpha(np, confidence[rows], self.tau, self.nu), 1.0)
