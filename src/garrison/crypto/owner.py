@@ -100,8 +100,8 @@ class OwnerKey:
         return self._key.sign(message, ec.ECDSA(hashes.SHA256()))
 
     def misinformation_key(self, model: str) -> bytes:
-        """The 32-byte key of one model, by its name: the same for all its versions, so that two versions do not give away,
-        by differing, which answers are wrong."""
+        """The 32-byte key of one model, by its name: the same for all its versions. Versions that differ in f' or in calibrated
+        values answer differently all the same, so serving two at once shows which inputs are misinformed."""
         secret = self._key.private_numbers().private_value.to_bytes(32, "big")
         info = b"garrison misinformation key\0" + model.encode()
         return HKDF(hashes.SHA256(), MISINFORMATION_KEY_BYTES, salt=None, info=info).derive(secret)

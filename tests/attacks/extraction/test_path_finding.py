@@ -65,13 +65,13 @@ def steal(target: Tree, x: Array, budget: int = 20_000, attack: PathFinding | No
     return (attack or PathFinding()).carry_out(target, Knowledge(target.x[:300]), exam, budget=budget, seed=seed)
 
 
-def test_a_tree_of_flowers_is_found_but_for_what_hides_between_equal_leaves() -> None:
+def test_a_tree_of_flowers_is_found_to_the_last_leaf() -> None:
     x, y = load_iris(return_X_y=True)
     target = tree((x.astype(np.float32), y), 8)
     for where in (target.x, target.everywhere()):
         trial = steal(target, where, attack=PathFinding(doubts=100))  # its leaves are pure, so most share their answer
-        assert trial.scores["fidelity"].mean() > 0.98  # a small leaf between others of its answer may be missed
-        assert trial.scores["total_variation"].mean() < 1e-3
+        assert trial.scores["fidelity"].mean() > 0.995  # but for slivers of width epsilon
+        assert trial.scores["total_variation"].mean() < 5e-3
     assert trial.queries < 8 * 150
 
 

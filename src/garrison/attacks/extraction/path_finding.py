@@ -211,8 +211,10 @@ class Tree:
         self.boxes.append(box)
         self._index()
 
-    def remove(self, box: Box) -> None:
-        self.boxes = [other for other in self.boxes if other is not box]
+    def remove_around(self, point: FloatArray, identity: bytes) -> None:
+        """Drop every box that claims a point whose identity is another."""
+        wrong = [((point >= b.low) & (point <= b.high)).all() and b.identity != identity for b in self.boxes]
+        self.boxes = [b for b, bad in zip(self.boxes, wrong, strict=True) if not bad]
         self._index()
 
     def _index(self) -> None:
@@ -259,15 +261,17 @@ class Explorer:
         Raises:
             SpentError: the budget is used up.
         """
-        sure: set[int] = set()
-        while doubtful := [box for box in self.tree.shared() if id(box) not in sure]:
-            for box in doubtful:
-                sure.add(id(box))
-                points = np.array([self._draw(box.low, box.high) for _ in range(draws)])
-                wrong = [i for i, found in enumerate(self.tree.fresh_identities(points)) if found != box.identity]
-                if wrong:
-                    self.tree.remove(box)
-                    self.explore([*points[wrong], *points])
+        sure: list[Box] = []
+        while doubtful := [box for box in self.tree.shared() if not any(box is other for other in sure)]:
+            box = doubtful[0]
+            sure.append(box)
+            points = np.array([self._draw(box.low, box.high) for _ in range(draws)])
+            found = self.tree.fresh_identities(points)
+            wrong = [i for i, identity in enumerate(found) if identity != box.identity]
+            for i in wrong:
+                self.tree.remove_around(points[i], found[i])
+            if wrong:
+                self.explore([*points, *points[wrong]])  # the last come first: they bound the others
 
     def explore(self, points: Iterable[FloatArray]) -> None:
         """Find the boxes of these points, and of all that are reached from there.
