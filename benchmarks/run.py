@@ -249,9 +249,7 @@ def main() -> None:
     trust = ("--trust", str(first / "owner.pub"))
     arms = ("--bundle", str(first / "bundle"), "--plain", str(first / "plain"))
     cost = json.loads(run(sys.executable, str(HERE / "misinformation_cost.py"), *arms, *trust))
-    serving = json.loads(
-        run(sys.executable, str(HERE / "serve_lenet.py"), "--bundle", str(first / "bundle"), *trust)
-    )
+    serving = json.loads(run(sys.executable, str(HERE / "serve_lenet.py"), "--bundle", str(first / "bundle"), *trust))
     text = page(given.seeds, table(found), cost, serving)
     print(text)
     if not given.no_page:

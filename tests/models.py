@@ -109,6 +109,7 @@ def seal_mlp(
     version: int = 1,
     owner: OwnerKey | None = None,
     seed: int = 0,
+    require_sealed: bool = False,
 ) -> Sealed:
     key, model = owner or OwnerKey.generate(), mlp(seed, head=not own_network)
     draft = Draft(
@@ -122,6 +123,7 @@ def seal_mlp(
         guard=chain,
         provenance=Provenance(created="2026-01-01T00:00:00Z", source_format="onnx", source_sha256="0" * 64),
         rows={"image": images(4)},
+        require_sealed=require_sealed,
     )
     seal(draft, key, out)
     return Sealed(out, key, model, key.misinformation_key(name))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,6 +29,7 @@ from garrison.limits import Limits
 
 DEFAULT_FILE = "garrison.toml"
 _MOST_PORT = 65_535
+_MOST_USER = 2**32 - 1
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +42,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         state: folder for what must outlive the server, such as budgets; "" for the user's own state folder.
         allow_anonymous: listen beyond this machine without keys.
         secret: files with the owners' misinformation keys, one a model.
+        isolation: how models are kept apart from the server; "none" for not at all.
+        require_isolation: refuse to serve at a lower level than this.
+        enclave_user: number of the user that enclaves become where root starts them; nothing else should use it.
+        secret_heap: keep the enclaves' heap in memory that no other process can read.
+        secret_heap_mib: size of that heap, in MiB.
+        parameter_memory_mib: most of a model's parameters that an enclave holds at once, in MiB; 0 for all of them.
     """
 
     host: str = "127.0.0.1"
@@ -49,10 +56,20 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     state: str = ""
     allow_anonymous: bool = False
     secret: tuple[str, ...] = ()
+    isolation: str = "process"
+    require_isolation: Literal["none", "process-basic", "process", "process-secret-heap", "hardware"] = "none"
+    enclave_user: int = 61_234
+    secret_heap: bool = False
+    secret_heap_mib: int = 1024
+    parameter_memory_mib: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _MOST_PORT:
             raise ValueError(f"port must lie in 0 to {_MOST_PORT}, found {self.port}")
+        if not 0 < self.enclave_user < _MOST_USER:
+            raise ValueError(f"enclave_user must lie in 1 to {_MOST_USER - 1}, found {self.enclave_user}")
+        if self.secret_heap_mib <= 0 or self.parameter_memory_mib < 0:
+            raise ValueError("secret_heap_mib must be above 0, and parameter_memory_mib not below")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -23,6 +23,7 @@ found and what to do next; it never holds tensor values or secrets.
     |   |-- AuthenticationError | BudgetExhaustedError | NotFoundError | MethodError
     |-- RefusedError                     the guard refused; the client learns no more than that
     |-- UnavailableError                 try again later
+    |   |-- FrameError                   the connection to an enclave has ended, or what came over it lies
     |-- ServiceError                     what a server answered makes no sense to the client
     |   |-- ProofError                   the signature of an answer does not hold
     |   |-- AttestationError             the evidence of an enclave is not good enough; carries the whole report
@@ -231,6 +232,10 @@ class RefusedError(GarrisonError):
 
 class UnavailableError(GarrisonError):
     code = "unavailable"
+
+
+class FrameError(UnavailableError):
+    """The connection to an enclave has ended, or a frame on it lies. To a client: try again later."""
 
 
 class ServiceError(GarrisonError):

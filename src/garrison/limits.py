@@ -41,8 +41,22 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Longest time in which a client must have sent its request's body, in seconds."""
     stop_seconds: float = 10.0
     """Longest time that a graceful stop waits for requests in flight, in seconds."""
+    enclave_seconds: float = 60.0
+    """Longest time that an enclave may take for one batch, in seconds; then it is ended, and a fresh one is started."""
     manifest_bytes: int = 4 * MIB
     """Longest manifest or signature of a bundle, in bytes."""
+    key_offered_seconds: float = 1_800.0
+    """How long an enclave names one HPKE key in new evidence, in seconds; then it makes another."""
+    key_grace_seconds: float = 1_800.0
+    """How much longer it opens what is sealed to that key, in seconds. A key ends after both times together."""
+    key_least_seconds: float = 10.0
+    """A key whose replay set is full is replaced early, but not before it has this age, in seconds."""
+    replay_entries: int = 262_144
+    """Most sealed requests that are remembered (16 bytes each, about 80 in memory) for one key; no more are opened with it."""
+    sealed_clock_seconds: float = 900.0
+    """Most by which the time in a sealed request may differ from the enclave's clock, in seconds."""
+    evidence_requests: int = 8
+    """Most requests for evidence that wait for one model; the next one is told to come again later."""
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:

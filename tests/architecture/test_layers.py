@@ -26,12 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": BASE | {"crypto"},
     "guard": BASE,
     "attacks": BASE,
-    "runtime": BASE | {"bundle"},
+    "runtime": BASE | {"bundle", "crypto"},
     "enclave": BASE | {"guard", "runtime", "bundle", "attest", "protocol", "crypto"},
     "client": BASE | {"attest", "protocol", "crypto"},
     "hardening": BASE | {"bundle", "runtime", "guard", "datasets"},
     "sealing": BASE | {"hardening", "guard", "runtime", "bundle", "crypto"},
-    "server": BASE | {"enclave", "protocol", "config", "crypto", "bundle"},
+    "server": BASE | {"enclave", "attest", "protocol", "config", "crypto", "bundle"},
     "audit": BASE | {"attacks", "client", "bundle", "guard", "enclave", "crypto", "datasets"},
 }
 OUTSIDE: dict[str, set[str]] = {
@@ -45,6 +45,7 @@ OUTSIDE: dict[str, set[str]] = {
     "cbor2": {"attest", "enclave"},
     "granian": {"server"},
     "httpx": {"client"},
+    "h11": {"client"},
     "matplotlib": {"audit"},
     "jinja2": {"audit"},
     "onnxruntime": {"runtime", "hardening", "sealing"},
@@ -119,14 +120,30 @@ def test_no_internal_import_hides_in_a_function() -> None:
     assert hidden == []
 
 
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
 @pytest.mark.parametrize(
-    "module", ["garrison", "garrison.client", "garrison.enclave.service", "garrison.attacks.extraction", "garrison.cli"]
+    "module",
+    [
+        "garrison",
+        "garrison.client",
+        "garrison.enclave.service",
+        "garrison.enclave.worker",
+        "garrison.attacks.extraction",
+        "garrison.cli",
+    ],
 )
 def test_a_light_import_stays_light(module: str) -> None:
-    code = f"import sys, {module}; print('\\n'.join(sys.modules))"
-    loaded = {
-        m.split(".")[0]
-        for m in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    }
     allowed = {"httpx"} if module == "garrison.client" else set()
-    assert not loaded & (NEVER_AT_START - allowed)
+    assert not loaded_by(module) & (NEVER_AT_START - allowed)
+
+
+def test_a_server_before_an_isolated_enclave_does_not_load_the_runtime() -> None:
+    loaded = loaded_by("garrison.server.root, garrison.enclave.backends.process")
+    assert "garrison" in loaded
+    assert "onnxruntime" not in loaded
+    assert "onnxruntime" in loaded_by("garrison.enclave.worker"), "control"

@@ -19,7 +19,7 @@ def test_at_zero_nothing_changes_and_above_one_everything_does(world: World) -> 
     points = similarity_curves(own, {"in-distribution": world.data.test.x}, None, taus=(0.0, 1.1))
     by_tau = {p.tau: p.value for p in points if p.misinformation}
     assert by_tau[0.0] == 1.0
-    assert by_tau[1.1] == 0.0  # misinformation never names f's own choice
+    assert 0.0 < by_tau[1.1] < 0.4  # misinformation names f's own choice of five classes as often as chance
     (without,) = [p for p in points if not p.misinformation]
     assert (without.tau, without.value) == (None, 1.0)
     assert {p.against for p in points} == {"unguarded"}

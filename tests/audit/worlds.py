@@ -118,6 +118,6 @@ def _data(bundle: Path, owner: OwnerKey) -> AuditData:
 @contextmanager
 def served(world: World, state: Path) -> Iterator[str]:
     """The world's bundle behind a real server on a real port; gives its URL."""
-    config = Config(server=ServerConfig(port=0, state=str(state)))
+    config = Config(server=ServerConfig(port=0, state=str(state), isolation="none"))
     with background(assemble(config, [world.bundle], [world.owner.public])) as url:
         yield url

@@ -87,7 +87,9 @@ def test_a_bundle_reached_through_a_link_verifies(sealed: Sealed, tmp_path: Path
 def test_nobody_else_makes_a_verified_bundle(sealed: Sealed) -> None:
     bundle = check(sealed)
     with pytest.raises(TypeError, match="verify alone"):
-        VerifiedBundle(bundle.manifest, bundle.manifest_sha256, bundle.signer, bundle.files, object())
+        VerifiedBundle(
+            bundle.manifest, bundle.manifest_json, bundle.manifest_sha256, bundle.signer, bundle.files, object()
+        )
     with pytest.raises((TypeError, ValueError)):
         replace(bundle, signer="another")  # type: ignore[call-arg]
     with pytest.raises(TypeError):

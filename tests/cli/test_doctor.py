@@ -16,7 +16,10 @@ def test_doctor_says_that_serving_works_here() -> None:
     assert checks["Python"]["ok"]
     assert checks["granian"]["needed"]
     assert not checks["torch"]["needed"]
-    assert {"memfd_secret", "Landlock", "seccomp", "fashion-mnist"} <= checks.keys()
+    assert {"level", "user", "secret-heap", "landlock", "seccomp", "fashion-mnist"} <= checks.keys()
+    assert checks["level"]["found"].startswith("process")
+    assert checks["not-dumpable"]["ok"]
+    assert "not used yet" not in str(found)
     assert all(check["mend"] for check in found["checks"] if not check["ok"])
     text = run("doctor")
     assert text.exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.commands import fails, run
 from tests.serving import Bundles, command
 
 from garrison.cli import cli
-from garrison.errors import ConfigError, NoTrustedKeyError
+from garrison.errors import ConfigError, IsolationError, NoTrustedKeyError
 from garrison.server.root import Assembly, OnReady
 
 
@@ -41,7 +42,7 @@ def test_serve_tells_a_person_loudly_that_there_is_no_enclave(
 
     monkeypatch.setattr(importlib.import_module("garrison.cli.serve"), "run", ready_and_done)
     words = ["serve", str(bundles.sealed["metered"].path), "--trust", str(bundles.folder / "owner.pub")]
-    cli.main([*words, "--state", str(tmp_path), "--port", "0"], standalone_mode=False)
+    cli.main([*words, "--isolation", "none", "--state", str(tmp_path), "--port", "0"], standalone_mode=False)
     out, err = capfd.readouterr()
     assert out == "http://here\n"
     assert "isolation: none (no enclave)" in err
@@ -59,3 +60,28 @@ def test_serve_refuses_what_is_not_safe(bundles: Bundles, tmp_path: Path, monkey
     assert "did you mean server.port?" in fails(ConfigError, "serve", bundle, "--trust", trust)
     assert run("serve").exit_code == 2
     assert run("serve", bundle, "--release", "nothing").exit_code == 2
+
+
+def test_serve_isolates_unless_told_otherwise_and_says_how(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def ready_and_done(assembly: Assembly, on_ready: OnReady) -> None:
+        on_ready("http://here")
+        assembly.close()
+
+    monkeypatch.setattr(importlib.import_module("garrison.cli.serve"), "run", ready_and_done)
+    words = ["serve", str(bundles.sealed["metered"].path), "--trust", str(bundles.folder / "owner.pub")]
+    words += ["--state", str(tmp_path), "--port", "0"]
+    cli.main([*words, "--json", "--require-isolation", "process-basic"], standalone_mode=False)
+    (model,) = json.loads(capfd.readouterr().out)["models"]
+    assert model["isolation"].startswith("process")
+    assert model["capabilities"]["not-dumpable"]
+    cli.main(words, standalone_mode=False)
+    assert "a simulation of an enclave" in capfd.readouterr().err
+    assert "trusted hardware" in fails(IsolationError, *words, "--require-isolation", "hardware")
+    assert "choose --isolation process" in fails(
+        IsolationError, *words, "--isolation", "none", "--require-isolation", "process"
+    )
+    assert "takes --isolation process" in fails(ConfigError, *words, "--isolation", "none", "--secret-heap")
+    assert run(*words, "--parameter-memory", "much").exit_code == 2
+    assert run(*words, "--parameter-memory", "0MiB").exit_code == 2

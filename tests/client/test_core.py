@@ -8,11 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from garrison.client.core import ERRORS, Core, Pause, Request, Response, Talk, Unreachable
+from garrison.client.core import Core
 from garrison.client.prediction import Prediction, join
+from garrison.client.talk import ERRORS, Pause, Request, Response, Talk, Unreachable
 from garrison.errors import GarrisonError, LimitError, ProofError, ServiceError, UnavailableError
+from garrison.protocol.http_status import INTERNAL, STATUS
 from garrison.protocol.oip_client import encode_request
-from garrison.server.http_errors import INTERNAL, STATUS, error_answer
+from garrison.server.http_errors import error_answer
 
 METADATA = {
     "name": "m",

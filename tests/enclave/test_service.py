@@ -68,7 +68,8 @@ def test_confident_rows_get_f_and_doubtful_ones_get_something_else(sealed: Seale
     assert sure.sum() > 10
     assert doubtful.sum() > 10
     np.testing.assert_allclose(served[sure], f[sure], atol=1e-6)
-    assert not (served[doubtful].argmax(axis=1) == f[doubtful].argmax(axis=1)).any()
+    assert np.abs(served[doubtful] - f[doubtful]).max(axis=1).min() > 1e-3
+    assert np.mean(served[doubtful].argmax(axis=1) == f[doubtful].argmax(axis=1)) < 0.5  # one class in four by chance
 
 
 def test_same_input_same_answer_in_another_batch_and_after_a_restart(sealed: Sealed, service: Service) -> None:
@@ -214,7 +215,8 @@ def test_predict_raises_what_a_client_would_get(service: Service) -> None:
 def test_every_backend_keeps_the_contract(sealed: Sealed, isolation: str) -> None:
     enclave = launch(isolation, Launch(sealed.path, [sealed.owner.public], sealed.key))
     assert isinstance(enclave, Enclave)
-    assert enclave.card.isolation == isolation
+    assert enclave.card.isolation.startswith(isolation)
+    assert enclave.ready
     assert enclave.card.outputs[0].shape == (CLASSES,)
     question = ask(images(2))
     (reply,) = enclave.call([question])

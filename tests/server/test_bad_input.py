@@ -15,8 +15,8 @@ from tests.models import PIXELS, images
 from tests.serving import Bundles, Served, serve
 
 from garrison.limits import Limits
+from garrison.protocol.http_status import STATUS
 from garrison.protocol.oip_client import decode_response, encode_request
-from garrison.server.http_errors import STATUS
 from garrison.types import Array
 
 INFER = "/v2/models/mlp/infer"
@@ -197,6 +197,12 @@ def test_bad_input_is_refused_and_harms_nobody(small: Served, expected: Array, r
 def test_every_code_of_the_table_of_errors_is_met_somewhere() -> None:
     met = {row.code for row in TABLE.values()}
     elsewhere = {"request.unauthenticated", "request.slow", "refused", "unavailable", "internal"}
+    elsewhere |= {
+        "request.sealed",
+        "request.stale_key",
+        "request.replayed",
+        "request.sealing_required",
+    }  # test_sealed.py
     assert met | elsewhere == set(STATUS)
     assert all(STATUS[row.code] == row.status for row in TABLE.values())
 

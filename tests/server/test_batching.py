@@ -70,6 +70,66 @@ def test_the_requests_of_one_turn_form_one_batch_and_each_gets_its_own_answer() 
     asyncio.run(main())
 
 
+def test_what_runs_between_batches_runs_alone_and_takes_turns_with_them() -> None:
+    async def main() -> None:
+        running: list[str] = []
+        done: list[str] = []
+
+        def step(name: str) -> str:
+            running.append(name)
+            assert len(running) == 1
+            time.sleep(0.002)
+            running.pop()
+            done.append(name)
+            return name
+
+        class Counted(Echo):
+            def __call__(self, asks: Sequence[Ask]) -> list[Reply]:
+                step("batch")
+                return super().__call__(asks)
+
+        with batcher(Counted(), compute_rows=1, inline_rows=1) as queue:
+            asides = [queue.between(lambda: step("aside")) for _ in range(6)]
+            batches = [queue.submit(waiting(k, 2.0)) for k in range(6)]
+            await asyncio.gather(*asides, *batches)
+        assert sorted(done) == ["aside"] * 6 + ["batch"] * 6
+        longest = max(len(run) for run in "".join(name[0] for name in done).split("b"))
+        assert longest <= 2
+
+    asyncio.run(main())
+
+
+def test_who_fails_or_goes_between_batches_stops_nobody() -> None:
+    async def main() -> None:
+        def broken() -> None:
+            raise RuntimeError("no")
+
+        with batcher(Echo(0.01), inline_rows=1) as queue:
+            gone = asyncio.ensure_future(queue.between(lambda: time.sleep(0.05)))
+            never = asyncio.ensure_future(queue.between(lambda: None))
+            await asyncio.sleep(0.02)
+            gone.cancel()
+            never.cancel()
+            with pytest.raises(RuntimeError):
+                await queue.between(broken)
+            assert (await queue.submit(waiting(1))).body == b"1"
+            assert await queue.between(lambda: 7) == 7
+
+    asyncio.run(main())
+
+
+def test_an_enclave_that_is_away_is_told_as_such_and_not_as_our_fault() -> None:
+    def away(asks: Sequence[Ask]) -> list[Reply]:
+        raise UnavailableError("being started anew")
+
+    async def main() -> None:
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            reply = await Batcher(away, FREE, worker, Limits()).submit(waiting(1))
+        assert (reply.code, reply.detail, reply.outcome.rows) == ("unavailable", "being started anew", 0)
+
+    asyncio.run(main())
+
+
 def test_a_batch_is_as_long_as_one_run_of_the_runtime() -> None:
     async def main() -> None:
         echo = Echo()
@@ -182,6 +242,8 @@ def test_what_cannot_be_charged_any_more_is_not_answered() -> None:
 
 class Slow:
     """A real enclave that takes its time."""
+
+    ready = True
 
     def __init__(self, enclave: Enclave, seconds: float) -> None:
         self._enclave = enclave

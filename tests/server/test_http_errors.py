@@ -8,7 +8,8 @@ import pytest
 
 from garrison import errors
 from garrison.errors import GarrisonError, InputError
-from garrison.server.http_errors import STATUS, answer_of, error_answer
+from garrison.protocol.http_status import STATUS
+from garrison.server.http_errors import answer_of, error_answer
 
 
 def test_every_request_error_has_a_status_of_its_own_fault() -> None:

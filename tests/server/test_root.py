@@ -24,6 +24,7 @@ from garrison.server.root import assemble, check_exposure, listen
 
 
 def config(tmp_path: Path, guard: dict[str, dict[str, Any]] | None = None, **server: Any) -> Config:
+    server = {"isolation": "none"} | server
     return Config(server=ServerConfig(port=0, state=str(tmp_path / "state"), **server), guard=guard or {})
 
 
@@ -89,7 +90,9 @@ def test_models_must_be_there_once(bundles: Bundles, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no model"):
         assemble(config(tmp_path), [], [bundles.owner.public])
     with pytest.raises(ConfigError, match="unknown isolation 'magic'"):
-        assemble(config(tmp_path), bundles.paths("mlp-1"), [bundles.owner.public], "magic")
+        assemble(config(tmp_path, isolation="magic"), bundles.paths("mlp-1"), [bundles.owner.public])
+    with pytest.raises(ConfigError, match="takes --isolation process"):
+        assemble(config(tmp_path, secret_heap=True), bundles.paths("mlp-1"), [bundles.owner.public])
 
 
 def test_the_misinformation_key_is_found_beside_the_bundle_or_named(bundles: Bundles, tmp_path: Path) -> None:

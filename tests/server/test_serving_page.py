@@ -12,7 +12,7 @@ from tests.serving import Served
 
 from garrison.config import Config, ServerConfig
 from garrison.limits import DEFAULT_LIMITS
-from garrison.server.http_errors import STATUS
+from garrison.protocol.http_status import STATUS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 

@@ -84,6 +84,7 @@ class GraphEntry(_Strict, frozen=True):
     """A graph and its parameters. A tree ensemble's parameters lie in its node, so its graph is its one chunk.
 
     The outputs are named `probabilities` (or `scores`, `values`, by the task), `logits` and `misinformation` (log f').
+    `whole` says why the graph cannot be run in segments, with parameters on demand; empty where it can.
     """
 
     file: str
@@ -91,6 +92,7 @@ class GraphEntry(_Strict, frozen=True):
     sha256: str
     outputs: tuple[str, ...]
     chunks: tuple[ChunkEntry, ...] = ()
+    whole: str = ""
 
 
 class Provenance(_Strict, frozen=True):
@@ -124,6 +126,7 @@ class Manifest(_Strict, frozen=True):
         labels: class labels, empty for regression.
         guard: the chain of defenses, with its calibrated values.
         key_commitment: tells the right misinformation key from a wrong one; empty where the guard needs none.
+        require_sealed: the owner demands sealed requests; the enclave refuses plain ones.
     """
 
     format: str
@@ -139,6 +142,7 @@ class Manifest(_Strict, frozen=True):
     guard: tuple[DefenseSpec, ...]
     key_commitment: str
     provenance: Provenance
+    require_sealed: bool = False
 
     def facts(self) -> ModelFacts:
         """What the guard may know of the model."""

@@ -45,12 +45,14 @@ class VerifiedBundle:
 
     Attributes:
         manifest: the signed manifest.
-        manifest_sha256: its digest, in hex; names the model in evidence and signed answers.
+        manifest_json: its bytes, as they were signed.
+        manifest_sha256: their digest, in hex; names the model in evidence and signed answers.
         signer: fingerprint of the trusted key that signed.
         files: the bytes of each graph and chunk that the manifest names, by path; these were checked.
     """
 
     manifest: Manifest
+    manifest_json: bytes
     manifest_sha256: str
     signer: str
     files: Mapping[str, bytes]
@@ -98,10 +100,11 @@ def verify(path: Path, trusted: Sequence[OwnerPublicKey], limits: Limits = DEFAU
         # 5 the folder holds the signed files and nothing else
         folder.check_exactly({*digests, SIGNATURE_FILE})
         # 6 the manifest is the signed one, reads, and agrees with the signed list
-        manifest, manifest_sha256 = _read_manifest(folder, digests, limits)
+        manifest, manifest_json = _read_manifest(folder, digests, limits)
         # 7 each graph and chunk is read once, has the signed size and the signed digest
         files = {entry.file: _read_entry(folder, entry, digests) for entry in entries_of(manifest)}
-    return VerifiedBundle(manifest, manifest_sha256, key.fingerprint, MappingProxyType(files), _MADE_BY_VERIFY)
+    digest = digests[MANIFEST_FILE]
+    return VerifiedBundle(manifest, manifest_json, digest, key.fingerprint, MappingProxyType(files), _MADE_BY_VERIFY)
 
 
 def entries_of(manifest: Manifest) -> tuple[GraphEntry | ChunkEntry, ...]:
@@ -138,7 +141,7 @@ def _signing_key(signed: UnverifiedSignature, keys: Mapping[str, OwnerPublicKey]
     return keys[signed.signer]
 
 
-def _read_manifest(folder: Folder, digests: Mapping[str, str], limits: Limits) -> tuple[Manifest, str]:
+def _read_manifest(folder: Folder, digests: Mapping[str, str], limits: Limits) -> tuple[Manifest, bytes]:
     if MANIFEST_FILE not in digests:
         raise MissingFileError("the signature does not cover a manifest, so this is no bundle", file=MANIFEST_FILE)
     data = folder.read(MANIFEST_FILE, limits.manifest_bytes)
@@ -151,7 +154,7 @@ def _read_manifest(folder: Folder, digests: Mapping[str, str], limits: Limits) -
         raise ManifestError(f"not a valid manifest: {error}", file=MANIFEST_FILE) from error
     manifest = parse_manifest(data)
     _check_agreement(manifest, digests)
-    return manifest, digests[MANIFEST_FILE]
+    return manifest, data
 
 
 def _check_agreement(manifest: Manifest, digests: Mapping[str, str]) -> None:

@@ -12,7 +12,9 @@ from garrison.cli.output import show_error
 from garrison.errors import GarrisonError
 
 COMMANDS: dict[str, str] = {
+    "attest": "garrison.cli.attest:attest",
     "audit": "garrison.cli.audit:audit",
+    "connect": "garrison.cli.connect:connect",
     "datasets": "garrison.cli.datasets:datasets",
     "doctor": "garrison.cli.doctor:doctor",
     "harden": "garrison.cli.harden:harden",
@@ -21,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "keys": "garrison.cli.keys:keys",
     "predict": "garrison.cli.predict:predict",
     "seal": "garrison.cli.seal:seal",
+    "secret-heap": "garrison.cli.secret_heap:secret_heap",
     "serve": "garrison.cli.serve:serve",
     "verify": "garrison.cli.verify:verify",
 }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,13 +18,13 @@ from rich.table import Table
 
 from garrison import __version__, datasets
 from garrison.cli.output import console, json_option, show_json
+from garrison.enclave.levels import isolation_name
+from garrison.enclave.rehearsal import rehearse
+from garrison.errors import IsolationError
 
 LEAST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 3_000_000_000
-_PR_GET_SECCOMP = 21
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_SYS_MEMFD_SECRET = 447
-_LANDLOCK_VERSION_FLAG = 1
+_ENCLAVE = "enclave (--isolation process)"
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(\[[a-z,]+\])?")
 _LEAST = re.compile(r">=\s*([0-9.]+)")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([a-z]+)['\"]")
@@ -100,7 +98,7 @@ def _hpke() -> Check:
         there = False
     found = "available" if there else "not in the installed cryptography"
     mend = "pip install --upgrade 'cryptography>=48'"
-    return Check(group="machine", name="HPKE (sealed requests, not used yet)", ok=there, found=found, mend=mend)
+    return Check(group="machine", name="HPKE (sealed requests)", ok=there, found=found, mend=mend)
 
 
 def _folder(name: str, folder: Path, mend: str) -> Check:
@@ -179,36 +177,15 @@ def _size(file: Path) -> int:
 
 
 def _for_the_enclave() -> list[Check]:
-    """What the isolated backend will want. Nothing of it is used yet."""
-    probes: dict[str, tuple[Callable[[], bool], str]] = {
-        "memfd_secret": (_memfd_secret, "Linux 5.14 or newer, booted with secretmem.enable=1"),
-        "Landlock": (_landlock, "Linux 5.13 or newer with Landlock among its security modules"),
-        "seccomp": (_seccomp, "a kernel with CONFIG_SECCOMP"),
-    }
-    found = []
-    for name, (probe, mend) in probes.items():
-        ok = platform.system() == "Linux" and probe()
-        text = "available" if ok else "not available"
-        found.append(Check(group="for the enclave, not used yet", name=name, ok=ok, found=text, mend=mend))
-    return found
+    """What `--isolation process` has on this machine: each step is tried, in a process of its own."""
+    try:
+        steps = rehearse()
+    except IsolationError as error:
+        return [_enclave("process", "", str(error))]
+    capabilities = {step.name: step.how for step in steps}
+    level = Check(group=_ENCLAVE, name="level", ok=True, found=isolation_name(capabilities))
+    return [level, *(_enclave(step.name, step.how, step.mend) for step in steps)]
 
 
-def _syscall(*arguments: int) -> int:
-    library = ctypes.CDLL(None, use_errno=True)
-    return int(library.syscall(*(ctypes.c_long(argument) for argument in arguments)))
-
-
-def _memfd_secret() -> bool:
-    descriptor = _syscall(_SYS_MEMFD_SECRET, 0)
-    if descriptor < 0:
-        return False
-    os.close(descriptor)
-    return True
-
-
-def _landlock() -> bool:
-    return _syscall(_SYS_LANDLOCK_CREATE_RULESET, 0, 0, _LANDLOCK_VERSION_FLAG) > 0
-
-
-def _seccomp() -> bool:
-    return int(ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_SECCOMP, 0, 0, 0, 0)) >= 0
+def _enclave(name: str, how: str, mend: str) -> Check:
+    return Check(group=_ENCLAVE, name=name, ok=bool(how), found=how or "not available", mend=mend)

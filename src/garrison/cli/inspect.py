@@ -131,7 +131,9 @@ def _chunks(manifest: Manifest) -> Table:
 
 def _add_graph(table: Table, graph: GraphEntry) -> None:
     within = "" if graph.chunks else "; its parameters lie in its nodes (a tree ensemble, say): it is its one chunk"
-    _row(table, graph.file, f"{graph.size:,}", graph.sha256[:16], f"graph, gives {', '.join(graph.outputs)}{within}")
+    how = f"run whole: {graph.whole}" if graph.whole else "can be run in segments (--parameter-memory)"
+    told = f"graph, gives {', '.join(graph.outputs)}{within}; {how}"
+    _row(table, graph.file, f"{graph.size:,}", graph.sha256[:16], told)
     for chunk in graph.chunks[:MOST_CHUNKS_SHOWN]:
         names = _some(tuple(tensor.name for tensor in chunk.tensors))
         _row(table, chunk.file, f"{chunk.size:,}", chunk.sha256[:16], names)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from garrison.cli.output import console, json_option, notes, show_json
-from garrison.client import Client, Prediction
+from garrison.client import Client, Prediction, load_policy
 from garrison.errors import InputError
 from garrison.protocol.oip_metadata import ModelMetadata
 from garrison.types import Array
@@ -29,6 +29,11 @@ DEFAULT_ROWS = 20
 @click.option(
     "-o", "--output", "out", type=click.Path(dir_okay=False, path_type=Path), help="Keep all answers in this .npz file."
 )
+@click.option("--sealed", is_flag=True, help="Ask an enclave, attested by --policy, in requests that only it can open.")
+@click.option(
+    "--policy", type=click.Path(dir_okay=False, path_type=Path), help="With --sealed: what is demanded (TOML)."
+)
+@click.option("--allow-simulated", is_flag=True, help="With --sealed: take evidence that proves nothing; for trials.")
 @click.option("--no-verify", is_flag=True, help="Do not check the signatures of the answers.")
 @json_option
 def predict(
@@ -41,13 +46,25 @@ def predict(
     out: Path | None,
     no_verify: bool,
     as_json: bool,
+    sealed: bool,
+    policy: Path | None,
+    allow_simulated: bool,
 ) -> None:
     """Ask the service at URL about the rows of INPUT.npz.
 
     The file holds an array `x`, or one array for each of the model's inputs under its name; with an array `y` of class
     numbers the share of right answers is printed too.
     """
-    with Client(url, api_key=api_key, model=model, version=version, verify=not no_verify) as client:
+    with Client(
+        url,
+        api_key=api_key,
+        model=model,
+        version=version,
+        verify=not no_verify,
+        sealed=sealed,
+        policy=None if policy is None else load_policy(policy),
+        allow_simulated=allow_simulated,
+    ) as client:
         inputs, y = _read(file, client.metadata(), limit)
         answer = client.predict(inputs)
     if out is not None:
@@ -94,6 +111,7 @@ def _as_json(answer: Prediction, accuracy: float | None) -> dict[str, Any]:
         "version": answer.model_version,
         "rows": answer.rows,
         "proved": answer.proved,
+        "attested": answer.attested,
         "outputs": {name: values.tolist() for name, values in answer.outputs.items()},
         "uncertain": np.flatnonzero(answer.uncertain).tolist(),
     }
@@ -113,7 +131,10 @@ def _show(answer: Prediction, accuracy: float | None, out: str | None) -> None:
         console.print(f"and {answer.rows - DEFAULT_ROWS} more rows")
     if accuracy is not None:
         console.print(f"accuracy: {accuracy:.2%} of {answer.rows} rows")
-    proof = "signatures checked (key not attested)" if answer.proved else "signatures not checked"
+    checked = (
+        "sealed, signatures checked (key attested)" if answer.attested else "signatures checked (key not attested)"
+    )
+    proof = checked if answer.proved else "signatures not checked"
     notes.print(f"model {answer.model}, version {answer.model_version}; {proof}", markup=False)
     if out is not None:
         notes.print(f"written: {out}", markup=False)

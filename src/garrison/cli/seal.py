@@ -78,6 +78,7 @@ _BUDGET = re.compile(r"(\d{1,15})(?:/(day|ever))?")
 @click.option(
     "--shadow", multiple=True, type=click.Choice(sorted(DEFENSES)), help="Run this defense, and change nothing."
 )
+@click.option("--require-sealed", is_flag=True, help="Refuse requests that are not sealed to an enclave.")
 @click.option("--double", is_flag=True, help="Convert a scikit-learn model in double precision.")
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
 @json_option
@@ -122,6 +123,7 @@ def _options(out: Path, given: dict[str, Any]) -> SealOptions:
         range_margin=given["range_margin"],
         on_ood=given["on_ood"],
         benign_loss=given["benign_loss"],
+        require_sealed=given["require_sealed"],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,26 @@ from garrison.cli.output import json_option, notes, show_json
 from garrison.cli.trust import trust_option, trusted_keys
 from garrison.config import Config, load_config
 from garrison.enclave.backends import BACKENDS
+from garrison.enclave.host import ServiceCard
+from garrison.enclave.levels import HARDWARE, LEVELS, NONE, level_reached
 from garrison.server.hosting import Model
 from garrison.server.root import Assembly, assemble, run
 
 RELEASE_MODES = ("full", "rounded", "top-k", "labels", "label")
 _file = click.Path(dir_okay=False, path_type=Path)
+
+
+_SIZE = re.compile(r"(\d{1,9})\s*(MIB|GIB)")
+_UNITS = {"MIB": 1, "GIB": 1024}
+
+
+def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:  # noqa: ARG001  click's own signature
+    if value is None:
+        return None
+    found = _SIZE.fullmatch(value.strip().upper())
+    if found is None or int(found[1]) == 0:
+        raise click.BadParameter(f"expected a size such as 64MiB or 2GiB, found {value!r}")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 @click.command()
@@ -42,23 +58,32 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--isolation",
     type=click.Choice(sorted(BACKENDS)),
-    default="none",
-    show_default=True,
-    help="How models are kept apart from the server.",
+    help="How models are kept apart from the server; none for not at all.  [default: process]",
+)
+@click.option(
+    "--require-isolation",
+    type=click.Choice(LEVELS),
+    help="Refuse to serve at a lower level than this.  [default: none]",
+)
+@click.option("--secret-heap", is_flag=True, help="Keep an enclave's memory secret even from root's readers.")
+@click.option(
+    "--parameter-memory",
+    callback=_mebibytes,
+    metavar="SIZE",
+    help="Most parameters that an enclave holds at once, such as 64MiB.  [default: all]",
 )
 @json_option
 def serve(
     bundles: tuple[Path, ...],
     trust: tuple[Path, ...],
     config_file: Path | None,
-    isolation: str,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Serve the sealed models in each BUNDLE behind their guards, until interrupted."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = _with_options(load_config(config_file), options)
-    assembly = assemble(config, bundles, trusted_keys(trust, config.trust), isolation)
+    assembly = assemble(config, bundles, trusted_keys(trust, config.trust))
 
     def on_ready(url: str) -> None:
         if as_json:
@@ -72,12 +97,14 @@ def serve(
 
 def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     """The settings, with what the command line says in their place."""
-    given = {name: options[name] for name in ("host", "port") if options[name] is not None}
+    plain = ("host", "port", "isolation", "require_isolation")
+    given = {name: options[name] for name in plain if options[name] is not None}
     given |= {name: str(options[name].absolute()) for name in ("keys", "state") if options[name] is not None}
     if options["secret"]:
         given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
-    if options["allow_anonymous"]:
-        given["allow_anonymous"] = True
+    given |= {name: True for name in ("allow_anonymous", "secret_heap") if options[name]}
+    if options["parameter_memory"] is not None:
+        given["parameter_memory_mib"] = options["parameter_memory"]
     guard = dict(config.guard)
     if options["release"]:
         mode = "labels" if options["release"] == "label" else options["release"]
@@ -94,13 +121,25 @@ def _show(assembly: Assembly, url: str) -> None:
         notes.print(f"  gives   {', '.join(output.name for output in card.outputs)}", markup=False)
         notes.print(f"  budget  {_budget(model)}", markup=False)
         notes.print(f"  key     {card.public_key.hex()}", markup=False, soft_wrap=True)
-        if card.isolation == "none":
-            notes.print("[bold red]  isolation: none (no enclave)[/] whoever runs this machine sees inputs and secrets")
+        if card.parameters not in {"", "resident"}:
+            notes.print(f"  parameters: {card.parameters}", markup=False, soft_wrap=True)
+        _show_isolation(card)
     callers = "by API key" if assembly.config.server.keys else "by address, no key needed"
     notes.print(f"callers   {callers}", markup=False)
     if assembly.state is not None:
         notes.print(f"budgets   kept in {assembly.state}", markup=False, soft_wrap=True)
     click.echo(url)
+
+
+def _show_isolation(card: ServiceCard) -> None:
+    if card.isolation == NONE:
+        notes.print("[bold red]  isolation: none (no enclave)[/] whoever runs this machine sees inputs and secrets")
+        return
+    style = "bold red" if ":" in card.isolation else ""
+    notes.print(f"  isolation: {card.isolation}", style=style, markup=False, soft_wrap=True)
+    if level_reached(card.isolation, card.technology) != HARDWARE:
+        note = "  (a simulation of an enclave: it stops neither root who injects code nor a hypervisor)"
+        notes.print(note, markup=False, soft_wrap=True)
 
 
 def _budget(model: Model) -> str:
@@ -124,7 +163,9 @@ def _as_json(assembly: Assembly, url: str) -> dict[str, Any]:
                 "public_key": model.card.public_key.hex(),
                 "manifest_digest": model.card.manifest_digest,
                 "guard_digest": model.card.guard_digest,
+                "parameters": model.card.parameters,
                 "isolation": model.card.isolation,
+                "capabilities": model.card.capabilities,
             }
             for model in assembly.hosting
         ],

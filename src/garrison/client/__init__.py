@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from garrison.attest.policy import Policy, load_policy
 from garrison.client.http import AsyncClient, Client
 from garrison.client.prediction import Prediction
+from garrison.client.sealed import Attested
 
-__all__ = ["AsyncClient", "Client", "Prediction"]
+__all__ = ["AsyncClient", "Attested", "Client", "Policy", "Prediction", "load_policy"]

@@ -1,110 +1,55 @@
-"""The client without its transport: conversations as generators.
+"""The client without its transport: what it knows and asks, as conversations (see `garrison.client.talk`).
 
-A conversation yields a `Request` or a `Pause` and is sent what came back: a `Response`, `Unreachable`, or None after a pause. So
-the synchronous and the asynchronous client differ in nothing but how bytes travel, and tests need no network.
+So the synchronous and the asynchronous client differ in nothing but how bytes travel, and tests need no network.
 """
 
 from __future__ import annotations
 
 import binascii
 import secrets
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
-from urllib.parse import quote
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from garrison.attest.policy import Policy
 from garrison.client.prediction import Prediction, join
-from garrison.errors import (
-    AuthenticationError,
-    BudgetExhaustedError,
-    GarrisonError,
-    InputError,
-    LimitError,
-    MalformedRequestError,
-    MethodError,
-    NotFoundError,
-    ProofError,
-    RefusedError,
-    ServiceError,
-    SlowRequestError,
-    UnavailableError,
-)
+from garrison.client.sealed import Attested, SealedChannel, infer_path, model_path
+from garrison.client.talk import Request, Response, Talk, decode, exchange
+from garrison.errors import ConfigError, InputError, NotFoundError, ProofError, ServiceError
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_client import InferAnswer, decode_response, encode_request
-from garrison.protocol.oip_metadata import IndexEntry, KeySet, ModelKey, ModelMetadata, TensorMetadata
+from garrison.protocol.oip_metadata import (
+    BATCH_DIMENSION,
+    IndexEntry,
+    KeySet,
+    ModelKey,
+    ModelMetadata,
+    TensorMetadata,
+)
 from garrison.protocol.statement import verify_answer
 from garrison.types import NUMPY_DTYPES, Array
 
-ERRORS: dict[str, type[GarrisonError]] = {
-    kind.code: kind
-    for kind in (
-        AuthenticationError,
-        BudgetExhaustedError,
-        InputError,
-        LimitError,
-        MalformedRequestError,
-        MethodError,
-        NotFoundError,
-        RefusedError,
-        SlowRequestError,
-        UnavailableError,
-    )
-}
 ROWS_A_REQUEST = 256
-_OK, _UNAVAILABLE = 200, 503
 _NONCE_BYTES = 16
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """An HTTP request; `path` begins with "/"."""
-
-    method: str
-    path: str
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An HTTP response; header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """The request did not reach the server."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    seconds: float
-
-
-Result = TypeVar("Result")
-Talk = Generator[Request | Pause, Response | Unreachable | None, Result]
-
-
-class _ErrorBody(msgspec.Struct):
-    error: str
-    code: str = ""
 
 
 class Core:
     """What a client knows and asks. See `garrison.client.Client` for the arguments."""
 
     def __init__(
-        self, *, api_key: str | None, model: str | None, version: int | str | None, attempts: int, verify: bool
+        self,
+        *,
+        api_key: str | None,
+        model: str | None,
+        version: int | str | None,
+        attempts: int,
+        verify: bool,
+        policy: Policy | None = None,
     ) -> None:
+        if policy is not None and not verify:
+            raise ConfigError("sealed requests are always checked: leave verify=False away, or sealed=True")
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._model = model
         self._version = None if version is None else str(version)
@@ -112,19 +57,32 @@ class Core:
         self._verify = verify
         self._metadata: ModelMetadata | None = None
         self._key: ModelKey | None = None
+        self._vouched: tuple[ModelMetadata, Attested, ModelMetadata] | None = None
+        self._channel = None if policy is None else SealedChannel(policy, api_key=api_key, attempts=attempts)
 
     def index(self) -> Talk[tuple[IndexEntry, ...]]:
         """The models that the server has."""
         response = yield from self._exchange(Request("POST", "/v2/repository/index", dict(self._headers)))
-        return _decode(response.body, tuple[IndexEntry, ...], "the list of models")
+        return decode(response.body, tuple[IndexEntry, ...], "the list of models")
 
     def metadata(self) -> Talk[ModelMetadata]:
         """What the model takes and gives; asked for once."""
         if self._metadata is None:
-            path = yield from self._path()
+            path = model_path((yield from self._name()), self._version)
             response = yield from self._exchange(Request("GET", path, dict(self._headers)))
-            self._metadata = _decode(response.body, ModelMetadata, "the model's metadata")
+            self._metadata = decode(response.body, ModelMetadata, "the model's metadata")
         return self._metadata
+
+    def attest(self) -> Talk[Attested]:
+        """The enclave that answers, attested where it was not yet.
+
+        Raises:
+            ConfigError: this client does not seal.
+            AttestationError: the evidence is not good enough.
+        """
+        if self._channel is None:
+            raise ConfigError("this client attests nothing: make it with sealed=True")
+        return (yield from self._channel.attested((yield from self._name()), self._version))
 
     def predict(
         self,
@@ -135,8 +93,11 @@ class Core:
         binary: bool = True,
     ) -> Talk[Prediction]:
         """Ask for predictions, in as many requests as it takes."""
+        attested = None if self._channel is None else (yield from self.attest())
         metadata = yield from self.metadata()
-        if self._verify:
+        if attested is not None:
+            metadata = self._vouched_metadata(metadata, attested)
+        elif self._verify:
             yield from self._signing_key(metadata)
         inputs = _fitted(x, metadata)
         rows = len(next(iter(inputs.values())))
@@ -147,7 +108,18 @@ class Core:
             parts.append((yield from self._ask(body, json_bytes, min(rows_a_request, rows - first), metadata)))
         return join(parts)
 
+    def _vouched_metadata(self, metadata: ModelMetadata, attested: Attested) -> ModelMetadata:
+        known = self._vouched
+        if known is None or known[0] is not metadata or known[1] is not attested:
+            known = self._vouched = (metadata, attested, _attested_metadata(metadata, attested))
+        return known[2]
+
     def _ask(self, body: bytes, json_bytes: int, rows: int, metadata: ModelMetadata) -> Talk[Prediction]:
+        name = yield from self._name()
+        if self._channel is not None:
+            sealed = yield from self._channel.ask(name, self._version, body, json_bytes)
+            opened = decode_response(sealed.body, sealed.json_bytes)
+            return _prediction(opened, rows, metadata, proved=True, attested=True)
         nonce = secrets.token_hex(_NONCE_BYTES)
         headers = self._headers | {"content-type": "application/json", "garrison-nonce": nonce}
         if json_bytes != ALL_JSON:
@@ -155,21 +127,19 @@ class Core:
                 "content-type": "application/octet-stream",
                 "inference-header-content-length": str(json_bytes),
             }
-        path = yield from self._path()
-        response = yield from self._exchange(Request("POST", f"{path}/infer", headers, body))
+        response = yield from self._exchange(Request("POST", infer_path(name, self._version), headers, body))
         if self._verify:
             self._check_proof(response, body, nonce)
         answer = decode_response(response.body, _length(response))
         return _prediction(answer, rows, metadata, proved=self._verify)
 
-    def _path(self) -> Talk[str]:
+    def _name(self) -> Talk[str]:
         if self._model is None:
             names = sorted({entry.name for entry in (yield from self.index())})
             if len(names) != 1:
                 raise NotFoundError(f"the server has {len(names)} models; name one of {', '.join(names)}")
             self._model = names[0]
-        path = f"/v2/models/{quote(self._model, safe='')}"
-        return path if self._version is None else f"{path}/versions/{quote(self._version, safe='')}"
+        return self._model
 
     def _signing_key(self, metadata: ModelMetadata) -> Talk[ModelKey]:
         """The key that the model's answers are signed with; fetched once, so that later ones cannot be slipped in."""
@@ -178,7 +148,7 @@ class Core:
                 response = yield from self._exchange(Request("GET", "/.well-known/garrison/keys", dict(self._headers)))
             except NotFoundError as error:
                 raise ProofError("this server does not sign its answers; verify=False does without") from error
-            keys = _decode(response.body, KeySet, "the server's keys").keys
+            keys = decode(response.body, KeySet, "the server's keys").keys
             version = None if metadata.garrison is None else metadata.garrison.version
             mine = [key for key in keys if (key.name, key.version) == (metadata.name, version)]
             if len(mine) != 1:
@@ -199,39 +169,7 @@ class Core:
             raise ProofError("the answer was signed for another model or guard than the one that was offered")
 
     def _exchange(self, request: Request) -> Talk[Response]:
-        """One request, repeated while the server cannot be reached or has no time. Nothing is charged in either case."""
-        pause = _FIRST_PAUSE_SECONDS
-        for attempt in range(1, self._attempts + 1):
-            found = yield request
-            if isinstance(found, Response) and found.status != _UNAVAILABLE:
-                return _checked(found)
-            if attempt == self._attempts:
-                break
-            yield Pause(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        if isinstance(found, Response):
-            return _checked(found)
-        reason = found.reason if isinstance(found, Unreachable) else "no answer"
-        raise UnavailableError(f"the server cannot be reached after {self._attempts} attempts: {reason}")
-
-
-def _checked(response: Response) -> Response:
-    """The response, or the error that it tells of."""
-    if response.status == _OK:
-        return response
-    try:
-        body = msgspec.json.decode(response.body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ServiceError(f"the server answered with status {response.status} and no explanation") from error
-    kind = ERRORS.get(body.code, ServiceError)
-    raise kind(body.error if kind is not ServiceError else f"{body.error} (status {response.status})")
-
-
-def _decode(body: bytes, kind: type[Result], what: str) -> Result:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ServiceError(f"{what} cannot be read: {error}") from error
+        return exchange(request, self._attempts)
 
 
 def _length(response: Response) -> int:
@@ -274,7 +212,25 @@ def _cast(values: Array, spec: TensorMetadata) -> Array:
     return np.ascontiguousarray(values, dtype)
 
 
-def _prediction(answer: InferAnswer, rows: int, metadata: ModelMetadata, *, proved: bool) -> Prediction:
+def _attested_metadata(metadata: ModelMetadata, attested: Attested) -> ModelMetadata:
+    """What a client relies on comes from the attested manifest; the rest stays as the host tells it."""
+    model = attested.model
+    inputs = tuple(TensorMetadata(i.name, i.datatype, (BATCH_DIMENSION, *i.shape)) for i in model.inputs)
+    extras = metadata.garrison
+    if extras is not None:
+        extras = msgspec.structs.replace(
+            extras,
+            version=str(model.version),
+            labels=model.labels,
+            manifest_digest=attested.manifest_sha256,
+            guard_digest=attested.guard,
+        )
+    return msgspec.structs.replace(metadata, name=model.name, inputs=inputs, garrison=extras)
+
+
+def _prediction(
+    answer: InferAnswer, rows: int, metadata: ModelMetadata, *, proved: bool, attested: bool = False
+) -> Prediction:
     uncertain = np.zeros(rows, dtype=np.bool_)
     if any(len(values) != rows for values in answer.outputs.values()):
         raise ServiceError(f"expected {rows} rows in each output")
@@ -282,4 +238,4 @@ def _prediction(answer: InferAnswer, rows: int, metadata: ModelMetadata, *, prov
         raise ServiceError("the answer marks a row as uncertain that was not asked")
     uncertain[list(answer.uncertain)] = True
     labels = () if metadata.garrison is None else metadata.garrison.labels
-    return Prediction(answer.outputs, labels, uncertain, proved, answer.model, answer.version)
+    return Prediction(answer.outputs, labels, uncertain, proved, answer.model, answer.version, attested)

@@ -9,19 +9,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import msgspec
 
-from garrison.client.core import (
-    ROWS_A_REQUEST,
-    Core,
-    Pause,
-    Request,
-    Response,
-    Result,
-    Talk,
-    Unreachable,
-)
+from garrison.attest.policy import Policy
+from garrison.client.core import ROWS_A_REQUEST, Core
 from garrison.client.prediction import Prediction
-from garrison.errors import ConfigError, UnavailableError
+from garrison.client.sealed import Attested
+from garrison.client.talk import Pause, Request, Response, Result, Talk, Unreachable
+from garrison.errors import ConfigError, NotFoundError, ServiceError, UnavailableError
 from garrison.protocol.oip_metadata import IndexEntry, ModelMetadata
 from garrison.types import Array
 
@@ -44,6 +39,10 @@ class Client:
         attempts: how often a request is tried while the server cannot be reached or has no time.
         verify: check the signature of each answer under the key that the server names at first. That key is *not attested*: it
             shows that no answer was changed on the way, and not who runs the server or what it computes.
+        sealed: ask an enclave that has shown evidence, in requests that only it can open; answers are then checked under its
+            attested key. Without `sealed`, inputs can be read by whoever runs the server.
+        policy: what is demanded of the evidence; without one, the default, which no enclave passes before measurements are listed.
+        allow_simulated: take evidence of the kind "sim" too, which proves nothing and is there for trials.
 
     Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
     `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
@@ -59,9 +58,19 @@ class Client:
         timeout: float = TIMEOUT_SECONDS,
         attempts: int = ATTEMPTS,
         verify: bool = True,
+        sealed: bool = False,
+        policy: Policy | None = None,
+        allow_simulated: bool = False,
     ) -> None:
-        self._core = Core(api_key=api_key, model=model, version=version, attempts=attempts, verify=verify)
-        self._http = httpx.Client(base_url=_checked(url), timeout=timeout, trust_env=False)
+        self._core = Core(
+            api_key=api_key,
+            model=model,
+            version=version,
+            attempts=attempts,
+            verify=verify,
+            policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
+        )
+        self._http = httpx.Client(base_url=checked_url(url), timeout=timeout, trust_env=False)
 
     def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -89,6 +98,14 @@ class Client:
             binary: send and receive tensors in the binary form.
         """
         return self._run(self._core.predict(x, outputs=outputs, rows_a_request=rows_a_request, binary=binary))
+
+    def attest(self) -> Attested:
+        """The enclave that answers: attested where it was not yet, with its keys and the report. Only with `sealed`.
+
+        Raises:
+            AttestationError: the evidence is not good enough; carries the report.
+        """
+        return self._run(self._core.attest())
 
     def close(self) -> None:
         self._http.close()
@@ -136,9 +153,19 @@ class AsyncClient:
         timeout: float = TIMEOUT_SECONDS,
         attempts: int = ATTEMPTS,
         verify: bool = True,
+        sealed: bool = False,
+        policy: Policy | None = None,
+        allow_simulated: bool = False,
     ) -> None:
-        self._core = Core(api_key=api_key, model=model, version=version, attempts=attempts, verify=verify)
-        self._http = httpx.AsyncClient(base_url=_checked(url), timeout=timeout, trust_env=False)
+        self._core = Core(
+            api_key=api_key,
+            model=model,
+            version=version,
+            attempts=attempts,
+            verify=verify,
+            policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
+        )
+        self._http = httpx.AsyncClient(base_url=checked_url(url), timeout=timeout, trust_env=False)
 
     async def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -159,6 +186,10 @@ class AsyncClient:
         """Ask for predictions; see `Client.predict`."""
         return await self._run(self._core.predict(x, outputs=outputs, rows_a_request=rows_a_request, binary=binary))
 
+    async def attest(self) -> Attested:
+        """See `Client.attest`."""
+        return await self._run(self._core.attest())
+
     async def aclose(self) -> None:
         await self._http.aclose()
 
@@ -171,28 +202,63 @@ class AsyncClient:
         await self.aclose()
 
     async def _run(self, talk: Talk[Result]) -> Result:
-        try:
-            step = next(talk)
-            while True:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    step = talk.send(None)
-                else:
-                    step = talk.send(await self._send(step))
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-
-    async def _send(self, request: Request) -> Response | Unreachable:
-        try:
-            return _response(await self._http.request(**_arguments(request)))
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            return Unreachable(str(error))
-        except httpx.HTTPError as error:
-            raise _lost(error) from error
+        return await carry(self._http, talk)
 
 
-def _checked(url: str) -> httpx.URL:
+async def carry(http: httpx.AsyncClient, talk: Talk[Result], most_bytes: int | None = None) -> Result:
+    """Have a conversation over a connection.
+
+    Args:
+        most_bytes: longest body that is taken from the server; None for any.
+
+    Raises:
+        GarrisonError: what the conversation raises, or the connection failed after the request was sent.
+    """
+    try:
+        step = next(talk)
+        while True:
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+                step = talk.send(None)
+            else:
+                step = talk.send(await _send(http, step, most_bytes))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
+async def _send(http: httpx.AsyncClient, request: Request, most_bytes: int | None) -> Response | Unreachable:
+    try:
+        async with http.stream(**_arguments(request)) as found:
+            body = await found.aread() if most_bytes is None else await _bounded(found, most_bytes)
+            return Response(found.status_code, found.headers, body)
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        return Unreachable(str(error))
+    except httpx.HTTPError as error:
+        raise _lost(error) from error
+    except httpx.InvalidURL as error:
+        raise NotFoundError(f"{request.path[:128]!r} is no path: {error}") from error
+
+
+async def _bounded(found: httpx.Response, most: int) -> bytes:
+    body = bytearray()
+    async for part in found.aiter_bytes():
+        body += part
+        if len(body) > most:
+            raise ServiceError(f"the server's answer has more than {most} bytes")
+    return bytes(body)
+
+
+def _policy(policy: Policy | None, *, sealed: bool, allow_simulated: bool) -> Policy | None:
+    if not sealed:
+        if policy is not None or allow_simulated:
+            raise ConfigError("policy and allow_simulated go with sealed=True")
+        return None
+    found = Policy() if policy is None else policy
+    return msgspec.structs.replace(found, allow_simulated=True) if allow_simulated else found
+
+
+def checked_url(url: str) -> httpx.URL:
     try:
         found = httpx.URL(url)
     except httpx.InvalidURL as error:

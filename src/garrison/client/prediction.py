@@ -27,6 +27,7 @@ class Prediction:
         proved: whether each answer's signature was checked. It says who answered what, not that the answer is f(x): a guard
             may have answered with misinformation.
         model, model_version: who answered.
+        attested: whether it was asked under seal, and the key that signed belongs to an enclave that the client's policy accepts.
     """
 
     outputs: dict[str, Array]
@@ -35,6 +36,7 @@ class Prediction:
     proved: bool
     model: str
     model_version: str
+    attested: bool = False
 
     @property
     def rows(self) -> int:
@@ -89,4 +91,5 @@ def join(parts: Sequence[Prediction]) -> Prediction:
         all(part.proved for part in parts),
         first.model,
         first.model_version,
+        all(part.attested for part in parts),
     )

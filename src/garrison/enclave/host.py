@@ -13,10 +13,13 @@ import msgspec
 from garrison.attest.evidence import Evidence
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.backends import BACKENDS
+from garrison.enclave.levels import NONE, check_level
 from garrison.errors import ConfigError
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Reply
 from garrison.types import DefenseSpec
+
+DEFAULT_USER = 61_234
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,9 @@ class Launch:
         tightened: by defense name, what the host tightens of the signed guard.
         parameter_memory: most bytes of parameters that are held in the enclave's memory at once, counted from readiness on;
             None for all of them.
+        require: the least level of isolation, one of `garrison.enclave.levels.LEVELS`.
+        user: number of the user that the enclave's process becomes, where root starts it; nothing else should use it.
+        secret_heap_bytes: size of the enclave's heap in secret memory; 0 for an ordinary heap.
     """
 
     bundle: Path
@@ -38,6 +44,9 @@ class Launch:
     tightened: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
     parameter_memory: int | None = None
+    require: str = NONE
+    user: int = DEFAULT_USER
+    secret_heap_bytes: int = 0
 
 
 class OutputSpec(msgspec.Struct, frozen=True):
@@ -58,8 +67,9 @@ class ServiceCard(msgspec.Struct, frozen=True):
         outputs: the tensors that are released.
         budget_rows, budget_period: the armed budget a caller, 0 for none.
         public_key: signs the answers.
-        isolation: "none" for no enclave at all.
+        isolation: "none" for no enclave at all, else its level and what it lacks (see `garrison.enclave.levels`).
         guard_form: "numpy", or "graph" where the guard is part of the model's graph.
+        parameters: "resident", "on demand", or "whole: ..." with the reason why the parameter memory asked for has no effect.
         technology: of the evidence that this enclave gives; "" where it gives none, and takes no sealed request then.
         capabilities: by name, what the isolation was probed to have; "" where it does not have it, else how.
     """
@@ -74,6 +84,7 @@ class ServiceCard(msgspec.Struct, frozen=True):
     public_key: bytes
     isolation: str
     guard_form: str = "numpy"
+    parameters: str = ""
     technology: str = ""
     capabilities: dict[str, str] = {}
 
@@ -83,10 +94,21 @@ class Enclave(Protocol):
     """A started enclave."""
 
     @property
-    def card(self) -> ServiceCard: ...
+    def card(self) -> ServiceCard:
+        """What the enclave says of itself; with other keys after it had to be started anew."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call would be answered now."""
+        ...
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Answer a batch; blocks. Safe to call from one thread at a time."""
+        """Answer a batch; blocks. Safe to call from several threads.
+
+        Raises:
+            UnavailableError: the enclave has died, or is being started anew; nothing was answered.
+        """
         ...
 
     def evidence(self, nonce: bytes) -> Evidence:
@@ -107,9 +129,16 @@ def launch(isolation: str, start: Launch) -> Enclave:
     Raises:
         ConfigError: no such technology.
         BundleError, GuardError, KeyFileError: the model must not be served.
+        IsolationError: the enclave cannot be started as asked, or is kept apart less well than is required.
     """
     if isolation not in BACKENDS:
         raise ConfigError(f"unknown isolation {isolation!r}; known are {', '.join(sorted(BACKENDS))}")
     module, _, attribute = BACKENDS[isolation].partition(":")
     started: Enclave = getattr(importlib.import_module(module), attribute)(start)
+    try:
+        card = started.card
+        check_level(start.require, card.isolation, card.technology, card.capabilities, {})
+    except BaseException:
+        started.stop()
+        raise
     return started

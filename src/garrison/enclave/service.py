@@ -2,17 +2,18 @@
 
 A batch of requests goes through eight steps, in this order:
 
-    1  open      read each request; one that cannot be read is refused alone
+    1  open      unseal and read each request; one that cannot be read is refused alone
     2  ADMIT     bounds, calls left
     3  INSPECT   what does this input look like
     4  run       the model, on parameters that were checked before they are used
     5  ANSWER    f(x), or misinformation
     6  RELEASE   say as little as the policy allows
     7  RECORD    what each caller has now asked
-    8  sign      one signature over the batch, a statement for each answer
+    8  sign      one signature over the batch, a statement for each answer; seal what was asked under seal
 
 Invariants: a bad request harms no other in its batch; nothing leaves but `Released`; after ADMIT the client learns of a refusal
-only that it was refused, while the outcome keeps the true code for the ledger.
+only that it was refused, while the outcome keeps the true code for the ledger. Of a sealed request the outcome keeps only whether it was
+answered, and the rows (see `garrison.enclave.mail`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,22 @@ from typing import Any
 
 import numpy as np
 
+from garrison.attest.evidence import NONCE_BYTES, Evidence, report_data
 from garrison.bundle.manifest import Manifest, guard_digest
 from garrison.bundle.reader import VerifiedBundle
 from garrison.bundle.secret import check_secret
 from garrison.crypto.signing import AnswerSigner
-from garrison.errors import GuardError, RefusedError, RequestError
+from garrison.enclave.keys import KeyRing
+from garrison.enclave.mail import Letter, Mail
+from garrison.enclave.quotes import Quoter
+from garrison.errors import (
+    GuardError,
+    MalformedRequestError,
+    NotFoundError,
+    RefusedError,
+    RequestError,
+    UnavailableError,
+)
 from garrison.guard.base import Defense
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import Pipeline, Progress, tighten
@@ -65,8 +77,12 @@ class Service:
         tightened: by defense name, what the host tightens of the signed guard.
         override: replaces the signed guard, for measurements in this process only.
         limits: sizes and counts.
+        quoter: asks the hardware to vouch for this service; None where it runs without an enclave, and then there is no
+            evidence and no sealed request is taken.
+        parameter_memory: most bytes of parameters that are held at once; None for all of them.
 
     Raises:
+        ConfigError: `parameter_memory` is too small for this model.
         KeyFileError: the key is missing or belongs to another model.
         GuardError: the chain cannot be built; the service does not start.
         ManifestError: the graph is not what the manifest says.
@@ -80,8 +96,11 @@ class Service:
         tightened: Mapping[str, Mapping[str, Any]] | None = None,
         override: UnsafeGuardOverride | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        quoter: Quoter | None = None,
+        parameter_memory: int | None = None,
     ) -> None:
         self.manifest: Manifest = bundle.manifest
+        self.manifest_json = bundle.manifest_json
         self.manifest_digest = bundle.manifest_sha256
         self.facts = self.manifest.facts()
         self.limits = limits
@@ -92,11 +111,19 @@ class Service:
         self._pipeline = Pipeline(chain, self.facts, key)
         self.guard_digest = guard_digest(chain)
         self._released = tuple(name for name, _, _ in self.outputs())
-        self._runner = Runner(bundle, limits)
+        self._runner = Runner(bundle, limits, parameter_memory=parameter_memory)
         self._signer = AnswerSigner()
+        self._quoter = quoter
+        self._keys = None if quoter is None else KeyRing(self._signer.public_key, limits=limits)
+        self._mail = Mail(self._keys, limits, sealing_required=self.manifest.require_sealed)
         self._runner.run(
             example_inputs(self.manifest.inputs, 1)
         )  # the first run allocates; better now than on a client's time
+
+    @property
+    def parameters(self) -> str:
+        """How the parameters are held; see `garrison.runtime.runner.Runner`."""
+        return self._runner.parameters
 
     @property
     def public_key(self) -> bytes:
@@ -118,13 +145,43 @@ class Service:
 
     def answer(self, asks: Sequence[Ask]) -> list[Reply]:
         """Answer a batch of requests; one reply an ask, in order. Never raises for what a client sent."""
-        try:
-            return self._answer(asks)
-        except Exception:
-            logger.exception("a batch of %d requests failed; answering them one by one", len(asks))
-        if len(asks) == 1:
-            return [_error(INTERNAL, "the service failed on this request", Outcome(code=INTERNAL, rows=0))]
-        return [self.answer([ask])[0] for ask in asks]
+        replies: dict[int, Reply] = {}
+        # 1 open: the envelopes
+        letters = self._unseal(asks, replies)
+        answers = self._answer_safely([letter.ask for letter in letters.values()])
+        # 8 sign: and seal
+        for (number, letter), answer in zip(letters.items(), answers, strict=True):
+            replies[number] = self._mail.close(letter, answer)
+        return [replies[number] for number in range(len(asks))]
+
+    def evidence(self, nonce: bytes, capabilities: Mapping[str, str]) -> Evidence:
+        """Evidence over the keys that requests may be sealed to now.
+
+        Args:
+            nonce: the client's, `NONCE_BYTES` bytes.
+            capabilities: what the isolation was probed to have; handed on, vouched for by nobody.
+
+        Raises:
+            MalformedRequestError: a nonce of another length.
+            NotFoundError: this service runs without an enclave.
+            IsolationError: the hardware does not answer.
+        """
+        if self._quoter is None or self._keys is None:
+            raise NotFoundError("this service runs without an enclave, so it has no evidence to show")
+        if len(nonce) != NONCE_BYTES:
+            raise MalformedRequestError(f"expected a nonce of {NONCE_BYTES} bytes, found {len(nonce)}")
+        keys = self._keys.offered()
+        quote = self._quoter.quote(report_data(keys, nonce, self.manifest_digest, self.guard_digest))
+        return Evidence(
+            quote=quote,
+            keys=keys,
+            nonce=nonce,
+            model=self.manifest.name,
+            version=self.manifest.version,
+            manifest=self.manifest_json,
+            guard=self.guard_digest,
+            capabilities=dict(capabilities),
+        )
 
     def predict(self, inputs: dict[str, Array], caller: str = "local") -> Released:
         """Steps 2 to 7 on arrays, for callers within this process. Not signed, not budgeted.
@@ -149,14 +206,44 @@ class Service:
             raise GuardError("raw scores can only be had under an UnsafeGuardOverride")
         return self._runner.run(inputs)
 
+    def _unseal(self, asks: Sequence[Ask], replies: dict[int, Reply]) -> dict[int, Letter]:
+        letters = {}
+        for number, ask in enumerate(asks):
+            try:
+                letter = self._mail.open(ask)
+            except (RequestError, UnavailableError) as error:
+                replies[number] = _error(error.code, str(error), Outcome(code=error.code, rows=0))
+                continue
+            except Exception:
+                logger.exception("an envelope could not be opened; the others of its batch are answered")
+                replies[number] = _error(INTERNAL, "the service failed on this request", Outcome(code=INTERNAL, rows=0))
+                continue
+            if letter.refused is None:
+                letters[number] = letter
+            else:
+                code = letter.refused.code
+                refusal = _error(code, str(letter.refused), Outcome(code=code, rows=0))
+                replies[number] = self._mail.close(letter, refusal)
+        return letters
+
+    def _answer_safely(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Nothing here is sealed (any more): an envelope opens once, so what is tried again is what was inside."""
+        try:
+            return self._answer(asks)
+        except Exception:
+            logger.exception("a batch of %d requests failed; answering them one by one", len(asks))
+        if len(asks) == 1:
+            return [_error(INTERNAL, "the service failed on this request", Outcome(code=INTERNAL, rows=0))]
+        return [self._answer_safely([ask])[0] for ask in asks]
+
     def _answer(self, asks: Sequence[Ask]) -> list[Reply]:
         replies: dict[int, Reply] = {}
-        # 1 open
+        # 1 open: the requests
         opened = self._open(asks, replies)
         if opened:
             # 2 to 7
             progress, released = self._guarded(_gather(opened))
-            # 8 sign
+            # 8 sign: the answers
             self._sign(opened, progress, released, replies)
         return [replies[number] for number in range(len(asks))]
 

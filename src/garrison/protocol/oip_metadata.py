@@ -60,10 +60,15 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerExtras(msgspec.Struct, frozen=True, kw_only=True):
-    """What Garrison says of a server beyond the protocol: how models are kept apart, and in which form guards run."""
+    """What Garrison says of a server beyond the protocol: how models are kept apart, and in which form guards run.
+
+    Attributes:
+        capabilities: by name, how the isolation of every model has it, as it was probed; "" where one has it not.
+    """
 
     isolation: str
     guard_forms: tuple[str, ...]
+    capabilities: dict[str, str] = {}
 
 
 class ServerMetadata(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,14 +1,16 @@
 """Runs a verified bundle's graphs in ONNX Runtime, on one thread, in slices that bound memory.
 
-The parameters are handed to the runtime from the verified private copy, never from a file. Invariant: a row's result does not
-depend on the batch that it came in beyond floating-point rounding.
+The parameters are handed to the runtime from the verified private copy, never from a file. With a parameter memory that is smaller than
+the model, they go out again, under a tag that only this process can make, and come in segment by segment (see
+`garrison.runtime.on_demand`). Invariant: a row's result does not depend on the batch that it came in beyond floating-point rounding.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,9 @@ from garrison.bundle.manifest import GraphEntry, InputSpec
 from garrison.bundle.reader import VerifiedBundle
 from garrison.errors import ManifestError
 from garrison.limits import DEFAULT_LIMITS, Limits
+from garrison.runtime.on_demand import Memory
+from garrison.runtime.segments import Pieces, WholeError, cut, optimise, session_options
+from garrison.runtime.store import Budget, OutsideMemory, ParameterSource, Tagger, VerifiedStore
 from garrison.types import NUMPY_DTYPES, Array, FloatArray, RawScores, Task
 
 VALUES_OUTPUT = {Task.CLASSIFICATION: "probabilities", Task.SCORES: "scores", Task.REGRESSION: "values"}
@@ -31,33 +36,82 @@ _ORT_TYPES = {
 }
 
 
+logger = logging.getLogger(__name__)
+
+RESIDENT, ON_DEMAND, WHOLE = "resident", "on demand", "whole"
+_SELF_CHECK_ROWS = 2
+_SELF_CHECK_TOLERANCE = 1e-3
+
+
+class _Network(Protocol):
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> Sequence[FloatArray]: ...
+
+
 class Runner:
-    """The victim's graph and, where there is one, the graph of f'.
+    """The victim's graph and, where there is one, the graph of f'. Keeps no reference to the bundle.
 
     Args:
         bundle: a verified bundle.
         limits: `compute_rows` bounds one run of the runtime.
+        parameter_memory: most bytes of parameters in memory at once, from here on; None for all of them.
+        outside: where parameters lie while they are not in memory; None for a file without a name in the machine's memory.
+        tagger: recognises them when they come back; None for a `Gmac` under a fresh key. Another one is for measurements alone.
+
+    Attributes:
+        budget: the bytes of parameters in memory, counted.
+        parameters: "resident", "on demand", or "whole: ..." with the reason why a smaller parameter memory has no effect.
 
     Raises:
         ManifestError: the graph cannot be loaded, or its inputs or outputs are not those that the manifest names.
+        ConfigError: `parameter_memory` is too small for this model; says what the least is.
     """
 
-    def __init__(self, bundle: VerifiedBundle, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        bundle: VerifiedBundle,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        parameter_memory: int | None = None,
+        outside: ParameterSource | None = None,
+        tagger: Tagger | None = None,
+    ) -> None:
         manifest = bundle.manifest
         self._slice = limits.compute_rows
         self._values = VALUES_OUTPUT[manifest.task]
         self._outputs = [name for name in (self._values, "logits", "misinformation") if name in manifest.graph.outputs]
-        self._victim = _session(bundle, manifest.graph)
-        _check_signature(self._victim, manifest.graph, manifest.inputs, self._values)
-        self._wrong = None if manifest.misinformation is None else _session(bundle, manifest.misinformation)
-        if self._wrong is not None and manifest.misinformation is not None:
-            _check_signature(self._wrong, manifest.misinformation, manifest.inputs, "misinformation")
+        self.budget = Budget(parameter_memory)
+        wanted = [(manifest.graph, self._outputs)]
+        if manifest.misinformation is not None:
+            wanted.append((manifest.misinformation, ["misinformation"]))
+        networks: list[_Network] = []
+        for graph, outputs in wanted:
+            session = _session(bundle, graph)
+            _check_signature(session, graph, manifest.inputs, outputs[0])
+            networks.append(_Whole(session))
+        size = sum(_parameter_bytes(graph) for graph, _ in wanted)
+        self.parameters = RESIDENT
+        if parameter_memory is not None and size > parameter_memory:
+            store = VerifiedStore(OutsideMemory() if outside is None else outside, tagger)
+            try:
+                networks = _on_demand(bundle, wanted, networks, self.budget, store)
+                self.parameters = ON_DEMAND
+            except WholeError as error:
+                self.budget = Budget()  # the bound cannot be kept, and this says so
+                self.parameters = f"{WHOLE}: {error}"
+                logger.warning("the model is run whole, %d bytes of parameters in memory: %s", size, error)
+        if self.parameters != ON_DEMAND:
+            self.budget.take(size)
+        self._victim = networks[0]
+        self._wrong = networks[1] if len(networks) > 1 else None
 
     def run(self, inputs: dict[str, Array]) -> RawScores:
         """Score rows.
 
         Args:
             inputs: by name, each (rows, ...) in the manifest's dtype and shape; at least one row.
+
+        Raises:
+            BundleError: parameters were changed outside after they had been verified; nothing was computed with them.
         """
         found = dict(zip(self._outputs, self._sliced(self._victim, self._outputs, inputs), strict=True))
         return RawScores(
@@ -70,30 +124,85 @@ class Runner:
         """A second head is computed with f in one run; a network of its own only for the rows where it matters."""
         if head is not None:
             return lambda rows: head[rows]
-        session = self._wrong
-        if session is None:
+        network = self._wrong
+        if network is None:
             return None
-        return lambda rows: self._sliced(session, ["misinformation"], {n: x[rows] for n, x in inputs.items()})[0]
+        return lambda rows: self._sliced(network, ["misinformation"], {n: x[rows] for n, x in inputs.items()})[0]
 
-    def _sliced(self, session: Any, outputs: list[str], inputs: dict[str, Array]) -> Sequence[FloatArray]:
+    def _sliced(self, network: _Network, outputs: list[str], inputs: dict[str, Array]) -> Sequence[FloatArray]:
         rows = len(next(iter(inputs.values())))
         if rows <= self._slice:
-            return _run(session, outputs, inputs)
+            return network.run(outputs, inputs)
         starts = range(0, rows, self._slice)
-        parts = [_run(session, outputs, {n: x[i : i + self._slice] for n, x in inputs.items()}) for i in starts]
+        parts = [network.run(outputs, {n: x[i : i + self._slice] for n, x in inputs.items()}) for i in starts]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
-def _run(session: Any, outputs: list[str], inputs: dict[str, Array]) -> Sequence[FloatArray]:
-    found: Sequence[FloatArray] = session.run(outputs, inputs)
+class _Whole:
+    """One session over the whole graph, with all parameters in it."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> Sequence[FloatArray]:
+        found: Sequence[FloatArray] = self._session.run(outputs, inputs)
+        return found
+
+
+def _parameter_bytes(graph: GraphEntry) -> int:
+    """Bytes of a graph's parameters; of one that keeps them in its nodes, the graph's own."""
+    return sum(chunk.size for chunk in graph.chunks) if graph.chunks else graph.size
+
+
+def _on_demand(
+    bundle: VerifiedBundle,
+    wanted: Sequence[tuple[GraphEntry, list[str]]],
+    whole: Sequence[_Network],
+    budget: Budget,
+    store: VerifiedStore,
+) -> list[_Network]:
+    """The graphs in segments, checked against the whole ones; one that cannot be cut stays whole beside one that can.
+
+    Raises:
+        WholeError: none can be cut, or one answers otherwise then.
+    """
+    cuts: dict[int, Pieces] = {}
+    reasons, fixed = [], 0
+    for i, (graph, outputs) in enumerate(wanted):
+        try:
+            cuts[i] = pieces_of(bundle, graph, outputs)
+        except WholeError as error:
+            reasons.append(error)
+            fixed += _parameter_bytes(graph)
+    if not cuts:
+        raise reasons[0]
+    memory = Memory(list(cuts.values()), budget, store, fixed)
+    networks = memory.networks(list(cuts.values()), [wanted[i][1] for i in cuts])
+    rows = example_inputs(bundle.manifest.inputs, _SELF_CHECK_ROWS)
+    found = list(whole)
+    for i, network in zip(cuts, networks, strict=True):
+        outputs = wanted[i][1]
+        pairs = zip(network.run(outputs, rows), whole[i].run(outputs, rows), strict=True)
+        if not all(np.allclose(a, b, rtol=_SELF_CHECK_TOLERANCE, atol=_SELF_CHECK_TOLERANCE) for a, b in pairs):
+            raise WholeError("in segments it does not answer as it does whole")
+        found[i] = network
     return found
 
 
+def pieces_of(bundle: VerifiedBundle, graph: GraphEntry, outputs: Sequence[str]) -> Pieces:
+    """A graph of a bundle, optimised for this processor and cut.
+
+    Raises:
+        WholeError: it cannot be cut, or it does not pay.
+    """
+    if graph.whole:
+        raise WholeError(graph.whole)
+    files = {chunk.file: bundle.files[chunk.file] for chunk in graph.chunks}
+    return cut(optimise(bundle.files[graph.file], files), outputs)
+
+
 def _session(bundle: VerifiedBundle, graph: GraphEntry) -> Any:
-    options = ort.SessionOptions()
-    # One thread each: several pools would spin against each other, and requests are batched instead.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options = session_options()
     if graph.chunks:
         buffers = [bundle.files[chunk.file] for chunk in graph.chunks]
         names = [chunk.file for chunk in graph.chunks]

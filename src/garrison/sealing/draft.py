@@ -28,6 +28,7 @@ class Draft:
         guard: the chain of defenses, calibrated, in order of phase.
         provenance: where the model comes from.
         rows: a few real input rows by name, on which the sealed bundle is compared with `model` before it is put in place.
+        require_sealed: plain requests are refused; only an enclave can serve the model then.
         notes: what the owner should know, in plain English; printed by the command line, not sealed.
     """
 
@@ -41,4 +42,5 @@ class Draft:
     guard: tuple[DefenseSpec, ...]
     provenance: Provenance
     rows: dict[str, Array]
+    require_sealed: bool = False
     notes: tuple[str, ...] = field(default=())

@@ -29,6 +29,7 @@ class SealOptions:
         shadow: defenses that run and are recorded, and change nothing.
         range_margin: room beyond the values seen in a table's feature, as a share of their range; 0 to 10.
         on_ood: refuse, or mark as uncertain, what looks out of distribution, in place of misinformation.
+        require_sealed: plain requests are refused; only an enclave can serve the model then.
         benign_loss: share of honest rows that the out-of-distribution threshold may cost.
     """
 
@@ -43,6 +44,7 @@ class SealOptions:
     range_margin: float = SLACK
     on_ood: OnOod | None = None
     benign_loss: float = 0.005
+    require_sealed: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or not self.name.isprintable():

@@ -40,6 +40,7 @@ from garrison.runtime.runner import VALUES_OUTPUT, Runner
 from garrison.sealing.draft import Draft
 from garrison.sealing.parameters import Chunk, split
 from garrison.sealing.place import GRAPH_FILE, MISINFORMATION_FILE, beside, check_target, put_in_place, write_files
+from garrison.sealing.segments import why_whole
 from garrison.sealing.sign import sign_digests
 from garrison.types import DATATYPES, Array, FloatArray
 
@@ -48,6 +49,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("onnx", "seal") from error
 
+WRONG_OUTPUT = "misinformation"
 TOLERANCE = {np.dtype(np.float16): 1e-2, np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-8}
 """Largest difference between a sealed and an original answer that is put down to rounding, relative to the answer's scale."""
 
@@ -124,15 +126,17 @@ def _original_answers(draft: Draft) -> dict[str, Array]:
             )
     if draft.misinformation is not None:
         wrong = score(open_session(draft.misinformation.SerializeToString()), draft.rows)
-        found["misinformation"] = wrong["misinformation"]
+        found[WRONG_OUTPUT] = wrong[WRONG_OUTPUT]
     return found
 
 
 def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tuple[Manifest, dict[str, bytes]]:
-    graph = _graph(draft.model, GRAPH_FILE, first=0)
+    answers = {name: value for name, value in expected.items() if draft.misinformation is None or name != WRONG_OUTPUT}
+    graph = _graph(draft.model, GRAPH_FILE, draft.rows, answers)
     wrong = None
     if draft.misinformation is not None:
-        wrong = _graph(draft.misinformation, MISINFORMATION_FILE, first=len(graph.chunks))
+        answers = {WRONG_OUTPUT: expected[WRONG_OUTPUT]}
+        wrong = _graph(draft.misinformation, MISINFORMATION_FILE, draft.rows, answers, first=len(graph.chunks))
     values = expected[VALUES_OUTPUT[draft.task]]
     manifest = Manifest(
         format=FORMAT,
@@ -148,6 +152,7 @@ def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tu
         guard=draft.guard,
         key_commitment="" if key is None else key_commitment(key),
         provenance=draft.provenance,
+        require_sealed=draft.require_sealed,
     )
     data = manifest.encode()
     try:
@@ -157,7 +162,9 @@ def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tu
     return manifest, {MANIFEST_FILE: data} | graph.files() | ({} if wrong is None else wrong.files())
 
 
-def _graph(model: onnx.ModelProto, file: str, first: int) -> _Graph:
+def _graph(
+    model: onnx.ModelProto, file: str, rows: dict[str, Array], expected: dict[str, Array], first: int = 0
+) -> _Graph:
     data, chunks = split(model, first)
     entry = GraphEntry(
         file=file,
@@ -165,6 +172,7 @@ def _graph(model: onnx.ModelProto, file: str, first: int) -> _Graph:
         sha256=sha256_hex(data),
         outputs=tuple(output.name for output in model.graph.output),
         chunks=tuple(chunk.entry() for chunk in chunks),
+        whole=why_whole(data, chunks, rows, expected),
     )
     return _Graph(entry, data, chunks)
 

@@ -73,6 +73,7 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
             outlier_exposure=found.outlier_exposure,
         ),
         rows=tried,
+        require_sealed=options.require_sealed,
     )
 
 
@@ -119,6 +120,7 @@ def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft
             versions=software_versions((*_PACKAGES, *source.packages)),
         ),
         rows=sample,
+        require_sealed=options.require_sealed,
         notes=chain.notes,
     )
 

@@ -7,11 +7,17 @@ shown a key where keys are used; only health and `/v2` are open.
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+import msgspec
 
 from garrison import __version__
+from garrison.attest.evidence import NONCE_BYTES, Evidence
 from garrison.bundle.manifest import InputSpec
+from garrison.enclave.host import ServiceCard
 from garrison.errors import LimitError, MalformedRequestError, NotFoundError
 from garrison.limits import Limits
 from garrison.protocol.messages import Reply
@@ -27,6 +33,7 @@ from garrison.protocol.oip_metadata import (
     ServerMetadata,
     TensorMetadata,
 )
+from garrison.protocol.sealed import CONTENT_TYPE as SEALED_TYPE
 from garrison.server.batching import Waiting
 from garrison.server.hosting import Hosting, Model
 from garrison.server.http_errors import Answer, Headers, error_answer, json_answer
@@ -35,18 +42,21 @@ LENGTH_HEADER = "inference-header-content-length"
 PROOF_HEADER = "garrison-proof"
 NONCE_HEADER = "garrison-nonce"
 KEYS_PATH = "/.well-known/garrison/keys"
+ATTESTATION_PATH = "/.well-known/garrison/attestation"
 
 _GET, _POST = ("GET", "HEAD"), ("POST",)
 _MOST_DIGITS = 15
 _JSON_TYPE = ("content-type", "application/json")
 _BINARY_TYPE = ("content-type", "application/octet-stream")
+_NONCE = re.compile(r"[A-Za-z0-9_-]{43}=?")
 
 Page = Callable[[], Answer]
+_FROM_URL = str.maketrans("-_", "+/")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What stands at a path: a page, or a model that answers questions.
+    """What stands at a path: a page, a model that answers questions, or evidence of the enclaves.
 
     Attributes:
         open: whether it is shown without a key.
@@ -55,6 +65,7 @@ class Route:
     methods: tuple[str, ...]
     page: Page | None = None
     model: Model | None = None
+    evidence: bool = False
     open: bool = False
 
 
@@ -84,14 +95,38 @@ class App:
             return NotFoundError(f"unknown version {parts[5][:64]!r} of {parts[3]!r}; this server has {versions}")
         return NotFoundError(f"nothing is here: {path[:128]!r}")
 
+    def read_challenge(self, query: str) -> tuple[Model, bytes]:
+        """Whose evidence is wanted, and the nonce, from the query string `nonce=BASE64URL&model=NAME&version=N`.
+
+        Raises:
+            MalformedRequestError: no nonce of 32 bytes in base64url, or a parameter that is not known or comes twice.
+            NotFoundError: no such model; or none is named, and there are several.
+        """
+        given = _parameters(query)
+        nonce = given.get("nonce", "")
+        if not _NONCE.fullmatch(nonce):
+            raise MalformedRequestError(f"nonce must be {NONCE_BYTES} random bytes in base64url (43 characters)")
+        names = self.hosting.names
+        name = given.get("model", names[0] if len(names) == 1 else "")
+        if not name:
+            raise NotFoundError(f"the server has {len(names)} models; name one of {', '.join(names)}")
+        version = given.get("version")
+        route = self.route(
+            f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
+        )
+        if route is None or route.model is None:
+            raise self.why_not_found(f"/v2/models/{name}" + (f"/versions/{version}" if version else ""))
+        return route.model, binascii.a2b_base64(nonce.rstrip("=").translate(_FROM_URL) + "=")
+
     def _all_routes(self) -> dict[str, Route]:
         routes = {
             "/v2/health/live": Route(_GET, lambda: Answer(200, [], b""), open=True),
             "/v2/health/ready": Route(_GET, self._ready, open=True),
-            "/v2": Route(_GET, self._fixed(self._server()), open=True),
-            "/v2/": Route(_GET, self._fixed(self._server()), open=True),
+            "/v2": Route(_GET, lambda: json_answer(self._server()), open=True),
+            "/v2/": Route(_GET, lambda: json_answer(self._server()), open=True),
             "/v2/repository/index": Route(_POST, self._index),
-            KEYS_PATH: Route(_GET, self._fixed(self._keys())),
+            KEYS_PATH: Route(_GET, lambda: json_answer(self._keys())),
+            ATTESTATION_PATH: Route(_GET, evidence=True),
         }
         for name in self.hosting.names:
             default = self.hosting.default(name)
@@ -104,7 +139,7 @@ class App:
     def _model_routes(self, path: str, model: Model, versions: tuple[int, ...]) -> dict[str, Route]:
         return {
             path: Route(_GET, self._fixed(_model_metadata(model, versions))),
-            f"{path}/ready": Route(_GET, self._ready),
+            f"{path}/ready": Route(_GET, lambda: Answer(503 if self._why_not_ready(model) else 200, [], b"")),
             f"{path}/infer": Route(_POST, model=model),
         }
 
@@ -114,27 +149,78 @@ class App:
         return lambda: answer
 
     def _ready(self) -> Answer:
-        return Answer(503 if self.stopping else 200, [], b"")
+        ready = not self.stopping and all(model.enclave.ready for model in self.hosting)
+        return Answer(200 if ready else 503, [], b"")
 
     def _server(self) -> ServerMetadata:
         cards = [model.card for model in self.hosting]
         isolation = ", ".join(sorted({card.isolation for card in cards}))
         forms = tuple(sorted({card.guard_form for card in cards}))
-        return ServerMetadata(
-            name="garrison", version=__version__, garrison=ServerExtras(isolation=isolation, guard_forms=forms)
-        )
+        extras = ServerExtras(isolation=isolation, guard_forms=forms, capabilities=_common_capabilities(cards))
+        return ServerMetadata(name="garrison", version=__version__, garrison=extras)
 
     def _index(self) -> Answer:
-        state, reason = ("UNAVAILABLE", "the server is stopping") if self.stopping else ("READY", "")
-        return json_answer(
-            [
-                {"name": model.name, "version": str(model.version), "state": state, "reason": reason}
-                for model in self.hosting
-            ]
-        )
+        entries = []
+        for model in self.hosting:
+            reason = self._why_not_ready(model)
+            state = "UNAVAILABLE" if reason else "READY"
+            entries.append({"name": model.name, "version": str(model.version), "state": state, "reason": reason})
+        return json_answer(entries)
+
+    def _why_not_ready(self, model: Model) -> str:
+        if self.stopping:
+            return "the server is stopping"
+        return "" if model.enclave.ready else "the enclave is being started anew"
 
     def _keys(self) -> KeySet:
         return KeySet(keys=tuple(_model_key(model) for model in self.hosting))
+
+
+def _common_capabilities(cards: Sequence[ServiceCard]) -> dict[str, str]:
+    """What all enclaves have: no model is named where no key is asked for."""
+    names = dict.fromkeys(name for card in cards for name in card.capabilities)
+    found = {name: {card.capabilities.get(name, "") for card in cards} for name in names}
+    return {name: "" if "" in ways else ", ".join(sorted(ways)) for name, ways in found.items()}
+
+
+def _parameters(query: str) -> dict[str, str]:
+    expected = "expected the parameters nonce, and perhaps model and version, each once"
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=8)
+    except ValueError as error:  # more of them
+        raise MalformedRequestError(expected) from error
+    given = dict(pairs)
+    if len(given) != len(pairs) or not given.keys() <= {"nonce", "model", "version"}:
+        raise MalformedRequestError(expected)
+    return given
+
+
+def write_evidence(evidence: Evidence) -> Answer:
+    """Evidence as JSON, bytes in base64. Never to be kept by a cache: it belongs to one nonce."""
+    return Answer(200, [_JSON_TYPE, ("cache-control", "no-store")], msgspec.json.encode(evidence))
+
+
+def read_sealed(model: Model, caller: str, body: bytes, length: str | None) -> Waiting:
+    """A sealed inference request, ready for the queue. What is in it, nobody here can tell.
+
+    Raises:
+        MalformedRequestError: it says outside what belongs inside.
+    """
+    if length is not None:
+        raise MalformedRequestError(f"a sealed request has no header {LENGTH_HEADER}: the length stands inside")
+    return Waiting(caller, body, ALL_JSON, "", model.sealed_cost(len(body)), sealed=True)
+
+
+def is_sealed(content_type: str | None) -> bool:
+    """Whether a request's body is a sealed envelope."""
+    return content_type is not None and content_type.partition(";")[0].strip().lower() == SEALED_TYPE
+
+
+def write_sealed(reply: Reply) -> Answer:
+    """The response to a sealed request: an answer or a refusal, which only the client can tell apart."""
+    if reply.code:
+        return error_answer(reply.code, reply.detail)
+    return Answer(200, [("content-type", SEALED_TYPE)], reply.body)
 
 
 def read_question(

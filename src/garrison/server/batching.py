@@ -17,12 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 from garrison.errors import BudgetExhaustedError, UnavailableError
 from garrison.limits import Limits
+from garrison.protocol.http_status import INTERNAL
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.server.budgets import ModelBudget
-from garrison.server.http_errors import INTERNAL
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +32,23 @@ INLINE_SECONDS = 0.01
 _FORGET = 1.05
 
 Call = Callable[[Sequence[Ask]], list[Reply]]
+Result = TypeVar("Result")
 
 
 class Waiting:
     """A request in the queue. `rows` is what it may cost, in rows; `reply` is cancelled when its client has gone."""
 
-    __slots__ = ("body", "caller", "json_bytes", "nonce", "reply", "rows")
+    __slots__ = ("body", "caller", "json_bytes", "nonce", "reply", "rows", "sealed")
 
-    def __init__(self, caller: str, body: bytes, json_bytes: int, nonce: str, rows: float) -> None:
+    def __init__(
+        self, caller: str, body: bytes, json_bytes: int, nonce: str, rows: float, *, sealed: bool = False
+    ) -> None:
         self.caller = caller
         self.body = body
         self.json_bytes = json_bytes
         self.nonce = nonce
         self.rows = rows
+        self.sealed = sealed
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
 
@@ -67,6 +72,8 @@ class Batcher:
         self._seen = 0
         self._working = False
         self._row_seconds: float | None = None
+        self._asides: deque[asyncio.Future[None]] = deque()
+        self._aside_last = False
 
     @property
     def busy(self) -> bool:
@@ -85,6 +92,53 @@ class Batcher:
         self._schedule()
         return request.reply
 
+    async def between(self, call: Callable[[], Result]) -> Result:
+        """Run something on the worker thread while no batch is computed. Takes turns with batches, where there are both.
+
+        Raises:
+            UnavailableError: too many are waiting.
+        """
+        if len(self._asides) >= self._limits.evidence_requests:
+            raise UnavailableError(f"{len(self._asides)} requests for evidence are waiting already; try again")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asides.append(turn)
+        self._schedule()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._leave(turn)
+            raise
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._worker, call)
+        except BaseException:
+            self._rest()
+            raise
+        running.add_done_callback(lambda _: self._rest())
+        return await asyncio.shield(running)  # the thread cannot be stopped, so the turn ends when it does
+
+    def _leave(self, turn: asyncio.Future[None]) -> None:
+        """Somebody who waited for a turn has gone."""
+        if turn in self._asides:
+            self._asides.remove(turn)
+        elif turn.done() and not turn.cancelled():
+            self._rest()
+
+    def _give_turn(self) -> bool:
+        """Whether somebody got a turn between two batches."""
+        while self._asides and not (self._aside_last and self._queue):
+            turn = self._asides.popleft()
+            if not turn.done():
+                self._working = self._aside_last = True
+                turn.set_result(None)
+                return True
+        self._aside_last = False
+        return False
+
+    def _rest(self) -> None:
+        self._working = False
+        if self._queue or self._asides:
+            self._schedule()
+
     def _schedule(self) -> None:
         if not self._scheduled and not self._working:
             self._scheduled = True
@@ -95,8 +149,12 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._turn)
             return
         self._scheduled, self._seen = False, 0
+        if self._give_turn():
+            return
         batch = self._take()
         if not batch:
+            if self._asides:
+                self._schedule()
             return
         rows = sum(request.rows for request in batch)
         if rows <= self._limits.inline_rows and rows * (self._row_seconds or 0.0) <= INLINE_SECONDS:
@@ -104,7 +162,7 @@ class Batcher:
         else:
             self._working = True
             asyncio.get_running_loop().create_task(self._compute_aside(batch, rows))
-        if self._queue:
+        if self._queue or self._asides:
             self._schedule()
 
     def _still_coming(self) -> bool:
@@ -125,10 +183,8 @@ class Batcher:
         try:
             replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._compute, batch, rows)
         finally:
-            self._working = False
             self._finish(batch, replies)
-            if self._queue:
-                self._schedule()
+            self._rest()
 
     def _take(self) -> list[Waiting]:
         """The oldest requests that make up one run of the runtime, at least one; without those whose client has gone."""
@@ -146,6 +202,10 @@ class Batcher:
         start = time.perf_counter()
         try:
             replies = self._charge(batch, self._call([self._ask(request) for request in batch]))
+        except (
+            UnavailableError
+        ) as error:  # the enclave has died or is being started anew; nothing was answered or charged
+            return _failed(batch, error.code, str(error))
         except Exception:
             logger.exception("a batch of %d requests could not be answered or charged", len(batch))
             return _failed(batch)
@@ -156,7 +216,7 @@ class Batcher:
 
     def _ask(self, request: Waiting) -> Ask:
         remaining = self._budget.remaining(request.caller)
-        return Ask(request.caller, remaining, request.body, request.json_bytes, request.nonce)
+        return Ask(request.caller, remaining, request.body, request.json_bytes, request.nonce, request.sealed)
 
     def _charge(self, batch: list[Waiting], replies: list[Reply]) -> list[Reply]:
         wants = [(request.caller, reply.outcome.rows) for request, reply in zip(batch, replies, strict=True)]
@@ -176,5 +236,5 @@ class Batcher:
                 request.reply.set_result(reply)
 
 
-def _failed(batch: list[Waiting]) -> list[Reply]:
-    return [Reply(INTERNAL, "", b"", -1, b"", Outcome(code=INTERNAL, rows=0)) for _ in batch]
+def _failed(batch: list[Waiting], code: str = INTERNAL, detail: str = "") -> list[Reply]:
+    return [Reply(code, detail, b"", -1, b"", Outcome(code=code, rows=0)) for _ in batch]

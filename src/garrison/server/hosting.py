@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from garrison.attest.evidence import Evidence
 from garrison.bundle.manifest import InputSpec, Manifest, parse_manifest
 from garrison.enclave.host import Enclave, ServiceCard
 from garrison.errors import ConfigError
@@ -17,6 +18,7 @@ from garrison.server.budgets import BudgetBook, ModelBudget
 from garrison.types import NUMPY_DTYPES
 
 _JSON_BYTES_A_FEATURE = 8
+_SEALED_OVERHEAD_BYTES = 1_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +26,20 @@ class Model:
     """One version of a model, started.
 
     Attributes:
+        enclave: answers; an enclave that is started anew may say other things on its card.
         row_bytes: size of one row in binary form.
         features: values in one row.
     """
 
-    card: ServiceCard
+    enclave: Enclave
     manifest: Manifest
     batcher: Batcher
     row_bytes: int
     features: int
+
+    @property
+    def card(self) -> ServiceCard:
+        return self.enclave.card
 
     @property
     def name(self) -> str:
@@ -41,6 +48,19 @@ class Model:
     @property
     def version(self) -> int:
         return self.manifest.version
+
+    async def evidence(self, nonce: bytes) -> Evidence:
+        """Evidence of this model's enclave, between two batches.
+
+        Raises:
+            NotFoundError: this isolation gives none.
+            UnavailableError: too many ask at once, or the enclave is being started anew.
+        """
+        return await self.batcher.between(lambda: self.enclave.evidence(nonce))
+
+    def sealed_cost(self, body_bytes: int) -> float:
+        """What a sealed request may cost, in rows: as if all of it were tensors in binary form."""
+        return max(1.0, (body_bytes - _SEALED_OVERHEAD_BYTES) / self.row_bytes)
 
     def cost(self, body_bytes: int, json_bytes: int) -> float:
         """What a request may cost, in rows. The server does not read requests, so it goes by their length."""
@@ -56,7 +76,7 @@ def make_model(enclave: Enclave, book: BudgetBook | None, worker: Executor, limi
     budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, book if card.budget_rows else None)
     features = sum(math.prod(spec.shape) for spec in manifest.inputs)
     row_bytes = sum(map(_row_bytes, manifest.inputs))
-    return Model(card, manifest, Batcher(enclave.call, budget, worker, limits), row_bytes, features)
+    return Model(enclave, manifest, Batcher(enclave.call, budget, worker, limits), row_bytes, features)
 
 
 def _row_bytes(spec: InputSpec) -> int:

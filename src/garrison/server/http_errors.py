@@ -1,6 +1,6 @@
-"""The one table from Garrison's error codes to HTTP.
+"""Errors and documents as HTTP responses.
 
-Every error's body is `{"error": "what happened", "code": "request.input"}`. A code that is not in the table is a 500, and its
+Every error's body is `{"error": "what happened", "code": "request.input"}`. A code that is not in the table (`garrison.protocol.http_status`) is a 500, and its
 message stays here.
 """
 
@@ -8,44 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from garrison.errors import (
-    AuthenticationError,
-    BudgetExhaustedError,
-    GarrisonError,
-    InputError,
-    LimitError,
-    MalformedRequestError,
-    MethodError,
-    NotFoundError,
-    RefusedError,
-    ReplayError,
-    SealedRequestError,
-    SealingRequiredError,
-    SlowRequestError,
-    StaleKeyError,
-    UnavailableError,
-)
-
-INTERNAL = "internal"
-INTERNAL_STATUS = 500
-
-STATUS: dict[str, int] = {
-    MalformedRequestError.code: 400,
-    InputError.code: 400,
-    SealedRequestError.code: 400,
-    AuthenticationError.code: 401,
-    RefusedError.code: 403,
-    NotFoundError.code: 404,
-    MethodError.code: 405,
-    SlowRequestError.code: 408,
-    LimitError.code: 413,
-    ReplayError.code: 409,
-    StaleKeyError.code: 409,
-    SealingRequiredError.code: 426,
-    BudgetExhaustedError.code: 429,
-    INTERNAL: INTERNAL_STATUS,
-    UnavailableError.code: 503,
-}
+from garrison.errors import AuthenticationError, GarrisonError, LimitError, SlowRequestError, UnavailableError
+from garrison.protocol.http_status import INTERNAL, STATUS
 
 Headers = list[tuple[str, str]]
 

@@ -32,6 +32,7 @@ from garrison.config import Config
 from garrison.crypto.owner import OwnerPublicKey, key_commitment
 from garrison.enclave.host import Enclave, Launch, launch
 from garrison.errors import ConfigError, GuardError, UnavailableError
+from garrison.limits import MIB
 from garrison.server.app import App
 from garrison.server.auth import Authenticator
 from garrison.server.budgets import BudgetBook
@@ -89,30 +90,29 @@ class _Peek(msgspec.Struct):
     key_commitment: str = ""
 
 
-def assemble(
-    config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey], isolation: str = "none"
-) -> Assembly:
+def assemble(config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey]) -> Assembly:
     """Verify and start all models.
 
     Args:
-        config: the settings.
+        config: the settings; among them how models are kept apart from the server.
         bundles: folders of sealed models.
         trusted: keys that may have signed them.
-        isolation: how models are kept apart from the server; "none" for not at all.
 
     Raises:
         ConfigError: settings that cannot be, or are not safe.
         BundleError: a bundle must not be used.
         GuardError: a guard cannot be built, or a tightening would loosen it.
         KeyFileError: the misinformation key is missing or another model's.
+        IsolationError: models cannot be kept apart as asked on this machine.
     """
     check_exposure(config)
+    _check_isolation(config)
     peeks = [_peek(bundle) for bundle in bundles]
     _check_tightened(config, peeks)
     enclaves: list[Enclave] = []
     try:
         for bundle, peek in zip(bundles, peeks, strict=True):
-            enclaves.append(_launch(config, bundle, peek, trusted, isolation))
+            enclaves.append(_launch(config, bundle, peek, trusted))
         return assemble_enclaves(config, enclaves)
     except BaseException:
         for enclave in enclaves:
@@ -262,11 +262,30 @@ async def _serve(
         assembly.close()
 
 
-def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPublicKey], isolation: str) -> Enclave:
+def _check_isolation(config: Config) -> None:
+    """Raise `ConfigError` for what an isolation cannot do: it must not be dropped in silence."""
+    server = config.server
+    if server.isolation != "process" and server.secret_heap:
+        raise ConfigError(f"a secret heap (--secret-heap) takes --isolation process, found {server.isolation!r}")
+
+
+def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPublicKey]) -> Enclave:
     mine = {named.name for named in peek.guard}
     tightened = {name: change for name, change in config.guard.items() if name in mine}
     key = _secret(config, bundle, peek)
-    enclave = launch(isolation, Launch(bundle, trusted, key, tightened, config.limits))
+    server = config.server
+    start = Launch(
+        bundle,
+        trusted,
+        key,
+        tightened,
+        config.limits,
+        parameter_memory=server.parameter_memory_mib * MIB or None,
+        require=server.require_isolation,
+        user=server.enclave_user,
+        secret_heap_bytes=server.secret_heap_mib * MIB if server.secret_heap else 0,
+    )
+    enclave = launch(server.isolation, start)
     missed = {spec.name for spec in enclave.card.chain} & (config.guard.keys() - tightened.keys())
     if missed:
         enclave.stop()

@@ -24,11 +24,23 @@ from garrison.errors import (
     SlowRequestError,
     UnavailableError,
 )
+from garrison.protocol.http_status import INTERNAL
 from garrison.protocol.messages import Reply
-from garrison.server.app import LENGTH_HEADER, NONCE_HEADER, App, Route, read_question, write_answer
+from garrison.server.app import (
+    LENGTH_HEADER,
+    NONCE_HEADER,
+    App,
+    Route,
+    is_sealed,
+    read_question,
+    read_sealed,
+    write_answer,
+    write_evidence,
+    write_sealed,
+)
 from garrison.server.auth import Authenticator
 from garrison.server.batching import Batcher
-from garrison.server.http_errors import INTERNAL, Answer, answer_of, error_answer
+from garrison.server.http_errors import Answer, answer_of, error_answer
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +105,9 @@ class RsgiApp:
                 if scope.method == "POST":
                     await self._read(scope, protocol, _PAGE_BODY_BYTES)
                 return route.page()
+            if route.evidence:
+                model, nonce = self._app.read_challenge(scope.query_string)
+                return write_evidence(await model.evidence(nonce))
             return await self._infer(route, caller, scope, protocol)
         except GarrisonError as error:
             return answer_of(error)
@@ -113,9 +128,11 @@ class RsgiApp:
         try:
             if self._held_bytes > self._limits.queue_bytes:
                 raise UnavailableError("the requests that are being answered fill the memory for them; try again")
-            question = read_question(
-                model, caller, body, headers.get(LENGTH_HEADER), headers.get(NONCE_HEADER), self._limits
-            )
+            length = headers.get(LENGTH_HEADER)
+            if is_sealed(headers.get("content-type")):
+                future = model.batcher.submit(read_sealed(model, caller, body, length))
+                return write_sealed(await self._reply(future, model.batcher, protocol))
+            question = read_question(model, caller, body, length, headers.get(NONCE_HEADER), self._limits)
             future = model.batcher.submit(question)
             return write_answer(await self._reply(future, model.batcher, protocol))
         finally:

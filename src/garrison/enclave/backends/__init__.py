@@ -4,4 +4,5 @@ from __future__ import annotations
 
 BACKENDS: dict[str, str] = {
     "none": "garrison.enclave.backends.none:NoIsolation",
+    "process": "garrison.enclave.backends.process:ProcessEnclave",
 }

@@ -6,20 +6,32 @@ from collections.abc import Sequence
 
 from garrison.attest.evidence import Evidence
 from garrison.bundle.reader import verify
-from garrison.enclave.host import Launch, OutputSpec, ServiceCard
+from garrison.enclave.card import service_card
+from garrison.enclave.host import Launch
 from garrison.enclave.service import Service
-from garrison.errors import NotFoundError
-from garrison.guard.defenses.budget import Budget
+from garrison.errors import IsolationError, NotFoundError
 from garrison.protocol.messages import Ask, Reply
-from garrison.types import DATATYPES
 
 
 class NoIsolation:
     """The service, in this process."""
 
+    ready = True
+
     def __init__(self, start: Launch) -> None:
         bundle = verify(start.bundle, start.trusted, start.limits)
-        self._service = Service(bundle, key=start.key, tightened=start.tightened, limits=start.limits)
+        if bundle.manifest.require_sealed:
+            raise IsolationError(
+                f"{start.bundle}: its owner demands sealed requests, which only an enclave can open: "
+                "choose another --isolation than none"
+            )
+        self._service = Service(
+            bundle,
+            key=start.key,
+            tightened=start.tightened,
+            limits=start.limits,
+            parameter_memory=start.parameter_memory,
+        )
         self.card = service_card(self._service, "none")
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
@@ -30,20 +42,3 @@ class NoIsolation:
 
     def stop(self) -> None:
         """Nothing to end: the service lives and dies with this process."""
-
-
-def service_card(service: Service, isolation: str) -> ServiceCard:
-    """What a service says of itself."""
-    budget = service.armed("budget")
-    rows, period = (budget.rows, budget.period) if isinstance(budget, Budget) else (0, "")
-    return ServiceCard(
-        manifest_json=service.manifest.encode(),
-        manifest_digest=service.manifest_digest,
-        guard_digest=service.guard_digest,
-        chain=service.chain,
-        outputs=tuple(OutputSpec(name, DATATYPES[dtype], shape) for name, dtype, shape in service.outputs()),
-        budget_rows=rows,
-        budget_period=period,
-        public_key=service.public_key,
-        isolation=isolation,
-    )

@@ -1,0 +1,238 @@
+"""What parameters on demand cost: paired ratios to one whole ONNX Runtime session, batch 1, one thread.
+
+    OMP_NUM_THREADS=1 python benchmarks/parameters_on_demand.py [--rounds 40] [--json]
+
+Two models with random weights: the shape of ResNet-18 (47 MB, bound by arithmetic), and an MLP of 46 MB (bound by loading: the bad case).
+All arms take turns within each round, in an order that changes; a ratio is taken within its round and the median over rounds is given, with
+an interval of 95 % by bootstrap. The speed of GMAC, SHA-256 and a copy says what machine this was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from garrison.bundle.manifest import InputSpec, Provenance
+from garrison.bundle.reader import VerifiedBundle, verify
+from garrison.crypto.gmac import Gmac
+from garrison.crypto.owner import OwnerKey
+from garrison.runtime.on_demand import Memory
+from garrison.runtime.runner import Runner, pieces_of
+from garrison.runtime.store import CHUNK_BYTES, Budget, OutsideMemory, Tagger, VerifiedStore
+from garrison.sealing.draft import Draft
+from garrison.sealing.seal import seal
+from garrison.types import Array, DefenseSpec, Task
+
+MUST = {"resident": 1.08, "all reloaded, GMAC": 1.30, "a quarter resident, GMAC": 1.25}
+CLASSES = 1000
+
+
+class Sha256:
+    """The baseline: the hash at every request."""
+
+    def tag(self, number: int, data: memoryview) -> bytes:  # noqa: ARG002  the same form as GMAC
+        return hashlib.sha256(data).digest()
+
+    def holds(self, number: int, data: memoryview, tag: bytes) -> bool:
+        return self.tag(number, data) == tag
+
+
+class Unchecked:
+    """Loading alone."""
+
+    def tag(self, number: int, data: memoryview) -> bytes:  # noqa: ARG002
+        return b""
+
+    def holds(self, number: int, data: memoryview, tag: bytes) -> bool:  # noqa: ARG002
+        return True
+
+
+class Block(nn.Module):
+    def __init__(self, m: int, n: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(m, n, 3, stride, 1, bias=False), nn.BatchNorm2d(n), nn.ReLU(),
+            nn.Conv2d(n, n, 3, 1, 1, bias=False), nn.BatchNorm2d(n),
+        )  # fmt: skip
+        same = m == n and stride == 1
+        self.skip = nn.Identity() if same else nn.Sequential(nn.Conv2d(m, n, 1, stride, bias=False), nn.BatchNorm2d(n))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+def resnet18() -> nn.Module:
+    shapes = [
+        (64, 64, 1),
+        (64, 64, 1),
+        (64, 128, 2),
+        (128, 128, 1),
+        (128, 256, 2),
+        (256, 256, 1),
+        (256, 512, 2),
+        (512, 512, 1),
+    ]
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES), nn.Softmax(1)]
+    return nn.Sequential(*stem, *(Block(*shape) for shape in shapes), *head)
+
+
+def mlp() -> nn.Module:
+    sizes = (1024, 2048, 2048, 2048, CLASSES)
+    layers: list[nn.Module] = []
+    for m, n in itertools.pairwise(sizes):
+        layers += [nn.Linear(m, n), nn.ReLU()]
+    return nn.Sequential(*layers[:-1], nn.Softmax(1))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "ResNet-18 shape": (resnet18, (3, 224, 224)),
+    "MLP": (mlp, (1024,)),
+}
+
+
+def sealed(make: Callable[[], nn.Module], shape: tuple[int, ...], folder: Path) -> tuple[VerifiedBundle, bytes]:
+    torch.manual_seed(0)
+    file = folder / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            make().eval(), (torch.zeros(2, *shape),), file, dynamo=False, input_names=["x"], output_names=["probabilities"],
+            dynamic_axes={"x": {0: "rows"}, "probabilities": {0: "rows"}}, opset_version=17,
+        )  # fmt: skip
+    draft = Draft(
+        name="bench",
+        version=1,
+        model=onnx.load(file),
+        task=Task.CLASSIFICATION,
+        labels=(),
+        inputs=(InputSpec(name="x", datatype="FP32", shape=shape, minimum=-9.0, maximum=9.0),),
+        guard=(DefenseSpec(name="bounds"), DefenseSpec(name="release")),
+        provenance=Provenance(created="2026-01-01T00:00:00Z", source_format="torch", source_sha256="0" * 64),
+        rows={"x": np.zeros((2, *shape), np.float32)},
+    )
+    owner = OwnerKey.generate()
+    seal(draft, owner, folder / "bundle")
+    return verify(folder / "bundle", [owner.public]), file.read_bytes()
+
+
+def on_demand(
+    bundle: VerifiedBundle, most: int | None, tagger: Tagger | None = None
+) -> Callable[[dict[str, Array]], Any]:
+    """In segments, whatever fits; `most` of 0 for as little as can be."""
+    pieces = pieces_of(bundle, bundle.manifest.graph, ["probabilities"])
+    budget = Budget(None if most is None else max(most, max(pieces.sizes) + pieces.kept_bytes))
+    memory = Memory([pieces], budget, VerifiedStore(OutsideMemory(), tagger))
+    (network,) = memory.networks([pieces], [["probabilities"]])
+    return lambda x: network.run(["probabilities"], x)
+
+
+def arms_of(bundle: VerifiedBundle, model: bytes) -> dict[str, Callable[[dict[str, Array]], Any]]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    plain = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    size = sum(chunk.size for chunk in bundle.manifest.graph.chunks)
+    runner = Runner(bundle)
+    return {
+        "plain": lambda x: plain.run(None, x),
+        "resident": runner.run,
+        "resident, in segments": on_demand(bundle, None),
+        "a quarter resident, GMAC": on_demand(bundle, size // 4),
+        "all reloaded, GMAC": on_demand(bundle, 0),
+        "all reloaded, not checked": on_demand(bundle, 0, Unchecked()),
+        "all reloaded, SHA-256": on_demand(bundle, 0, Sha256()),
+    }
+
+
+def measure(arms: Mapping[str, Callable[[dict[str, Array]], Any]], x: Array, rounds: int) -> dict[str, list[float]]:
+    rng = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for warm in range(-2, rounds):
+        for name in rng.permutation(list(arms)):
+            started = time.perf_counter()
+            arms[name]({"x": x})
+            if warm >= 0:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def summary(times: Mapping[str, list[float]]) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, found in times.items():
+        ratios = np.array(found) / np.array(times["plain"])
+        drawn = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        rows.append(
+            {
+                "arm": name,
+                "ratio": float(np.median(ratios)),
+                "low": float(low),
+                "high": float(high),
+                "median_ms": statistics.median(found) * 1e3,
+                "least_ms": min(found) * 1e3,
+            }
+        )
+    return rows
+
+
+def tag_speed() -> dict[str, float]:
+    """GB/s of a check and of a copy, best of many."""
+    data, target = np.ones(CHUNK_BYTES, np.uint8), np.zeros(CHUNK_BYTES, np.uint8)
+    mac = Gmac()
+    calls: dict[str, Callable[[], Any]] = {
+        "GMAC": lambda: mac.tag(0, data.data),
+        "SHA-256": lambda: hashlib.sha256(data.data).digest(),
+        "copy within the cache": lambda: np.copyto(target, data),
+    }
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(200):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return {name: CHUNK_BYTES / seconds / 1e9 for name, seconds in best.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--json", action="store_true", help="print only JSON")
+    options = parser.parse_args()
+    found: dict[str, Any] = {
+        "processor": platform.processor() or platform.machine(),
+        "gigabytes_per_second": tag_speed(),
+    }
+    for name, (make, shape) in MODELS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            bundle, model = sealed(make, shape, Path(folder))
+        x = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+        found[name] = summary(measure(arms_of(bundle, model), x, options.rounds))
+    if not options.json:
+        for name in MODELS:
+            print(f"\n{name}, batch 1, {options.rounds} rounds")
+            for row in found[name]:
+                must = f"   must: {MUST[row['arm']]:.2f}" if name.startswith("ResNet") and row["arm"] in MUST else ""
+                told = f"{row['ratio']:6.2f}  [{row['low']:.2f}, {row['high']:.2f}]"
+                print(f"  {row['arm']:28} {told}  {row['median_ms']:7.2f} ms  least {row['least_ms']:7.2f} ms{must}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What a seal costs: a sealed request of 4 KB against a plain one, at p50, client included.
+
+    python benchmarks/sealed_requests.py                      # --isolation process, the preferred suite
+    python benchmarks/sealed_requests.py --rows 2048          # a longer request
+
+One server with an enclave of its own process, one client that seals and one that does not, on one connection each. They take turns,
+request by request (in turns of which is first), with the same input; the figure is the median of the paired differences with its
+95 % interval (by order statistics). Both clients check the signature of each answer, so the difference is the seal alone: sealing, opening,
+the enclave's replay set, the padding, and the answer's seal. Three processes share the machine: on one that does other work too, all
+figures grow. So the cost of sealing and opening alone, and the machine's speed at SHA-256, are printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from garrison.bundle.manifest import InputSpec, Provenance
+from garrison.client import Client
+from garrison.crypto.hpke import PREFERRED, KeyPair
+from garrison.crypto.hpke import seal as hpke_seal
+from garrison.crypto.owner import OwnerKey
+from garrison.protocol.oip_client import encode_request
+from garrison.sealing.draft import Draft
+from garrison.sealing.seal import seal
+from garrison.types import Array, DefenseSpec, Task
+
+FEATURES, HIDDEN, CLASSES = 64, 32, 10
+WARM_UP, MUST_MS = 200, 0.5
+GUARD = (
+    DefenseSpec(name="bounds"),
+    DefenseSpec(name="max-probability"),
+    DefenseSpec(name="adaptive-misinformation", parameters={"tau": 0.3}),
+    DefenseSpec(name="release"),
+)
+
+
+def model() -> onnx.ModelProto:
+    """64 features, one hidden layer, 10 classes, and a misinformation head; weights at random."""
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (FEATURES, HIDDEN), "w2": (HIDDEN, CLASSES), "w3": (HIDDEN, CLASSES)}
+    weights = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32) / 4, n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("MatMul", ["r", "w3"], ["z"]),
+        helper.make_node("LogSoftmax", ["z"], ["misinformation"], axis=1),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", CLASSES])
+        for n in ("probabilities", "logits", "misinformation")
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])]
+    graph = helper.make_graph(nodes, "bench", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def make_bundle(folder: Path) -> None:
+    owner = OwnerKey.generate()
+    draft = Draft(
+        name="bench",
+        version=1,
+        model=model(),
+        task=Task.CLASSIFICATION,
+        labels=tuple(map(str, range(CLASSES))),
+        inputs=(InputSpec(name="x", datatype="FP32", shape=(FEATURES,), minimum=0.0, maximum=1.0),),
+        guard=GUARD,
+        provenance=Provenance(created="2026-01-01T00:00:00Z", source_format="onnx", source_sha256="0" * 64),
+        rows={"x": np.zeros((2, FEATURES), np.float32)},
+    )
+    seal(draft, owner, folder / "bundle")
+    (folder / "owner.pub").write_bytes(owner.public.pem)
+
+
+@contextmanager
+def server(folder: Path, isolation: str) -> Iterator[str]:
+    words = [sys.executable, "-m", "garrison", "serve", "bundle", "--trust", "owner.pub", "--port", "0", "--json"]
+    words += ["--isolation", isolation, "--state", str(folder / "state")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        said = b""
+        while not said.endswith(b"\n}\n"):
+            line = process.stdout.readline() if process.stdout else b""
+            if not line:
+                sys.exit("the server did not start; `garrison doctor` may say why")
+            said += line
+        yield json.loads(said)["url"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def took(client: Client, x: Array) -> float:
+    start = time.perf_counter()
+    client.predict(x, rows_a_request=len(x))
+    return (time.perf_counter() - start) * 1e3
+
+
+def alone(length: int, rounds: int = 300) -> tuple[float, float, float]:
+    """Median microseconds of sealing and of opening, nothing else around them; SHA-256 in GB/s on one core."""
+    pair, message = KeyPair.generate(PREFERRED), bytes(length)
+    seals, opens = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        sealed = hpke_seal(PREFERRED, pair.public, message, b"")
+        middle = time.perf_counter()
+        pair.open(sealed, b"")
+        seals.append(middle - start)
+        opens.append(time.perf_counter() - middle)
+    block = bytes(1 << 20)
+    start = time.perf_counter()
+    for _ in range(32):
+        hashlib.sha256(block).digest()
+    speed = 32 * len(block) / (time.perf_counter() - start) / 1e9
+    return statistics.median(seals) * 1e6, statistics.median(opens) * 1e6, speed
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """95 % interval of the median."""
+    ordered, n = sorted(values), len(values)
+    half = 1.96 * math.sqrt(n) / 2
+    return ordered[max(0, math.floor(n / 2 - half))], ordered[min(n - 1, math.ceil(n / 2 + half))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=15, help="of 64 features, in 256 bytes each (15: a body of 4 KB)")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--isolation", default="process")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    x = np.random.default_rng(1).random((given.rows, FEATURES), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_bundle(folder)
+        with (
+            server(folder, given.isolation) as url,
+            Client(url, sealed=True, allow_simulated=True) as sealed,
+            Client(url) as plain,
+        ):
+            arms = [sealed, plain]
+            pairs = []
+            for k in range(WARM_UP + given.requests):
+                order = arms if k % 2 else arms[::-1]
+                times = {id(client): took(client, x) for client in order}
+                if k >= WARM_UP:
+                    pairs.append((times[id(sealed)], times[id(plain)]))
+    body_bytes = len(encode_request({"x": x})[0])
+    seal_us, open_us, sha256_gb_s = alone(body_bytes)
+    differences = [a - b for a, b in pairs]
+    low, high = interval(differences)
+    found = {
+        "suite": PREFERRED,
+        "isolation": given.isolation,
+        "body_bytes": body_bytes,
+        "requests": given.requests,
+        "sealed_p50_ms": statistics.median(a for a, _ in pairs),
+        "plain_p50_ms": statistics.median(b for _, b in pairs),
+        "difference_p50_ms": statistics.median(differences),
+        "difference_low_ms": low,
+        "difference_high_ms": high,
+        "must_ms": MUST_MS,
+        "seal_us": seal_us,
+        "open_us": open_us,
+        "sha256_gb_s": sha256_gb_s,
+    }
+    if given.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"{found['body_bytes']} bytes, {PREFERRED}, isolation {given.isolation}, {given.requests} pairs")
+    print(f"alone: sealing {seal_us:.0f} us, opening {open_us:.0f} us; this machine's SHA-256 {sha256_gb_s:.2f} GB/s")
+    print(f"plain  p50 {found['plain_p50_ms']:.3f} ms")
+    print(f"sealed p50 {found['sealed_p50_ms']:.3f} ms")
+    more = f"{found['difference_p50_ms']:.3f} ms [{low:.3f}, {high:.3f}]"
+    print(f"a seal costs {more} at p50, paired (must: at most {MUST_MS} ms at 4 KB)")
+
+
+if __name__ == "__main__":
+    main()

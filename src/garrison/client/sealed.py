@@ -1,0 +1,188 @@
+"""Sealed conversations: attest the enclave, seal to the key that it was attested with, check what comes back.
+
+Invariants: nothing of a request leaves before the evidence was found good by the policy; the answer is used only if it opens under the
+one-time key of this request, and its proof holds under the *attested* signing key, for the attested model and guard and for this
+request's nonce. What the host says beside that is believed only where it costs nothing but service: it can refuse, delay and drop.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from garrison.attest.appraise import appraise
+from garrison.attest.evidence import NONCE_BYTES, Evidence, KeySet
+from garrison.attest.policy import Policy
+from garrison.attest.report import Report
+from garrison.client.talk import ERRORS, Request, Talk, decode, exchange
+from garrison.crypto.hpke import ONE_TIME_KEY_BYTES
+from garrison.errors import AttestationError, ConfigError, ProofError, ServiceError, StaleKeyError
+from garrison.protocol.sealed import CONTENT_TYPE, RequestHead, read_answer, seal_request
+from garrison.protocol.statement import verify_answer
+
+ATTESTATION_PATH = "/.well-known/garrison/attestation"
+_MARGIN_SECONDS = 5.0
+_ANSWER_NONCE_BYTES = 16
+_MOST_MODELS = 1024
+
+
+class AttestedInput(msgspec.Struct, frozen=True):
+    """An input tensor, as the manifest describes it; the shape is that of one row."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class AttestedModel(msgspec.Struct, frozen=True):
+    """What a client reads of the attested manifest."""
+
+    name: str
+    version: int
+    labels: tuple[str, ...]
+    inputs: tuple[AttestedInput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """An enclave whose evidence was good enough.
+
+    Attributes:
+        keys: seal to these, and check answers under these.
+        manifest_sha256, guard: what signed answers must name, in hex.
+        model: from the manifest that the evidence vouches for.
+        report: how the evidence was appraised.
+    """
+
+    keys: KeySet
+    manifest_sha256: str
+    guard: str
+    model: AttestedModel
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class SealedAnswer:
+    """An inference response that was checked: body, length of its JSON part (-1 for all), and who answered."""
+
+    body: bytes
+    json_bytes: int
+    attested: Attested
+
+
+class SealedChannel:
+    """Sealed requests to the models of one server.
+
+    Args:
+        policy: what is demanded of evidence.
+        api_key: shown outside; its id goes inside too.
+        attempts: see `garrison.client.talk.exchange`.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, policy: Policy, *, api_key: str | None, attempts: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._policy = policy
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._caller = caller_of(api_key)
+        self._attempts = attempts
+        self._clock = clock
+        self._known: dict[tuple[str, str | None], Attested] = {}
+
+    def attested(self, model: str, version: str | None) -> Talk[Attested]:
+        """The enclave behind a model; attested anew where it was not yet, or its keys are about to end.
+
+        Raises:
+            AttestationError: the evidence is not good enough, or is that of another model; carries the report.
+        """
+        known = self._known.get((model, version))
+        if known is not None and self._clock() < known.keys.expires - _MARGIN_SECONDS:
+            return known
+        found = yield from self._attest(model, version)
+        if len(self._known) >= _MOST_MODELS:
+            self._known.clear()
+        self._known[model, version] = found
+        return found
+
+    def ask(self, model: str, version: str | None, body: bytes, json_bytes: int) -> Talk[SealedAnswer]:
+        """Ask under seal; once more where the enclave has other keys by now.
+
+        Args:
+            model, version: as in the URL; None for the newest version.
+            body, json_bytes: an Open Inference Protocol request.
+
+        Raises:
+            AttestationError: see `attested`.
+            ProofError: the answer must not be used.
+            RequestError, RefusedError: what the enclave says of the request.
+        """
+        attested = yield from self.attested(model, version)
+        try:
+            return (yield from self._ask(attested, model, version, body, json_bytes))
+        except StaleKeyError:
+            self._known.pop((model, version), None)
+        attested = yield from self.attested(model, version)
+        return (yield from self._ask(attested, model, version, body, json_bytes))
+
+    def _attest(self, model: str, version: str | None) -> Talk[Attested]:
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        query = {"nonce": base64.urlsafe_b64encode(nonce).rstrip(b"=").decode(), "model": model}
+        if version is not None:
+            query["version"] = version
+        request = Request("GET", f"{ATTESTATION_PATH}?{urlencode(query)}", dict(self._headers))
+        response = yield from exchange(request, self._attempts)
+        evidence = decode(response.body, Evidence, "the evidence")
+        report = appraise(evidence, self._policy, nonce, self._clock()).require()
+        found = decode(evidence.manifest, AttestedModel, "the attested manifest")
+        if found.name != model or version not in {None, str(found.version)}:
+            asked = model if version is None else f"{model} version {version}"
+            raise AttestationError(f"the evidence is of {found.name} version {found.version}, not of {asked}", report)
+        return Attested(evidence.keys, evidence.manifest_sha256, evidence.guard, found, report)
+
+    def _ask(
+        self, attested: Attested, model: str, version: str | None, body: bytes, json_bytes: int
+    ) -> Talk[SealedAnswer]:
+        key, nonce = secrets.token_bytes(ONE_TIME_KEY_BYTES), secrets.token_hex(_ANSWER_NONCE_BYTES)
+        head = RequestHead(self._caller, json_bytes, nonce, key, int(self._clock()))
+        keys = attested.keys
+        envelope = seal_request(keys.suite, keys.hpke, keys.epoch, head, body)
+        headers = self._headers | {"content-type": CONTENT_TYPE}
+        response = yield from exchange(Request("POST", infer_path(model, version), headers, envelope), self._attempts)
+        answer, content = read_answer(key, response.body)
+        if answer.code:
+            raise ERRORS.get(answer.code, ServiceError)(answer.detail)
+        signed = verify_answer(answer.proof, keys.signing, request=body, answer=content, nonce=nonce)
+        if (signed.model, signed.guard) != (attested.manifest_sha256, attested.guard):
+            raise ProofError("the answer was signed for another model or guard than the attested one")
+        return SealedAnswer(content, answer.json_bytes, attested)
+
+
+def infer_path(model: str, version: str | None) -> str:
+    """Where a model is asked."""
+    return f"{model_path(model, version)}/infer"
+
+
+def model_path(model: str, version: str | None) -> str:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return path if version is None else f"{path}/versions/{quote(version, safe='')}"
+
+
+def caller_of(api_key: str | None) -> str:
+    """The id in a key "gk_ID_SECRET"; "" without a key.
+
+    Raises:
+        ConfigError: not such a key.
+    """
+    if api_key is None:
+        return ""
+    head, _, secret = api_key.rpartition("_")
+    if not head.startswith("gk_") or not head[len("gk_") :] or not secret:
+        raise ConfigError("expected an API key like gk_NAME_SECRET, as `garrison keys add` prints it")
+    return head[len("gk_") :]

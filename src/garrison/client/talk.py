@@ -1,0 +1,134 @@
+"""Conversations as generators, without a transport.
+
+A conversation yields a `Request` or a `Pause` and is sent what came back: a `Response`, `Unreachable`, or None after a pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from garrison.errors import (
+    AuthenticationError,
+    BudgetExhaustedError,
+    GarrisonError,
+    InputError,
+    LimitError,
+    MalformedRequestError,
+    MethodError,
+    NotFoundError,
+    RefusedError,
+    ReplayError,
+    SealedRequestError,
+    SealingRequiredError,
+    ServiceError,
+    SlowRequestError,
+    StaleKeyError,
+    UnavailableError,
+)
+
+ERRORS: dict[str, type[GarrisonError]] = {
+    kind.code: kind
+    for kind in (
+        AuthenticationError,
+        BudgetExhaustedError,
+        InputError,
+        LimitError,
+        MalformedRequestError,
+        MethodError,
+        NotFoundError,
+        RefusedError,
+        ReplayError,
+        SealedRequestError,
+        SealingRequiredError,
+        SlowRequestError,
+        StaleKeyError,
+        UnavailableError,
+    )
+}
+_OK, _UNAVAILABLE = 200, 503
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request; `path` begins with "/"."""
+
+    method: str
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP response; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The request did not reach the server."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    seconds: float
+
+
+Result = TypeVar("Result")
+Talk = Generator[Request | Pause, Response | Unreachable | None, Result]
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str
+    code: str = ""
+
+
+def exchange(request: Request, attempts: int) -> Talk[Response]:
+    """One request, repeated while the server cannot be reached or has no time. Nothing is charged in either case.
+
+    Raises:
+        UnavailableError: after so many attempts.
+        GarrisonError: what the response tells of.
+    """
+    pause = _FIRST_PAUSE_SECONDS
+    for attempt in range(1, attempts + 1):
+        found = yield request
+        if isinstance(found, Response) and found.status != _UNAVAILABLE:
+            return _checked(found)
+        if attempt == attempts:
+            break
+        yield Pause(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    if isinstance(found, Response):
+        return _checked(found)
+    reason = found.reason if isinstance(found, Unreachable) else "no answer"
+    raise UnavailableError(f"the server cannot be reached after {attempts} attempts: {reason}")
+
+
+def _checked(response: Response) -> Response:
+    """The response, or the error that it tells of."""
+    if response.status == _OK:
+        return response
+    try:
+        body = msgspec.json.decode(response.body, type=_ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ServiceError(f"the server answered with status {response.status} and no explanation") from error
+    kind = ERRORS.get(body.code, ServiceError)
+    raise kind(body.error if kind is not ServiceError else f"{body.error} (status {response.status})")
+
+
+def decode(body: bytes, kind: type[Result], what: str) -> Result:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ServiceError(f"{what} cannot be read: {error}") from error

@@ -1,0 +1,354 @@
+"""`--isolation process`: the service in a process of its own, confined as well as this machine allows. A simulation of an enclave.
+
+It keeps plaintext and keys from the server, from other users and from other programs of the same user, and takes from the code
+that reads strangers' requests all that it does not need. It does not keep them from root who injects code, nor from what runs
+below the kernel; its evidence is of type "sim" and proves nothing.
+
+When the process dies, requests in flight fail with `UnavailableError`, and a fresh one with fresh keys is started. One that dies
+young, or does not start, is started again after pauses that double. Budgets are the server's and stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import garrison
+from garrison.attest.evidence import Evidence
+from garrison.enclave import secret_heap
+from garrison.enclave.host import Launch, ServiceCard
+from garrison.enclave.levels import FULL, check_level
+from garrison.enclave.talk import (
+    FROM_WORKER,
+    Answered,
+    Attest,
+    Attested,
+    Call,
+    Failed,
+    FromHost,
+    FromWorker,
+    Ready,
+    Start,
+    most_answer_bytes,
+    most_call_bytes,
+    raised_again,
+)
+from garrison.errors import FrameError, GarrisonError, IsolationError, UnavailableError
+from garrison.protocol.frames import Channel
+from garrison.protocol.messages import Ask, Reply
+
+logger = logging.getLogger(__name__)
+
+WORKER = "garrison.enclave.worker"
+START_SECONDS = 120.0
+"""A worker that is not ready after this is ended: a large bundle takes a while to verify."""
+YOUNG_SECONDS = 10.0
+"""A worker that dies at a lower age counts as one that failed to start."""
+SPARE_AFTER_SECONDS = 0.25
+"""A worker that lives this long gets a spare, which waits with its libraries loaded."""
+FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.5, 30.0
+_END_SECONDS = 5.0
+_PYTHON_FLAGS = ("-s", "-P", "-B")
+
+Pipe = Channel[FromHost, FromWorker]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The inner program, running: it has loaded its libraries, or is about to, and waits for its start message."""
+
+    process: subprocess.Popen[bytes]
+    pipe: socket.socket
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Worker:
+    """One process and the pipe to it. The first message is answered when this is made.
+
+    Args:
+        start: what it is to serve.
+        program: one that waits already; None to start one.
+
+    Raises:
+        IsolationError: it cannot be started.
+        GarrisonError: what it said of the bundle, the guard or the key.
+        FrameError: it died at start.
+    """
+
+    def __init__(self, start: Launch, program: Program | None = None) -> None:
+        self.born = time.monotonic()
+        self._lock = threading.Lock()
+        limits = start.limits
+        running = _spawn(start.secret_heap_bytes) if program is None else program
+        self.process, ours = running.process, running.pipe
+        ours.settimeout(START_SECONDS)
+        self._pipe: Pipe = Channel(
+            ours, FROM_WORKER, most_sent=most_call_bytes(limits), most_received=most_answer_bytes(limits)
+        )
+        try:
+            ready = self._introduce(start)
+            ours.settimeout(limits.enclave_seconds)
+        except BaseException:
+            self.end()
+            raise
+        self.card: ServiceCard = ready.card
+        self.mend = ready.mend
+
+    def ask(self, message: FromHost) -> FromWorker:
+        """One message, one answer.
+
+        Raises:
+            FrameError: the process has died, is late, or sends nonsense; it is ended then.
+            GarrisonError: what the process says went wrong.
+        """
+        with self._lock:
+            try:
+                self._pipe.send(message)
+                answer = self._pipe.receive()
+            except FrameError:
+                self._kill()
+                raise
+        if isinstance(answer, Failed):
+            raise raised_again(answer)
+        return answer
+
+    def end(self) -> None:
+        """Close the pipe, at which the process ends by itself; kill it if it does not."""
+        self._pipe.close()
+        try:
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self.process.wait()
+
+    def _introduce(self, start: Launch) -> Ready:
+        answer = self.ask(
+            Start(
+                bundle=str(start.bundle.absolute()),
+                trusted=tuple(key.pem for key in start.trusted),
+                key=start.key,
+                tightened={name: dict(change) for name, change in start.tightened.items()},
+                limits=start.limits,
+                parameter_memory=start.parameter_memory,
+                user=start.user,
+            )
+        )
+        if not isinstance(answer, Ready):
+            raise FrameError("the enclave's process begins with another message than that it is ready")
+        return answer
+
+    def _kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.kill()
+
+
+class ProcessEnclave:
+    """A worker, and another one whenever it dies.
+
+    Raises:
+        IsolationError: it cannot be started as asked, or reaches less than is required.
+        GarrisonError: what the worker said of the bundle, the guard or the key.
+    """
+
+    def __init__(self, start: Launch) -> None:
+        self._start = start
+        self._stopping = threading.Event()
+        self._spare: Program | None = None
+        try:
+            self._worker: Worker | None = self._checked()
+        except FrameError as error:
+            raise IsolationError(f"the enclave's process ended while it started ({error}); its log says why") from error
+        self._card = self._worker.card
+        _tell(self._worker)
+        self._keeper = threading.Thread(target=self._keep, name="garrison-enclave", daemon=True)
+        self._keeper.start()
+
+    @property
+    def card(self) -> ServiceCard:
+        return self._card
+
+    @property
+    def ready(self) -> bool:
+        worker = self._worker
+        return worker is not None and worker.process.poll() is None
+
+    @property
+    def process_id(self) -> int:
+        """Of the present worker.
+
+        Raises:
+            UnavailableError: there is none just now.
+        """
+        return self._present().process.pid
+
+    def call(self, asks: Sequence[Ask]) -> list[Reply]:
+        answer = self._present().ask(Call(list(asks)))
+        if not isinstance(answer, Answered) or len(answer.replies) != len(asks):
+            raise UnavailableError("the enclave's process did not answer what it was asked")
+        return answer.replies
+
+    def evidence(self, nonce: bytes) -> Evidence:
+        answer = self._present().ask(Attest(nonce))
+        if not isinstance(answer, Attested):
+            raise UnavailableError("the enclave's process did not answer what it was asked")
+        return answer.evidence
+
+    def stop(self) -> None:
+        """End the worker, and start no other."""
+        self._stopping.set()
+        worker = self._worker
+        if worker is not None:
+            worker.end()
+        self._keeper.join(_END_SECONDS)
+        if self._spare is not None:
+            self._spare.end()
+
+    def _present(self) -> Worker:
+        worker = self._worker
+        if worker is None:
+            raise UnavailableError("the enclave is being started anew; try again")
+        return worker
+
+    def _checked(self) -> Worker:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.process.poll() is not None:
+            spare.end()
+            spare = None
+        worker = Worker(self._start, spare)
+        card = worker.card
+        try:
+            check_level(self._start.require, card.isolation, card.technology, card.capabilities, worker.mend)
+        except IsolationError:
+            worker.end()
+            raise
+        return worker
+
+    def _keep(self) -> None:
+        """Wait for the worker's death, and see to another; until `stop`."""
+        failures = 0
+        while not self._stopping.is_set():
+            worker = self._worker
+            if worker is not None:
+                code = self._outlive(worker)
+                self._worker = None
+                if self._stopping.is_set():
+                    return
+                failures = failures + 1 if time.monotonic() - worker.born < YOUNG_SECONDS else 0
+                logger.error("the enclave's process has died (%s); starting a fresh one with fresh keys", _cause(code))
+                worker.end()
+            if self._stopping.wait(_pause(failures)):
+                return
+            failures += not self._renew()
+
+    def _outlive(self, worker: Worker) -> int:
+        """Wait for its death; meanwhile have another program load its libraries, which is most of what a start takes."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return worker.process.wait(SPARE_AFTER_SECONDS)
+        if self._spare is None and not self._stopping.is_set():
+            try:
+                self._spare = _spawn(self._start.secret_heap_bytes)
+            except IsolationError as error:
+                logger.warning("there is no spare for the enclave's process: %s", error)
+        return worker.process.wait()
+
+    def _renew(self) -> bool:
+        try:
+            worker = self._checked()
+        except GarrisonError as error:
+            logger.error("the enclave does not start: %s", error)  # noqa: TRY400
+            return False
+        except Exception:
+            logger.exception("the enclave does not start")
+            return False
+        self._card = worker.card
+        self._worker = worker
+        if self._stopping.is_set():
+            worker.end()
+        logger.warning("the enclave serves again, after %.2f s to start", time.monotonic() - worker.born)
+        return True
+
+
+def _pause(failures: int) -> float:
+    """The first death is answered at once; more of them within a short time, ever more slowly."""
+    return 0.0 if failures <= 1 else min(FIRST_PAUSE_SECONDS * 2.0 ** (failures - 2), MOST_PAUSE_SECONDS)
+
+
+def _cause(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _tell(worker: Worker) -> None:
+    """Say loudly what is missing."""
+    logger.info("isolation: %s", worker.card.isolation)
+    for name in FULL:
+        if name in worker.mend:
+            logger.warning("isolation: no %s: %s", name, worker.mend[name])
+
+
+def clean_environment(secret_bytes: int) -> dict[str, str]:
+    """All that a confined program sees of the host's environment.
+
+    Args:
+        secret_bytes: size of its heap in secret memory, 0 for an ordinary heap.
+
+    Raises:
+        IsolationError: the library of the secret heap is not built.
+    """
+    environment = {
+        "PYTHONPATH": str(Path(garrison.__file__).parent.parent),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "TZ": "UTC0",
+        "LANG": "C.UTF-8",
+        "HOME": "/",
+    }
+    if secret_bytes:
+        environment |= {
+            "LD_PRELOAD": str(secret_heap.built_library()),
+            "PYTHONMALLOC": "malloc",
+            "GARRISON_SECRET_HEAP_BYTES": str(secret_bytes),
+        }
+    return environment
+
+
+def command(module: str, *words: str) -> list[str]:
+    """How a module of this package is run as a program of its own: without the user's site packages, current folder or bytecode."""
+    return [sys.executable, *_PYTHON_FLAGS, "-m", module, *words]
+
+
+def _spawn(secret_bytes: int) -> Program:
+    """The program, with nothing of our environment, no terminal, and one descriptor beside its log."""
+    ours, theirs = socket.socketpair()
+    descriptor = theirs.fileno()
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                command(WORKER, str(descriptor)),
+                env=clean_environment(secret_bytes),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(descriptor,),
+                cwd=os.sep,
+                start_new_session=True,
+            )
+    except OSError as error:
+        ours.close()
+        raise IsolationError(f"the enclave's process cannot be started: {error.strerror}") from error
+    except BaseException:
+        ours.close()
+        raise
+    return Program(process, ours)

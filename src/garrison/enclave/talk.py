@@ -1,0 +1,116 @@
+"""What the server and an enclave's process say to each other over their pipe, and how an error crosses it.
+
+One message of the host, one of the worker, in turn. `Start` comes first and once; `Ready` or `Failed` answers it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from garrison.attest.evidence import Evidence
+from garrison.enclave.host import ServiceCard
+from garrison.errors import BundleError, GarrisonError, IsolationError
+from garrison.limits import MIB, Limits
+from garrison.protocol.messages import Ask, Reply
+
+_REPLY_FACTOR = 4
+_ASK_OVERHEAD_BYTES = 4096
+
+
+class Start(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, kw_only=True):
+    """`garrison.enclave.host.Launch`, in a form that goes through a pipe.
+
+    Attributes:
+        bundle: the folder's path; the worker opens it before it gives up its rights.
+        trusted: public keys, PEM.
+        user: number of the user to become, where it can.
+    """
+
+    bundle: str
+    trusted: tuple[bytes, ...]
+    key: bytes | None
+    tightened: dict[str, dict[str, Any]]
+    limits: Limits
+    parameter_memory: int | None
+    user: int
+
+
+class Call(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A batch to be answered."""
+
+    asks: list[Ask]
+
+
+class Attest(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A wish for evidence."""
+
+    nonce: bytes
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The service runs. `mend`: by capability that is not there, why and what would help."""
+
+    card: ServiceCard
+    mend: dict[str, str]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """An error raised on purpose, for the host to raise again."""
+
+    code: str
+    message: str
+    file: str | None = None
+
+
+class Answered(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    replies: list[Reply]
+
+
+class Attested(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    evidence: Evidence
+
+
+FromHost = Start | Call | Attest
+FromWorker = Ready | Failed | Answered | Attested
+FROM_HOST: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(FromHost)
+FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+MOST_START_BYTES = 16 * MIB
+
+
+def most_call_bytes(limits: Limits) -> int:
+    """Longest message to a worker: all bodies that the server holds at once."""
+    return max(MOST_START_BYTES, limits.queue_bytes + limits.queue_requests * _ASK_OVERHEAD_BYTES)
+
+
+def most_answer_bytes(limits: Limits) -> int:
+    """Longest message of a worker. Answers may be longer than questions: many classes, in JSON."""
+    return _REPLY_FACTOR * most_call_bytes(limits)
+
+
+def failure(error: GarrisonError) -> Failed:
+    """The message for an error."""
+    return Failed(error.code, str(error), getattr(error, "file", None))
+
+
+def raised_again(failed: Failed) -> GarrisonError:
+    """The error that a worker met, of the same class and with the same message."""
+    kind = _KINDS.get(failed.code)
+    if kind is None:
+        return IsolationError(f"the enclave failed: {failed.message}")
+    error = kind.__new__(kind)
+    error.args = (failed.message,)
+    if isinstance(error, BundleError):
+        error.file = failed.file
+    return error
+
+
+def _by_code(kind: type[GarrisonError]) -> dict[str, type[GarrisonError]]:
+    found: dict[str, type[GarrisonError]] = {}
+    for child in kind.__subclasses__():
+        found = _by_code(child) | found
+    return found | {kind.code: kind}
+
+
+_KINDS = _by_code(GarrisonError)

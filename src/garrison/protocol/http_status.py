@@ -1,0 +1,41 @@
+"""The one table from Garrison's error codes to HTTP, for the server and for the local proxy. A code that is not in it is our own fault."""
+
+from __future__ import annotations
+
+from garrison.errors import (
+    AuthenticationError,
+    BudgetExhaustedError,
+    InputError,
+    LimitError,
+    MalformedRequestError,
+    MethodError,
+    NotFoundError,
+    RefusedError,
+    ReplayError,
+    SealedRequestError,
+    SealingRequiredError,
+    SlowRequestError,
+    StaleKeyError,
+    UnavailableError,
+)
+
+INTERNAL = "internal"
+INTERNAL_STATUS = 500
+
+STATUS: dict[str, int] = {
+    MalformedRequestError.code: 400,
+    InputError.code: 400,
+    SealedRequestError.code: 400,
+    AuthenticationError.code: 401,
+    RefusedError.code: 403,
+    NotFoundError.code: 404,
+    MethodError.code: 405,
+    SlowRequestError.code: 408,
+    LimitError.code: 413,
+    ReplayError.code: 409,
+    StaleKeyError.code: 409,
+    SealingRequiredError.code: 426,
+    BudgetExhaustedError.code: 429,
+    INTERNAL: INTERNAL_STATUS,
+    UnavailableError.code: 503,
+}

@@ -1,0 +1,245 @@
+"""When an enclave's process dies, hangs or does not start: who is told what, and how soon it serves again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from tests.enclave.workers import enclave, question, wait_until
+from tests.models import BOUNDS, CLASSES, RELEASE, Sealed, images, seal_mlp
+from tests.serving import Served, budget
+
+from garrison.client import Client
+from garrison.config import Config, ServerConfig
+from garrison.crypto.owner import OwnerKey
+from garrison.enclave.backends.process import MOST_PAUSE_SECONDS, ProcessEnclave, _pause
+from garrison.enclave.host import Launch, launch
+from garrison.errors import LimitError, UnavailableError
+from garrison.limits import Limits
+from garrison.protocol.messages import Ask
+from garrison.protocol.oip_client import encode_request
+from garrison.protocol.statement import verify_answer
+from garrison.server.root import assemble, background
+from garrison.types import Array
+
+RECOVERY_SECONDS = 2.0
+ROWS = 100_000
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Sealed:
+    return seal_mlp(tmp_path_factory.mktemp("sealed") / "mlp")
+
+
+def test_a_dead_worker_is_replaced_by_one_with_fresh_keys(sealed: Sealed) -> None:
+    with enclave(sealed) as started:
+        before, nonce = started.card, b"n" * 32
+        old = started.evidence(nonce)
+        os.kill(started.process_id, signal.SIGKILL)
+        took = wait_until(lambda: started.ready and started.card is not before)
+        assert took < RECOVERY_SECONDS
+        assert started.card.public_key != before.public_key
+        new = started.evidence(nonce)
+        assert new.keys.hpke != old.keys.hpke
+        assert new.keys.signing == started.card.public_key
+        ask = question(images(2))
+        (reply,) = started.call([ask])
+        verify_answer(reply.proof, started.card.public_key, request=ask.body, answer=reply.body, nonce="")
+
+
+def test_what_stops_the_whole_service_lets_the_server_finish_first(sealed: Sealed) -> None:
+    with enclave(sealed) as started:
+        worker = started.process_id
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker, number)
+        time.sleep(0.2)
+        assert started.call([question(images(1))])[0].code == ""
+        assert started.process_id == worker
+
+
+def test_what_is_too_long_for_the_pipe_is_not_sent_and_harms_nothing(sealed: Sealed) -> None:
+    small = Limits(queue_bytes=1 << 20, queue_requests=1)
+    with enclave(sealed, limits=small) as started:
+        body = b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,1,8,8],"data":[' + b"0," * 63 + b"0]}]}"
+        worker, many = started.process_id, [Ask("caller", -1, body)] * 80_000
+        with pytest.raises(LimitError, match="longer than"):
+            started.call(many)
+        assert started.call([Ask("caller", -1, body)])[0].code == ""
+        assert started.process_id == worker
+
+
+def test_a_worker_that_hangs_is_ended(sealed: Sealed) -> None:
+    with enclave(sealed, limits=Limits(enclave_seconds=0.5)) as started:
+        stuck = started.process_id
+        os.kill(stuck, signal.SIGSTOP)
+        with pytest.raises(UnavailableError):
+            started.call([question(images(1))])
+        wait_until(lambda: started.ready and started.process_id != stuck)
+        assert started.call([question(images(1))])[0].code == ""
+
+
+def test_a_worker_that_cannot_start_again_is_tried_ever_more_slowly(sealed: Sealed, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(sealed.path, copy)
+    started = ProcessEnclave(Launch(copy, [sealed.owner.public], sealed.key))
+    try:
+        copy.rename(tmp_path / "away")
+        os.kill(started.process_id, signal.SIGKILL)
+        wait_until(lambda: not started.ready)
+        time.sleep(1.0)
+        assert not started.ready
+        with pytest.raises(UnavailableError, match="started anew"):
+            started.call([question(images(1))])
+        (tmp_path / "away").rename(copy)
+        wait_until(lambda: started.ready)
+        assert started.call([question(images(1))])[0].code == ""
+    finally:
+        started.stop()
+
+
+def test_pauses_double_and_end() -> None:
+    pauses = [_pause(failures) for failures in range(20)]
+    assert pauses[:5] == [0.0, 0.0, 0.5, 1.0, 2.0]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == MOST_PAUSE_SECONDS
+
+
+def test_the_worker_ends_with_its_host(sealed: Sealed, tmp_path: Path) -> None:
+    code = (
+        "import sys, os, pathlib; from garrison.enclave.host import launch, Launch; from garrison.crypto.owner import OwnerPublicKey\n"
+        "e = launch('process', Launch(pathlib.Path(sys.argv[1]), [OwnerPublicKey.from_pem(bytes.fromhex(sys.argv[2]))], bytes.fromhex(sys.argv[3])))\n"
+        "print(e.process_id, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    words = [sys.executable, "-c", code, str(sealed.path), sealed.owner.public.pem.hex(), sealed.key.hex()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    worker = int(done.stdout)
+    wait_until(
+        lambda: (
+            not Path(f"/proc/{worker}/exe").exists() or b"worker" not in Path(f"/proc/{worker}/cmdline").read_bytes()
+        )
+    )
+
+
+class Load:
+    """Four clients who ask without a pause; what they were told, and what was wrong."""
+
+    def __init__(self, served: Served, expected: Array, x: Array) -> None:
+        self.told: Counter[int] = Counter()
+        self.wrong: list[str] = []
+        self.good_times: list[float] = []
+        self._served, self._expected, self._x = served, expected, x
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(4)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, first: int) -> None:
+        row = first
+        while not self._done.is_set():
+            row = (row + 1) % len(self._x)
+            answer = self._served.infer(self._x[row : row + 1], "/v2/models/mlp/infer")
+            with self._lock:
+                self.told[answer.status_code] += 1
+                if answer.status_code == 200:
+                    self.good_times.append(time.monotonic())
+                    got = np.frombuffer(answer.content[-4 * CLASSES :], dtype=np.float32)
+                    if not np.allclose(got, self._expected[row], atol=1e-5):
+                        self.wrong.append(f"row {row}")
+                elif answer.json()["code"] != "unavailable":
+                    self.wrong.append(answer.text)
+
+
+def test_killed_under_load_it_serves_again_and_nobody_is_told_anything_wrong(tmp_path: Path) -> None:
+    owner = OwnerKey.generate()
+    sealed = seal_mlp(tmp_path / "mlp", chain=(BOUNDS, budget(ROWS), RELEASE), owner=owner)
+    plain = launch("none", Launch(sealed.path, [owner.public]))
+    x = images(64, seed=8)
+    (reply,) = plain.call([Ask("caller", -1, *encode_request({"image": x}))])
+    expected = np.frombuffer(reply.body[-4 * CLASSES * len(x) :], dtype=np.float32).reshape(len(x), CLASSES)
+    config = Config(server=ServerConfig(port=0, state=str(tmp_path / "state"), isolation="process"))
+    assembly = assemble(config, [sealed.path], [owner.public])
+    with background(assembly) as url:
+        (inside,) = assembly.enclaves
+        assert isinstance(inside, ProcessEnclave)
+        served = Served(url, assembly)
+        recoveries = []
+        with Load(served, expected, x) as load:
+            for _ in range(2):
+                time.sleep(1.5)
+                keys = inside.card.public_key
+                killed = time.monotonic()
+                os.kill(inside.process_id, signal.SIGKILL)
+                wait_until(lambda keys=keys: inside.ready and inside.card.public_key != keys)
+                wait_until(lambda killed=killed: load.good_times and load.good_times[-1] > killed + 0.1)
+                recoveries.append(min(t for t in load.good_times if t > killed + 0.1) - killed)
+        assert load.wrong == []
+        assert set(load.told) == {200, 503}
+        assert max(recoveries) < RECOVERY_SECONDS, recoveries
+        book = assembly.book
+        assert book is not None
+        assert ROWS - book.remaining("mlp", "ip:127.0.0.1", "ever", ROWS) == load.told[200]
+        published = httpx.get(f"{url}/.well-known/garrison/keys").json()["keys"][0]["public_key"]
+        assert published == inside.card.public_key.hex()
+
+
+def test_a_sealing_client_goes_on_by_itself_after_its_enclave_died(tmp_path: Path) -> None:
+    sealed = seal_mlp(tmp_path / "mlp", chain=(BOUNDS, budget(ROWS), RELEASE))
+    config = Config(server=ServerConfig(port=0, state=str(tmp_path / "state"), isolation="process"))
+    assembly = assemble(config, [sealed.path], [sealed.owner.public])
+    x = images(5)
+    with background(assembly) as url, Client(url, sealed=True, allow_simulated=True) as client:
+        (inside,) = assembly.enclaves
+        assert isinstance(inside, ProcessEnclave)
+        before = client.predict(x)
+        time.sleep(1.5)
+        os.kill(inside.process_id, signal.SIGKILL)
+        killed = time.monotonic()
+        after = client.predict(x)
+        assert time.monotonic() - killed < RECOVERY_SECONDS
+        assert after.proved
+        for name, values in before.outputs.items():
+            np.testing.assert_allclose(after.outputs[name], values, atol=1e-6)
+        assert assembly.book is not None
+        assert ROWS - assembly.book.remaining("mlp", "ip:127.0.0.1", "ever", ROWS) == 2 * len(x)
+
+
+def test_a_server_without_its_enclave_is_not_ready_and_says_how_it_is_kept(tmp_path: Path) -> None:
+    sealed = seal_mlp(tmp_path / "mlp")
+    config = Config(server=ServerConfig(port=0, state=str(tmp_path / "state")))
+    assembly = assemble(config, [sealed.path], [sealed.owner.public])
+    with background(assembly) as url:
+        extras = httpx.get(f"{url}/v2").json()["garrison"]
+        assert extras["isolation"].startswith("process")
+        assert extras["capabilities"]["seccomp"] == assembly.enclaves[0].card.capabilities["seccomp"]
+        assert httpx.get(f"{url}/v2/health/ready").status_code == 200
+        sealed.path.rename(tmp_path / "away")
+        inside = assembly.enclaves[0]
+        assert isinstance(inside, ProcessEnclave)
+        os.kill(inside.process_id, signal.SIGKILL)
+        wait_until(lambda: not inside.ready)
+        assert httpx.get(f"{url}/v2/health/ready").status_code == 503
+        assert httpx.get(f"{url}/v2/models/mlp/ready").status_code == 503
+        assert httpx.get(f"{url}/v2/health/live").status_code == 200
+        answer = Served(url, assembly).infer(images(1))
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        index = httpx.post(f"{url}/v2/repository/index", content=b"{}").json()
+        assert index[0]["state"] == "UNAVAILABLE"

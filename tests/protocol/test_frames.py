@@ -1,0 +1,145 @@
+"""Frames: what goes in comes out, and whoever lies is not listened to again."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from garrison.errors import FrameError, LimitError
+from garrison.protocol.frames import LENGTH, Channel
+
+MOST = 4096
+
+
+class Note(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    text: str
+
+
+class Number(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    value: int
+
+
+Either = Note | Number
+DECODER: msgspec.msgpack.Decoder[Either] = msgspec.msgpack.Decoder(Either)
+Ends = tuple[Channel[Either, Either], socket.socket]
+
+
+def channel(end: socket.socket, most: int = MOST) -> Channel[Either, Either]:
+    return Channel(end, DECODER, most_sent=most, most_received=most)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    one, other = socket.socketpair()
+    with one, other:
+        other.settimeout(10)
+        one.settimeout(10)
+        yield channel(one), other
+
+
+def test_messages_arrive_in_order_and_as_they_were_sent(ends: Ends) -> None:
+    one, other = ends
+    far = channel(other)
+    sent: list[Either] = [Note("a"), Number(7), Note("é" * 500)]
+    for message in sent:
+        one.send(message)
+    assert [far.receive() for _ in sent] == sent
+
+
+def test_a_message_that_comes_in_pieces_is_put_together(ends: Ends) -> None:
+    one, other = ends
+    body = msgspec.msgpack.encode(Note("x" * 1000))
+    frame = LENGTH.pack(len(body)) + body
+
+    def trickle() -> None:
+        for i in range(0, len(frame), 7):
+            other.sendall(frame[i : i + 7])
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    assert one.receive() == Note("x" * 1000)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("lie", "found"),
+    [
+        (LENGTH.pack(MOST + 1), "at most 4096 are taken"),
+        (LENGTH.pack(2**32 - 1), "at most 4096 are taken"),
+        (LENGTH.pack(0), "none of the messages"),
+        (LENGTH.pack(3) + b"\xc1\xc1\xc1", "none of the messages"),
+        (LENGTH.pack(1) + b"\xc0", "none of the messages"),
+        (LENGTH.pack(2) + msgspec.msgpack.encode({}) + b"\x00", "none of the messages"),
+    ],
+    ids=["too long", "far too long", "empty", "not MessagePack", "nil", "more than one value"],
+)
+def test_a_frame_that_lies_ends_the_connection(ends: Ends, lie: bytes, found: str) -> None:
+    one, other = ends
+    other.sendall(lie + b"and something after it")
+    with pytest.raises(FrameError, match=found):
+        one.receive()
+    with pytest.raises(FrameError):
+        one.receive()
+    with pytest.raises(FrameError):
+        one.send(Number(1))
+
+
+def test_a_message_of_an_unknown_type_or_with_an_unknown_field_is_refused() -> None:
+    for wrong in (
+        {"type": "Other", "text": "a"},
+        {"type": "Note", "text": "a", "more": 1},
+        {"type": "Note", "text": 5},
+    ):
+        near, far = socket.socketpair()
+        with near, far:
+            body = msgspec.msgpack.encode(wrong)
+            far.sendall(LENGTH.pack(len(body)) + body)
+            with pytest.raises(FrameError, match="none of the messages"):
+                channel(near).receive()
+
+
+def test_the_end_of_the_connection_is_told_from_a_message(ends: Ends) -> None:
+    one, other = ends
+    other.sendall(LENGTH.pack(10) + b"half")
+    other.close()
+    with pytest.raises(FrameError, match="ended after 4 of 10"):
+        one.receive()
+
+
+def test_a_sender_keeps_to_the_limit_itself_and_goes_on(ends: Ends) -> None:
+    one, other = ends
+    with pytest.raises(LimitError, match="longer than the 4096 that may be sent"):
+        one.send(Note("x" * MOST))
+    one.send(Number(1))
+    assert channel(other).receive() == Number(1)
+
+
+def test_who_is_silent_is_not_waited_for_for_ever() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        near.settimeout(0.05)
+        with pytest.raises(FrameError, match="nothing comes"):
+            channel(near).receive()
+
+
+def test_closing_wakes_who_waits(ends: Ends) -> None:
+    one, _ = ends
+    told: list[str] = []
+
+    def wait() -> None:
+        try:
+            one.receive()
+        except FrameError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(0.1)
+    one.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert told
