@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -100,7 +101,7 @@ def test_the_misinformation_key_is_found_beside_the_bundle_or_named(bundles: Bun
     moved = tmp_path / "elsewhere"
     shutil.copytree(sealed.path, moved)
     trusted = [bundles.owner.public]
-    with pytest.raises((GuardError, KeyFileError)):
+    with pytest.raises(KeyFileError, match="name its file with --secret"):
         assemble(config(tmp_path), [moved], trusted)
     secret = sealed.path.with_name(sealed.path.name + ".secret")
     assemble(config(tmp_path, secret=(str(secret),)), [moved, plain.path], trusted).close()
@@ -109,6 +110,22 @@ def test_the_misinformation_key_is_found_beside_the_bundle_or_named(bundles: Bun
     with pytest.raises(KeyFileError, match="not the misinformation key"):
         assemble(config(tmp_path, secret=(str(other),)), [moved], trusted)
     assemble(config(tmp_path, secret=(str(other), str(secret))), [moved], trusted).close()
+
+
+@pytest.mark.parametrize("trap", ["pipe", "endless"])
+def test_a_trap_in_place_of_the_manifest_is_refused_at_once(bundles: Bundles, tmp_path: Path, trap: str) -> None:
+    """Before the bundle is verified the server looks who it is for: that must neither hang nor fill the memory."""
+    copy = shutil.copytree(bundles.sealed["mlp-1"].path, tmp_path / "bundle")
+    manifest = copy / "manifest.json"
+    manifest.unlink()
+    if trap == "pipe":
+        os.mkfifo(manifest)
+    else:
+        manifest.symlink_to("/dev/zero")
+    started = time.monotonic()
+    with pytest.raises(BundleError):
+        assemble(config(tmp_path), [copy], [bundles.owner.public])
+    assert time.monotonic() - started < 10
 
 
 def test_a_host_may_tighten_and_not_loosen(bundles: Bundles, tmp_path: Path) -> None:

@@ -26,12 +26,13 @@ from pathlib import Path
 
 import msgspec
 
+from garrison.bundle.folder import Folder
 from garrison.bundle.manifest import MANIFEST_FILE
 from garrison.bundle.secret import read_secret, secret_path
 from garrison.config import Config
 from garrison.crypto.owner import OwnerPublicKey, key_commitment
 from garrison.enclave.host import Enclave, Launch, launch
-from garrison.errors import ConfigError, GuardError, UnavailableError
+from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError, UnavailableError
 from garrison.limits import MIB
 from garrison.server.app import App
 from garrison.server.auth import Authenticator
@@ -107,7 +108,7 @@ def assemble(config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPub
     """
     check_exposure(config)
     _check_isolation(config)
-    peeks = [_peek(bundle) for bundle in bundles]
+    peeks = [_peek(bundle, config.limits.manifest_bytes) for bundle in bundles]
     _check_tightened(config, peeks)
     enclaves: list[Enclave] = []
     try:
@@ -293,10 +294,11 @@ def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPu
     return enclave
 
 
-def _peek(bundle: Path) -> _Peek:
+def _peek(bundle: Path, most: int) -> _Peek:
     try:
-        return msgspec.json.decode((bundle / MANIFEST_FILE).read_bytes(), type=_Peek)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        with Folder(bundle) as folder:
+            return msgspec.json.decode(folder.read(MANIFEST_FILE, most), type=_Peek)
+    except (BundleError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Peek()  # verification says what is wrong with it
 
 
@@ -313,8 +315,13 @@ def _secret(config: Config, bundle: Path, peek: _Peek) -> bytes | None:
         return None
     beside = secret_path(bundle)
     files = [Path(name) for name in config.server.secret] or ([beside] if beside.exists() else [])
+    if not files:
+        raise KeyFileError(
+            f"the guard of {bundle} needs the model's misinformation key: expected it at {beside}, or name its file with --secret "
+            "or GARRISON_SECRET"
+        )
     keys = [read_secret(file) for file in files]
-    return next((key for key in keys if key_commitment(key) == peek.key_commitment), keys[0] if keys else None)
+    return next((key for key in keys if key_commitment(key) == peek.key_commitment), keys[0])
 
 
 def _is_loopback(host: str) -> bool:
