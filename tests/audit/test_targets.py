@@ -86,7 +86,9 @@ def test_the_guard_changes_answers_and_the_reference_does_not(world: World) -> N
     assert np.array_equal(own.query(x).labels, raw.argmax(axis=1))
     doubtful = raw.max(axis=1) < 0.55
     assert doubtful.any()
-    assert (defended.query(x).labels[doubtful] == raw.argmax(axis=1)[doubtful]).mean() < 0.5  # one class in five by chance
+    assert (
+        defended.query(x).labels[doubtful] == raw.argmax(axis=1)[doubtful]
+    ).mean() < 0.5  # one class in five by chance
 
 
 @pytest.mark.parametrize(("release", "soft"), [("full", True), ("top-k", True), ("label", False)])

@@ -22,7 +22,7 @@ from tests.serving import Served
 from tests.simulated import Simulated, serve_simulated
 
 from garrison.attest.policy import Policy
-from garrison.client import connect_http
+from garrison.client import Client, connect_http
 from garrison.client.connect import Proxy
 from garrison.client.connect_http import serve_proxy
 from garrison.enclave.service import Service
@@ -161,6 +161,11 @@ def test_curl(local: str, tmp_path: Path, rows: int) -> None:
 def post(url: str, **headers: str) -> httpx.Response:
     body, json_bytes = encode_request({"image": images(2)})
     return httpx.post(url + INFER, content=body, headers={"inference-header-content-length": str(json_bytes)} | headers)
+
+
+def test_our_own_client_finds_its_proof_through_the_proxy(local: str) -> None:
+    with Client(local) as client:
+        assert client.predict(images(3)).proved
 
 
 def test_versions(local: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from garrison.client.core import Core
 from garrison.client.prediction import Prediction, join
 from garrison.client.talk import ERRORS, Pause, Request, Response, Talk, Unreachable
-from garrison.errors import GarrisonError, LimitError, ProofError, ServiceError, UnavailableError
+from garrison.errors import ConfigError, GarrisonError, LimitError, ProofError, ServiceError, UnavailableError
 from garrison.protocol.http_status import INTERNAL, STATUS
 from garrison.protocol.oip_client import encode_request
 from garrison.server.http_errors import error_answer
@@ -112,10 +112,41 @@ def test_answers_that_do_not_fit_the_question_are_refused() -> None:
         answer_for(4, parameters={"garrison_uncertain_rows": "4"}),
         answer_for(4, parameters={"garrison_uncertain_rows": "-1"}),
         Response(200, {"inference-header-content-length": "-1"}, answer_for(4).body),
+        Response(200, {"inference-header-content-length": "9" * 5000}, answer_for(4).body),
+        answer_for(4, outputs=[{"name": "p", "datatype": "FP32", "shape": [], "data": [0.5]}]),
+        answer_for(4, outputs=[{"name": "p", "datatype": "FP32", "shape": [0, 10**30], "data": []}]),
+        *(
+            answer_for(4, outputs=[{"name": "classes", "datatype": "INT64", "shape": [4, 1], "data": [0, 1, 0, named]}])
+            for named in (-1, -99)
+        ),
     ]
     for response in bad:
         with pytest.raises(ServiceError):
             play(core().predict(x), ok(METADATA), response)
+
+
+def test_a_class_that_the_model_does_not_have_is_refused() -> None:
+    extras = {"version": "1", "task": "classification", "labels": ["a", "b"], "ranges": {}}
+    known = METADATA | {
+        "garrison": extras | {"manifest_digest": "", "guard_digest": "", "budget_rows": 0, "budget_period": ""}
+    }
+
+    def named(number: int) -> Prediction:
+        output = {"name": "classes", "datatype": "INT64", "shape": [1, 1], "data": [number]}
+        found, _ = play(core().predict(np.zeros((1, 2), np.float32)), ok(known), answer_for(1, outputs=[output]))
+        return found  # type: ignore[no-any-return]
+
+    assert named(1).class_labels == ("b",)
+    for number in (2, -1):
+        with pytest.raises(ServiceError, match="expected 0 to 1"):
+            named(number)
+
+
+@pytest.mark.parametrize("key", ["gk_a_secret\n", "gk_a_s\xe9cret", "", "gk_a_sec ret", "gk_a_secret\x00"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Core(api_key=key, model="m", version=None, attempts=1, verify=False)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_model_that_changes_between_two_requests_is_noticed() -> None:

@@ -16,6 +16,7 @@ from tests.models import CLASSES, LABELS, RELEASE, SCORE, images, seal_mlp
 from tests.serving import Bundles, Served, serve
 
 from garrison.client import AsyncClient, Client
+from garrison.client import http as http_client
 from garrison.enclave.service import Service
 from garrison.errors import (
     AuthenticationError,
@@ -28,6 +29,7 @@ from garrison.errors import (
     ServiceError,
     UnavailableError,
 )
+from garrison.protocol.oip_client import encode_request
 from garrison.server.auth import add_key
 from garrison.types import DefenseSpec
 
@@ -252,3 +254,30 @@ def test_a_server_of_another_make_makes_no_sense(tmp_path: Path) -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
+    monkeypatch.setattr(http_client, "MOST_ANSWER_BYTES", 200)
+    with Client(served.url, model="mlp") as client, pytest.raises(ServiceError, match="more than 200 bytes"):
+        client.metadata()
+
+
+def test_a_plain_client_goes_on_with_a_service_that_was_started_anew(bundles: Bundles, tmp_path: Path) -> None:
+    """Another start, another signing key; the same port."""
+    with serve(bundles, "mlp-1", state=tmp_path) as first, Client(first.url) as client:
+        assert client.predict(images(2)).proved
+        known = client._core._key
+    with serve(bundles, "mlp-1", state=tmp_path) as second, Client(second.url) as fresh:
+        fresh._core._key = known
+        assert fresh.predict(images(2)).proved
+        assert fresh._core._key != known
+
+
+@pytest.mark.parametrize("name", ["garrison-nonce", "inference-header-content-length"])
+@pytest.mark.parametrize("values", [[b"\xe9"], [b"1", b"2"]])
+def test_a_header_that_cannot_be_read_does_not_count_as_absent(served: Served, name: str, values: list[bytes]) -> None:
+    body, _ = encode_request({"image": images(1)}, binary=False)
+    headers = [(name.encode(), value) for value in values]
+    answer = httpx.post(f"{served.url}/v2/models/mlp/infer", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert name in answer.json()["error"]

@@ -11,6 +11,7 @@ every local user may ask through it, with its API key. Requests that a browser's
 
 from __future__ import annotations
 
+import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import msgspec
 
 from garrison.attest.policy import Policy
 from garrison.client.sealed import Attested, SealedChannel
-from garrison.client.talk import Request, Talk, Unreachable, decode, exchange
+from garrison.client.talk import Request, Talk, Unreachable, bearer, decode, exchange
 from garrison.errors import (
     AttestationError,
     GarrisonError,
@@ -36,6 +37,8 @@ from garrison.protocol.oip_metadata import IndexEntry
 
 LENGTH_HEADER = "inference-header-content-length"
 ATTESTED_HEADER = "garrison-attested"
+NONCE_HEADER = "garrison-nonce"
+PROOF_HEADER = "garrison-proof"
 INDEX_PATH = "/v2/repository/index"
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _PAGES = ("/v2", "/.well-known/garrison/")
@@ -77,7 +80,7 @@ class Proxy:
     """
 
     def __init__(self, policy: Policy, *, api_key: str | None, attempts: int) -> None:
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._headers = bearer(api_key)
         self._attempts = attempts
         self._channel = SealedChannel(policy, api_key=api_key, attempts=attempts)
 
@@ -119,8 +122,11 @@ class Proxy:
 
     def _infer(self, model: str, version: str | None, request: LocalRequest) -> Talk[LocalAnswer]:
         json_bytes = _json_bytes(request.headers)
-        found = yield from self._channel.ask(model, version, request.body, json_bytes)
-        headers: list[tuple[str, str]] = [(ATTESTED_HEADER, found.attested.report.technology)]
+        found = yield from self._channel.ask(
+            model, version, request.body, json_bytes, request.headers.get(NONCE_HEADER)
+        )
+        proof = binascii.b2a_base64(found.proof, newline=False).decode()
+        headers: list[tuple[str, str]] = [(ATTESTED_HEADER, found.attested.report.technology), (PROOF_HEADER, proof)]
         if found.json_bytes == ALL_JSON:
             headers.append(("content-type", "application/json"))
         else:

@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 
 from garrison.attest.policy import Policy
-from garrison.client.prediction import Prediction, join
+from garrison.client.prediction import CLASSES, Prediction, join
 from garrison.client.sealed import Attested, SealedChannel, infer_path, model_path
-from garrison.client.talk import Request, Response, Talk, decode, exchange
+from garrison.client.talk import Request, Response, Talk, bearer, decode, exchange
 from garrison.errors import ConfigError, InputError, NotFoundError, ProofError, ServiceError
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_client import InferAnswer, decode_response, encode_request
@@ -33,6 +33,7 @@ from garrison.types import NUMPY_DTYPES, Array
 
 ROWS_A_REQUEST = 256
 _NONCE_BYTES = 16
+_MOST_DIGITS = 15
 
 
 class Core:
@@ -50,7 +51,7 @@ class Core:
     ) -> None:
         if policy is not None and not verify:
             raise ConfigError("sealed requests are always checked: leave verify=False away, or sealed=True")
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._headers = bearer(api_key)
         self._model = model
         self._version = None if version is None else str(version)
         self._attempts = attempts
@@ -129,7 +130,7 @@ class Core:
             }
         response = yield from self._exchange(Request("POST", infer_path(name, self._version), headers, body))
         if self._verify:
-            self._check_proof(response, body, nonce)
+            yield from self._check_proof(response, body, nonce, metadata)
         answer = decode_response(response.body, _length(response))
         return _prediction(answer, rows, metadata, proved=self._verify)
 
@@ -142,7 +143,7 @@ class Core:
         return self._model
 
     def _signing_key(self, metadata: ModelMetadata) -> Talk[ModelKey]:
-        """The key that the model's answers are signed with; fetched once, so that later ones cannot be slipped in."""
+        """The key that the model's answers are signed with, as the server names it; fetched once."""
         if self._key is None:
             try:
                 response = yield from self._exchange(Request("GET", "/.well-known/garrison/keys", dict(self._headers)))
@@ -156,27 +157,44 @@ class Core:
             self._key = mine[0]
         return self._key
 
-    def _check_proof(self, response: Response, body: bytes, nonce: str) -> None:
-        key, header = self._key, response.headers.get("garrison-proof")
-        if key is None or header is None:
-            raise ProofError("the answer came without a proof; verify=False does without")
+    def _check_proof(self, response: Response, body: bytes, nonce: str, metadata: ModelMetadata) -> Talk[None]:
+        """Check the answer's proof; where it does not hold, once more under the key that the server names now.
+
+        A service that was started anew has another key. As the key is not attested, whoever could slip one in now could have
+        done so at first.
+        """
+        known = yield from self._signing_key(metadata)
         try:
-            proof, public = binascii.a2b_base64(header, strict_mode=True), bytes.fromhex(key.public_key)
-        except ValueError as error:
-            raise ProofError("the answer's proof or the service's key cannot be read") from error
-        statement = verify_answer(proof, public, request=body, answer=response.body, nonce=nonce)
-        if (statement.model, statement.guard) != (key.manifest_digest, key.guard_digest):
-            raise ProofError("the answer was signed for another model or guard than the one that was offered")
+            _check(response, body, nonce, known)
+        except ProofError:
+            self._key = None
+            present = yield from self._signing_key(metadata)
+            if present.public_key == known.public_key:
+                raise
+            _check(response, body, nonce, present)
 
     def _exchange(self, request: Request) -> Talk[Response]:
         return exchange(request, self._attempts)
+
+
+def _check(response: Response, body: bytes, nonce: str, key: ModelKey) -> None:
+    header = response.headers.get("garrison-proof")
+    if header is None:
+        raise ProofError("the answer came without a proof; verify=False does without")
+    try:
+        proof, public = binascii.a2b_base64(header, strict_mode=True), bytes.fromhex(key.public_key)
+    except ValueError as error:
+        raise ProofError("the answer's proof or the service's key cannot be read") from error
+    statement = verify_answer(proof, public, request=body, answer=response.body, nonce=nonce)
+    if (statement.model, statement.guard) != (key.manifest_digest, key.guard_digest):
+        raise ProofError("the answer was signed for another model or guard than the one that was offered")
 
 
 def _length(response: Response) -> int:
     header = response.headers.get("inference-header-content-length")
     if header is None:
         return ALL_JSON
-    if not (header.isascii() and header.isdigit()):
+    if not (header.isascii() and header.isdigit() and len(header) <= _MOST_DIGITS):
         raise ServiceError("the answer's JSON part has no readable length")
     return int(header)
 
@@ -238,4 +256,12 @@ def _prediction(
         raise ServiceError("the answer marks a row as uncertain that was not asked")
     uncertain[list(answer.uncertain)] = True
     labels = () if metadata.garrison is None else metadata.garrison.labels
+    _check_classes(answer.outputs.get(CLASSES), len(labels))
     return Prediction(answer.outputs, labels, uncertain, proved, answer.model, answer.version, attested)
+
+
+def _check_classes(classes: Array | None, labels: int) -> None:
+    if classes is None:
+        return
+    if classes.dtype.kind not in "iu" or (classes < 0).any() or (labels and (classes >= labels).any()):
+        raise ServiceError(f"the answer names classes that the model does not have: expected 0 to {labels - 1}")

@@ -22,6 +22,9 @@ from garrison.types import Array
 
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 5
+MOST_ANSWER_BYTES = 256 * 1024 * 1024
+"""Longest answer that is taken from a server."""
+_AS_IT_IS = {"accept-encoding": "identity"}  # a short compressed answer could unpack into all of the memory
 
 
 class Client:
@@ -70,7 +73,7 @@ class Client:
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
         )
-        self._http = httpx.Client(base_url=checked_url(url), timeout=timeout, trust_env=False)
+        self._http = httpx.Client(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=_AS_IT_IS)
 
     def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -133,7 +136,12 @@ class Client:
 
     def _send(self, request: Request) -> Response | Unreachable:
         try:
-            return _response(self._http.request(**_arguments(request)))
+            with self._http.stream(**_arguments(request)) as found:
+                body = bytearray()
+                for part in found.iter_raw():
+                    body += part
+                    _check_length(len(body), MOST_ANSWER_BYTES)
+                return Response(found.status_code, found.headers, bytes(body))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return Unreachable(str(error))
         except httpx.HTTPError as error:
@@ -165,7 +173,7 @@ class AsyncClient:
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
         )
-        self._http = httpx.AsyncClient(base_url=checked_url(url), timeout=timeout, trust_env=False)
+        self._http = httpx.AsyncClient(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=_AS_IT_IS)
 
     async def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -205,11 +213,11 @@ class AsyncClient:
         return await carry(self._http, talk)
 
 
-async def carry(http: httpx.AsyncClient, talk: Talk[Result], most_bytes: int | None = None) -> Result:
+async def carry(http: httpx.AsyncClient, talk: Talk[Result], most_bytes: int = MOST_ANSWER_BYTES) -> Result:
     """Have a conversation over a connection.
 
     Args:
-        most_bytes: longest body that is taken from the server; None for any.
+        most_bytes: longest body that is taken from the server.
 
     Raises:
         GarrisonError: what the conversation raises, or the connection failed after the request was sent.
@@ -227,11 +235,14 @@ async def carry(http: httpx.AsyncClient, talk: Talk[Result], most_bytes: int | N
         return result
 
 
-async def _send(http: httpx.AsyncClient, request: Request, most_bytes: int | None) -> Response | Unreachable:
+async def _send(http: httpx.AsyncClient, request: Request, most_bytes: int) -> Response | Unreachable:
     try:
         async with http.stream(**_arguments(request)) as found:
-            body = await found.aread() if most_bytes is None else await _bounded(found, most_bytes)
-            return Response(found.status_code, found.headers, body)
+            body = bytearray()
+            async for part in found.aiter_raw():
+                body += part
+                _check_length(len(body), most_bytes)
+            return Response(found.status_code, found.headers, bytes(body))
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         return Unreachable(str(error))
     except httpx.HTTPError as error:
@@ -240,13 +251,9 @@ async def _send(http: httpx.AsyncClient, request: Request, most_bytes: int | Non
         raise NotFoundError(f"{request.path[:128]!r} is no path: {error}") from error
 
 
-async def _bounded(found: httpx.Response, most: int) -> bytes:
-    body = bytearray()
-    async for part in found.aiter_bytes():
-        body += part
-        if len(body) > most:
-            raise ServiceError(f"the server's answer has more than {most} bytes")
-    return bytes(body)
+def _check_length(found: int, most: int) -> None:
+    if found > most:
+        raise ServiceError(f"the server's answer has more than {most} bytes")
 
 
 def _policy(policy: Policy | None, *, sealed: bool, allow_simulated: bool) -> Policy | None:
@@ -270,10 +277,6 @@ def checked_url(url: str) -> httpx.URL:
 
 def _arguments(request: Request) -> dict[str, Any]:
     return {"method": request.method, "url": request.path, "headers": request.headers, "content": request.body}
-
-
-def _response(found: httpx.Response) -> Response:
-    return Response(found.status_code, found.headers, found.content)
 
 
 def _lost(error: httpx.HTTPError) -> UnavailableError:

@@ -20,7 +20,7 @@ from garrison.attest.appraise import appraise
 from garrison.attest.evidence import NONCE_BYTES, Evidence, KeySet
 from garrison.attest.policy import Policy
 from garrison.attest.report import Report
-from garrison.client.talk import ERRORS, Request, Talk, decode, exchange
+from garrison.client.talk import ERRORS, Request, Talk, bearer, decode, exchange
 from garrison.crypto.hpke import ONE_TIME_KEY_BYTES
 from garrison.errors import AttestationError, ConfigError, ProofError, ServiceError, StaleKeyError
 from garrison.protocol.sealed import CONTENT_TYPE, RequestHead, read_answer, seal_request
@@ -69,10 +69,11 @@ class Attested:
 
 @dataclass(frozen=True, slots=True)
 class SealedAnswer:
-    """An inference response that was checked: body, length of its JSON part (-1 for all), and who answered."""
+    """An inference response that was checked: body, length of its JSON part (-1 for all), proof, and who answered."""
 
     body: bytes
     json_bytes: int
+    proof: bytes
     attested: Attested
 
 
@@ -90,7 +91,7 @@ class SealedChannel:
         self, policy: Policy, *, api_key: str | None, attempts: int, clock: Callable[[], float] = time.time
     ) -> None:
         self._policy = policy
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._headers = bearer(api_key)
         self._caller = caller_of(api_key)
         self._attempts = attempts
         self._clock = clock
@@ -111,12 +112,16 @@ class SealedChannel:
         self._known[model, version] = found
         return found
 
-    def ask(self, model: str, version: str | None, body: bytes, json_bytes: int) -> Talk[SealedAnswer]:
+    def ask(
+        self, model: str, version: str | None, body: bytes, json_bytes: int, nonce: str | None = None
+    ) -> Talk[SealedAnswer]:
         """Ask under seal; once more where the enclave has other keys by now.
 
         Args:
             model, version: as in the URL; None for the newest version.
             body, json_bytes: an Open Inference Protocol request.
+            nonce: bound into the signed statement; a fresh one where it is left out. That an answer belongs to this request does not
+                hang on it: the one-time key sees to that.
 
         Raises:
             AttestationError: see `attested`.
@@ -125,11 +130,11 @@ class SealedChannel:
         """
         attested = yield from self.attested(model, version)
         try:
-            return (yield from self._ask(attested, model, version, body, json_bytes))
+            return (yield from self._ask(attested, model, version, body, json_bytes, nonce))
         except StaleKeyError:
             self._known.pop((model, version), None)
         attested = yield from self.attested(model, version)
-        return (yield from self._ask(attested, model, version, body, json_bytes))
+        return (yield from self._ask(attested, model, version, body, json_bytes, nonce))
 
     def _attest(self, model: str, version: str | None) -> Talk[Attested]:
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -147,9 +152,16 @@ class SealedChannel:
         return Attested(evidence.keys, evidence.manifest_sha256, evidence.guard, found, report)
 
     def _ask(
-        self, attested: Attested, model: str, version: str | None, body: bytes, json_bytes: int
+        self,
+        attested: Attested,
+        model: str,
+        version: str | None,
+        body: bytes,
+        json_bytes: int,
+        nonce: str | None,
     ) -> Talk[SealedAnswer]:
-        key, nonce = secrets.token_bytes(ONE_TIME_KEY_BYTES), secrets.token_hex(_ANSWER_NONCE_BYTES)
+        key = secrets.token_bytes(ONE_TIME_KEY_BYTES)
+        nonce = secrets.token_hex(_ANSWER_NONCE_BYTES) if nonce is None else nonce
         head = RequestHead(self._caller, json_bytes, nonce, key, int(self._clock()))
         keys = attested.keys
         envelope = seal_request(keys.suite, keys.hpke, keys.epoch, head, body)
@@ -161,7 +173,7 @@ class SealedChannel:
         signed = verify_answer(answer.proof, keys.signing, request=body, answer=content, nonce=nonce)
         if (signed.model, signed.guard) != (attested.manifest_sha256, attested.guard):
             raise ProofError("the answer was signed for another model or guard than the attested one")
-        return SealedAnswer(content, answer.json_bytes, attested)
+        return SealedAnswer(content, answer.json_bytes, answer.proof, attested)
 
 
 def infer_path(model: str, version: str | None) -> str:

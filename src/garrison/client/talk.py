@@ -14,6 +14,7 @@ import msgspec
 from garrison.errors import (
     AuthenticationError,
     BudgetExhaustedError,
+    ConfigError,
     GarrisonError,
     InputError,
     LimitError,
@@ -91,6 +92,21 @@ Talk = Generator[Request | Pause, Response | Unreachable | None, Result]
 class _ErrorBody(msgspec.Struct):
     error: str
     code: str = ""
+
+
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header that shows a key.
+
+    Raises:
+        ConfigError: the key cannot stand in a header. The message does not repeat it.
+    """
+    if api_key is None:
+        return {}
+    if not (api_key and api_key.isascii() and api_key.isprintable()) or " " in api_key:
+        raise ConfigError(
+            "the API key must be printable ASCII without spaces or line ends; is it whole, and nothing else?"
+        )
+    return {"authorization": f"Bearer {api_key}"}
 
 
 def exchange(request: Request, attempts: int) -> Talk[Response]:

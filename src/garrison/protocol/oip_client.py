@@ -134,8 +134,8 @@ def _json_data(name: str, values: Array) -> list[Any]:
 
 def _tensor(tensor: _OutputTensor, body: bytes, start: int, size: int | None) -> Array:
     dtype = NUMPY_DTYPES.get(tensor.datatype)
-    if dtype is None or any(n < 0 for n in tensor.shape):
-        raise ServiceError(f"the answer's output {tensor.name[:64]!r} has an unknown datatype or a negative shape")
+    if dtype is None or not tensor.shape or any(not 0 <= n <= len(body) for n in tensor.shape):
+        raise ServiceError(f"the answer's output {tensor.name[:64]!r} has an unknown datatype or an impossible shape")
     count = math.prod(tensor.shape)
     if size is None:
         return _from_json(tensor, dtype, count)

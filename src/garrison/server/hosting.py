@@ -17,7 +17,10 @@ from garrison.server.batching import Batcher
 from garrison.server.budgets import BudgetBook, ModelBudget
 from garrison.types import NUMPY_DTYPES
 
-_JSON_BYTES_A_FEATURE = 8
+_JSON_BYTES_A_VALUE = 4
+"""A short form, "0.5,": a longer one makes a request look larger than it is, and the shortest one, "0,", half as large."""
+_JSON_FRAME_BYTES = 1024
+"""Names, shapes and parameters beside binary tensors; so much of a JSON part counts for nothing."""
 _SEALED_OVERHEAD_BYTES = 1_500
 
 
@@ -63,10 +66,11 @@ class Model:
         return max(1.0, (body_bytes - _SEALED_OVERHEAD_BYTES) / self.row_bytes)
 
     def cost(self, body_bytes: int, json_bytes: int) -> float:
-        """What a request may cost, in rows. The server does not read requests, so it goes by their length."""
-        if json_bytes == ALL_JSON:
-            return max(1.0, body_bytes / (_JSON_BYTES_A_FEATURE * self.features))
-        return max(1.0, (body_bytes - json_bytes) / self.row_bytes)
+        """What a request may cost, in rows. The server does not read requests, so it goes by the length of both parts: tensors may
+        stand in either, whatever the header says."""
+        in_json = body_bytes if json_bytes == ALL_JSON else min(max(json_bytes - _JSON_FRAME_BYTES, 0), body_bytes)
+        binary = 0 if json_bytes == ALL_JSON else max(body_bytes - json_bytes, 0)
+        return max(1.0, in_json / (_JSON_BYTES_A_VALUE * self.features) + binary / self.row_bytes)
 
 
 def make_model(enclave: Enclave, book: BudgetBook | None, worker: Executor, limits: Limits) -> Model:

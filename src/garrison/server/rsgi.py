@@ -128,11 +128,11 @@ class RsgiApp:
         try:
             if self._held_bytes > self._limits.queue_bytes:
                 raise UnavailableError("the requests that are being answered fill the memory for them; try again")
-            length = headers.get(LENGTH_HEADER)
+            length = _single(headers, LENGTH_HEADER)
             if is_sealed(headers.get("content-type")):
                 future = model.batcher.submit(read_sealed(model, caller, body, length))
                 return write_sealed(await self._reply(future, model.batcher, protocol))
-            question = read_question(model, caller, body, length, headers.get(NONCE_HEADER), self._limits)
+            question = read_question(model, caller, body, length, _single(headers, NONCE_HEADER), self._limits)
             future = model.batcher.submit(question)
             return write_answer(await self._reply(future, model.batcher, protocol))
         finally:
@@ -222,6 +222,16 @@ class _ListeningServer(Server):  # type: ignore[misc]  # granian's types are not
 async def _cancel_when_gone(future: asyncio.Future[Reply], protocol: Any) -> None:
     await protocol.client_disconnect()
     future.cancel()
+
+
+def _single(headers: Any, name: str) -> str | None:
+    """A header that may stand once. One that is there and cannot be read must not count as absent."""
+    if name not in headers:
+        return None
+    values: list[str] = headers.get_all(name)
+    if len(values) != 1:
+        raise MalformedRequestError(f"the header {name} must stand once, in printable ASCII")
+    return values[0]
 
 
 def _wrong_method(method: str, route: Route) -> Answer:
