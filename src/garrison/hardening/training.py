@@ -36,7 +36,7 @@ class Training:
         threads: of torch, while it trains.
     """
 
-    epochs: int = 7
+    epochs: int = 9
     batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 5e-2
