@@ -43,6 +43,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         allow_anonymous: listen beyond this machine without keys.
         secret: files with the owners' misinformation keys, one a model.
         isolation: how models are kept apart from the server; "none" for not at all.
+        collateral: folder of what the hardware's vendor says of this machine, one file an entry (`vcek`, `dcap`, ...), handed on
+            with quotes; "" for none.
         require_isolation: refuse to serve at a lower level than this.
         enclave_user: number of the user that enclaves become where root starts them; nothing else should use it.
         secret_heap: keep the enclaves' heap in memory that no other process can read.
@@ -57,6 +59,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow_anonymous: bool = False
     secret: tuple[str, ...] = ()
     isolation: str = "process"
+    collateral: str = ""
     require_isolation: Literal["none", "process-basic", "process", "process-secret-heap", "hardware"] = "none"
     enclave_user: int = 61_234
     secret_heap: bool = False
@@ -136,5 +139,6 @@ def _with_paths(config: Config, folder: Path) -> Config:
         keys=resolve(config.server.keys),
         state=resolve(config.server.state),
         secret=tuple(map(resolve, config.server.secret)),
+        collateral=resolve(config.server.collateral),
     )
     return msgspec.structs.replace(config, trust=tuple(map(resolve, config.trust)), server=server)

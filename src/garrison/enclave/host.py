@@ -36,6 +36,7 @@ class Launch:
         require: the least level of isolation, one of `garrison.enclave.levels.LEVELS`.
         user: number of the user that the enclave's process becomes, where root starts it; nothing else should use it.
         secret_heap_bytes: size of the enclave's heap in secret memory; 0 for an ordinary heap.
+        collateral: what the operator fetched from the hardware's vendor, by name; goes with every quote, and who verifies checks it.
     """
 
     bundle: Path
@@ -47,6 +48,7 @@ class Launch:
     require: str = NONE
     user: int = DEFAULT_USER
     secret_heap_bytes: int = 0
+    collateral: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class OutputSpec(msgspec.Struct, frozen=True):

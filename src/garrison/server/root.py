@@ -266,7 +266,7 @@ async def _serve(
 def _check_isolation(config: Config) -> None:
     """Raise `ConfigError` for what an isolation cannot do: it must not be dropped in silence."""
     server = config.server
-    if server.isolation != "process" and server.secret_heap:
+    if server.isolation in {"none", "sgx"} and server.secret_heap:
         raise ConfigError(f"a secret heap (--secret-heap) takes --isolation process, found {server.isolation!r}")
 
 
@@ -285,6 +285,7 @@ def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPu
         require=server.require_isolation,
         user=server.enclave_user,
         secret_heap_bytes=server.secret_heap_mib * MIB if server.secret_heap else 0,
+        collateral=_collateral(server.collateral),
     )
     enclave = launch(server.isolation, start)
     missed = {spec.name for spec in enclave.card.chain} & (config.guard.keys() - tightened.keys())
@@ -292,6 +293,15 @@ def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPu
         enclave.stop()
         raise GuardError(f"{bundle}: its guard changed while it was started; {sorted(missed)} would not be tightened")
     return enclave
+
+
+def _collateral(folder: str) -> dict[str, bytes]:
+    if not folder:
+        return {}
+    try:
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
+    except OSError as error:
+        raise ConfigError(f"server.collateral: expected a folder of files at {folder}: {error.strerror}") from error
 
 
 def _peek(bundle: Path, most: int) -> _Peek:

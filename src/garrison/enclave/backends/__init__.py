@@ -5,4 +5,7 @@ from __future__ import annotations
 BACKENDS: dict[str, str] = {
     "none": "garrison.enclave.backends.none:NoIsolation",
     "process": "garrison.enclave.backends.process:ProcessEnclave",
+    "sgx": "garrison.enclave.backends.gramine:Gramine",
+    "snp": "garrison.enclave.backends.confidential_vm:SnpVm",
+    "tdx": "garrison.enclave.backends.confidential_vm:TdxVm",
 }

@@ -22,11 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 import garrison
 from garrison.attest.evidence import Evidence
 from garrison.enclave import secret_heap
 from garrison.enclave.host import Launch, ServiceCard
 from garrison.enclave.levels import FULL, check_level
+from garrison.enclave.quotes import Quoter
 from garrison.enclave.talk import (
     FROM_WORKER,
     Answered,
@@ -158,20 +161,24 @@ class Worker:
 class ProcessEnclave:
     """A worker, and another one whenever it dies.
 
+    Args:
+        quoter: who vouches for the process; None for the simulated quotes that it makes itself.
+
     Raises:
         IsolationError: it cannot be started as asked, or reaches less than is required.
         GarrisonError: what the worker said of the bundle, the guard or the key.
     """
 
-    def __init__(self, start: Launch) -> None:
+    def __init__(self, start: Launch, quoter: Quoter | None = None) -> None:
         self._start = start
+        self._quoter = quoter
         self._stopping = threading.Event()
         self._spare: Program | None = None
         try:
             self._worker: Worker | None = self._checked()
         except FrameError as error:
             raise IsolationError(f"the enclave's process ended while it started ({error}); its log says why") from error
-        self._card = self._worker.card
+        self._card = self._vouched(self._worker.card)
         _tell(self._worker)
         self._keeper = threading.Thread(target=self._keep, name="garrison-enclave", daemon=True)
         self._keeper.start()
@@ -204,7 +211,10 @@ class ProcessEnclave:
         answer = self._present().ask(Attest(nonce))
         if not isinstance(answer, Attested):
             raise UnavailableError("the enclave's process did not answer what it was asked")
-        return answer.evidence
+        evidence = answer.evidence
+        if self._quoter is None:
+            return evidence
+        return msgspec.structs.replace(evidence, quote=self._quoter.quote(evidence.expected_report_data()))
 
     def stop(self) -> None:
         """End the worker, and start no other."""
@@ -215,6 +225,13 @@ class ProcessEnclave:
         self._keeper.join(_END_SECONDS)
         if self._spare is not None:
             self._spare.end()
+
+    def _vouched(self, card: ServiceCard) -> ServiceCard:
+        """The worker's card, with the technology of who vouches for it."""
+        if self._quoter is None:
+            return card
+        technology = self._quoter.technology
+        return msgspec.structs.replace(card, technology=technology, isolation=f"{technology}, {card.isolation}")
 
     def _present(self) -> Worker:
         worker = self._worker
@@ -228,7 +245,7 @@ class ProcessEnclave:
             spare.end()
             spare = None
         worker = Worker(self._start, spare)
-        card = worker.card
+        card = self._vouched(worker.card)
         try:
             check_level(self._start.require, card.isolation, card.technology, card.capabilities, worker.mend)
         except IsolationError:
@@ -273,7 +290,7 @@ class ProcessEnclave:
         except Exception:
             logger.exception("the enclave does not start")
             return False
-        self._card = worker.card
+        self._card = self._vouched(worker.card)
         self._worker = worker
         if self._stopping.is_set():
             worker.end()
