@@ -1,10 +1,10 @@
-"""Processor time of the server per guarded request: LeNet-size model, binary tensors, 32 keep-alive connections.
+"""Processor time of the server per guarded request: LeNet-size model, binary tensors, keep-alive connections.
 
     python benchmarks/serve_lenet.py --bundle out/demo/bundle --trust out/demo/keys/owner.pub
 
-Without --bundle a bundle of the same shape with random weights is made. Two arms take turns, each round one after the other: `raw`, the
-bare web server with the bare runtime behind it and nothing else, and `guarded`, `garrison serve` as it is installed (guard, budget, signature).
-The server is pinned to one core, the load (wrk where it is installed, else a generator of our own) to another. Processor time is
+Without --bundle a bundle of the same shape with random weights is made. The arms take turns, each round one after the other: `raw`, the
+bare web server with the bare runtime behind it and nothing else; `guarded`, `garrison serve` without an enclave (guard, budget, signature); and
+`isolated`, the same as it is installed, where the processor time of the enclave's process counts too. The server is pinned to one core, the load (wrk where it is installed, else a generator of our own) to another. Processor time is
 read from /proc/PID/stat; it is steadier than requests per second, and on a busy machine the ratio of the arms is steadier still.
 """
 
@@ -25,7 +25,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from garrison.runtime.runner import Runner
 from garrison.types import DefenseSpec, Task
 
 CONNECTIONS, BODIES, MUST_MICROSECONDS = 32, 64, 200.0
+ARMS = ("raw", "guarded", "isolated")
 SERVER_CORE, LOAD_CORE = 0, 1
 CLASSES = 10
 WEIGHTS = {
@@ -108,10 +109,10 @@ class Round:
     microseconds: float
 
 
-def measure(pid: int, url: str, load: Load, seconds: float) -> Round:
-    drive(url, load, 1.0)  # warm up
+def measure(pid: int, url: str, load: Load, seconds: float, connections: int) -> Round:
+    drive(url, load, 1.0, connections)  # warm up
     before, started = processor_seconds(pid), time.monotonic()
-    requests, errors, p50 = drive(url, load, seconds)
+    requests, errors, p50 = drive(url, load, seconds, connections)
     spent, took = processor_seconds(pid) - before, time.monotonic() - started
     if errors:
         sys.exit(f"{errors} of {requests} requests failed; the figures would mean nothing")
@@ -119,18 +120,22 @@ def measure(pid: int, url: str, load: Load, seconds: float) -> Round:
 
 
 def processor_seconds(pid: int) -> float:
+    """Of a process and all that it started."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(processor_seconds, children))
 
 
-def drive(url: str, load: Load, seconds: float) -> tuple[int, int, float]:
+def drive(url: str, load: Load, seconds: float, connections: int) -> tuple[int, int, float]:
     """Requests answered, errors, and the median latency in ms."""
     if shutil.which("wrk"):
-        words = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}", "-s", str(load.folder / "load.lua")]
+        words = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "-s", str(load.folder / "load.lua")]
         command = [*words, url + load.path]
     else:
         command = [sys.executable, __file__, "--generate", url, str(load.folder), load.path, str(load.json_bytes)]
-        command.append(str(seconds))
+        command += [str(seconds), str(connections)]
     said = subprocess.run(pinned(LOAD_CORE, command), capture_output=True, text=True, check=True).stdout
     found = re.search(r"RESULT (\d+) (\d+) (\d+)", said)
     if found is None:
@@ -143,7 +148,7 @@ def pinned(core: int, command: list[str]) -> list[str]:
     return ["taskset", "-c", str(core), *command] if enough else command
 
 
-async def generate(url: str, load: Load, seconds: float) -> None:
+async def generate(url: str, load: Load, seconds: float, connections: int) -> None:
     """The load generator for machines without wrk."""
     host, port = url.removeprefix("http://").rsplit(":", 1)
     requests, end = load.requests(), time.monotonic() + seconds
@@ -162,10 +167,10 @@ async def generate(url: str, load: Load, seconds: float) -> None:
             await reader.readexactly(int(length[1]) if length else 0)
             errors += not head.startswith(b"HTTP/1.1 200")
             latencies.append(time.monotonic() - started)
-            k += CONNECTIONS
+            k += connections
         writer.close()
 
-    await asyncio.gather(*map(connection, range(CONNECTIONS)))
+    await asyncio.gather(*map(connection, range(connections)))
     print(f"RESULT {len(latencies)} {errors} {round(statistics.median(latencies) * 1e6)}")
 
 
@@ -230,24 +235,26 @@ def server(command: list[str]) -> Iterator[tuple[int, str]]:
             process.wait()
 
 
-def compare(bundle: Path, trust: Path, rounds: int, seconds: float) -> dict[str, list[Round]]:
-    found: dict[str, list[Round]] = {"raw": [], "guarded": []}
+def compare(bundle: Path, trust: Path, options: argparse.Namespace) -> dict[str, list[Round]]:
+    found: dict[str, list[Round]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         load = Load.write(folder, bundle, trust)
         garrison = [sys.executable, "-m", "garrison", "serve", str(bundle), "--trust", str(trust), "--port", "0"]
         commands = {
             "raw": [sys.executable, __file__, "--raw", str(bundle), str(trust)],
-            "guarded": [*garrison, "--state", str(folder / "state")],
+            "guarded": [*garrison, "--state", str(folder / "guarded"), "--isolation", "none"],
+            "isolated": [*garrison, "--state", str(folder / "isolated"), "--workers", str(options.workers)],
         }
-        with server(commands["raw"]) as raw, server(commands["guarded"]) as guarded:
-            for _ in range(rounds):
-                for arm, (pid, url) in (("raw", raw), ("guarded", guarded)):
-                    found[arm].append(measure(pid, url, load, seconds))
+        with ExitStack() as stack:
+            running = {arm: stack.enter_context(server(commands[arm])) for arm in ARMS}
+            for _ in range(options.rounds):
+                for arm, (pid, url) in running.items():
+                    found[arm].append(measure(pid, url, load, options.seconds, options.connections))
     return found
 
 
-def report(found: dict[str, list[Round]]) -> dict[str, Any]:
+def report(found: dict[str, list[Round]], connections: int) -> dict[str, Any]:
     arms = {
         arm: {
             "processor_us": round(statistics.median(r.microseconds for r in rounds), 1),
@@ -259,13 +266,15 @@ def report(found: dict[str, list[Round]]) -> dict[str, Any]:
         for arm, rounds in found.items()
     }
     ratios = [g.microseconds / r.microseconds for r, g in zip(found["raw"], found["guarded"], strict=True)]
+    pairs = [(i.microseconds, g.microseconds) for i, g in zip(found["isolated"], found["guarded"], strict=True)]
     return {
         **arms,
         "ratio": round(statistics.median(ratios), 2),
         "ratio_low": round(min(ratios), 2),
         "ratio_high": round(max(ratios), 2),
+        "isolated_to_guarded": round(statistics.median(i / g for i, g in pairs), 2),
         "rounds": len(ratios),
-        "connections": CONNECTIONS,
+        "connections": connections,
         "generator": "wrk" if shutil.which("wrk") else "own",
         "must_us": MUST_MICROSECONDS,
         "met": arms["guarded"]["processor_us"] <= MUST_MICROSECONDS,
@@ -347,20 +356,22 @@ def main() -> None:
         serve_raw(Path(sys.argv[2]), Path(sys.argv[3]))
         return
     if sys.argv[1:2] == ["--generate"]:
-        url, folder, path, json_bytes, seconds = sys.argv[2:]
-        asyncio.run(generate(url, Load(Path(folder), path, int(json_bytes)), float(seconds)))
+        url, folder, path, json_bytes, seconds, connections = sys.argv[2:]
+        asyncio.run(generate(url, Load(Path(folder), path, int(json_bytes)), float(seconds), int(connections)))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--trust", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
+    parser.add_argument("--workers", type=int, default=1, help="front processes of the isolated arm")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         bundle, trust = options.bundle, options.trust
         if bundle is None:
             bundle, trust = seal_lenet(Path(name))
-        print(json.dumps(report(compare(bundle, trust, options.rounds, options.seconds)), indent=2))
+        print(json.dumps(report(compare(bundle, trust, options), options.connections), indent=2))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from garrison.limits import Limits
 DEFAULT_FILE = "garrison.toml"
 _MOST_PORT = 65_535
 _MOST_USER = 2**32 - 1
+_MOST_WORKERS = 256
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +42,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         keys: file of API keys; without one, callers are told apart by address.
         state: folder for what must outlive the server, such as budgets; "" for the user's own state folder.
         allow_anonymous: listen beyond this machine without keys.
+        workers: processes that read HTTP and write it, in front of one enclave a model.
         secret: files with the owners' misinformation keys, one a model.
         isolation: how models are kept apart from the server; "none" for not at all.
         collateral: folder of what the hardware's vendor says of this machine, one file an entry (`vcek`, `dcap`, ...), handed on
@@ -57,6 +59,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     keys: str = ""
     state: str = ""
     allow_anonymous: bool = False
+    workers: int = 1
     secret: tuple[str, ...] = ()
     isolation: str = "process"
     collateral: str = ""
@@ -69,6 +72,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _MOST_PORT:
             raise ValueError(f"port must lie in 0 to {_MOST_PORT}, found {self.port}")
+        if not 0 < self.workers <= _MOST_WORKERS:
+            raise ValueError(f"workers must lie in 1 to {_MOST_WORKERS}, found {self.workers}")
         if not 0 < self.enclave_user < _MOST_USER:
             raise ValueError(f"enclave_user must lie in 1 to {_MOST_USER - 1}, found {self.enclave_user}")
         if self.secret_heap_mib <= 0 or self.parameter_memory_mib < 0:

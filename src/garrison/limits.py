@@ -28,9 +28,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     string_bytes: int = 256
     """Longest request id, tensor name, nonce or key, in bytes."""
     queue_requests: int = 1_024
-    """Most requests that wait for the model; the next one is told to come again later."""
+    """Most requests that wait for the model; the next one is told to come again later. One caller may have as many waiting as there
+    are places left, so at most half of them."""
+    queue_seconds: float = 10.0
+    """Longest time that a request waits for the model, in seconds; one that would wait longer is told to come again later."""
     queue_bytes: int = 256 * MIB
-    """Most bytes of request bodies held at once, over all requests; the next one is told to come again later."""
+    """Most bytes of request bodies held at once, over all requests; the next one is told to come again later. A second request of a
+    caller is taken only while its bodies take less than is left."""
     inline_rows: int = 64
     """Most rows that are scored on the event loop's own thread; larger batches go to a worker thread."""
     compute_rows: int = 256

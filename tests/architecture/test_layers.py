@@ -32,6 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hardening": BASE | {"bundle", "runtime", "guard", "datasets"},
     "sealing": BASE | {"hardening", "guard", "runtime", "bundle", "crypto"},
     "server": BASE | {"enclave", "attest", "protocol", "config", "crypto", "bundle"},
+    "asgi": BASE | {"server", "guard", "runtime", "bundle", "protocol", "crypto"},
+    "api": BASE | {"audit", "attacks", "client", "config", "server", "sealing", "hardening", "bundle", "crypto"},
     "audit": BASE | {"attacks", "client", "bundle", "guard", "enclave", "crypto", "datasets"},
 }
 OUTSIDE: dict[str, set[str]] = {
@@ -135,6 +137,8 @@ def loaded_by(module: str) -> set[str]:
         "garrison.enclave.worker",
         "garrison.attacks.extraction",
         "garrison.cli",
+        "garrison.asgi",
+        "garrison.api",
     ],
 )
 def test_a_light_import_stays_light(module: str) -> None:

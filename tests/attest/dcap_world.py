@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests.attest.worlds import NOW, Authority
+from tests.attest.worlds import NOW, OWNER, Authority
 
 from garrison.attest.evidence import Quote, Technology
 from garrison.attest.policy import Policy
@@ -174,6 +174,7 @@ class DcapWorld:
     def policy(self, **changes: Any) -> Policy:
         registers = ":".join([MRTD.hex(), RTMR.hex(), *["00" * 48] * 3])
         fields: dict[str, Any] = {
+            "owners": (OWNER,),
             "measurements": {self.technology: (registers if self.tdx else MRENCLAVE.hex(),)},
             "roots": {self.technology: (self.root.fingerprint,)},
         }

@@ -7,7 +7,7 @@ from typing import Any
 import cbor2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
-from tests.attest.worlds import NOW, Authority
+from tests.attest.worlds import NOW, OWNER, Authority
 
 from garrison.attest.evidence import Quote, Technology
 from garrison.attest.policy import Policy
@@ -55,6 +55,7 @@ class NitroWorld:
 
     def policy(self, **changes: Any) -> Policy:
         fields: dict[str, Any] = {
+            "owners": (OWNER,),
             "measurements": {"nitro": (PCR0.hex(),)},
             "roots": {"nitro": (self.root.fingerprint,)},
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
-from tests.attest.worlds import Authority
+from tests.attest.worlds import OWNER, Authority
 
 from garrison.attest.evidence import Quote, Technology
 from garrison.attest.policy import Policy, SnpPolicy, SnpTcb
@@ -77,6 +77,7 @@ class SnpWorld:
 
     def policy(self, **changes: Any) -> Policy:
         fields: dict[str, Any] = {
+            "owners": (OWNER,),
             "measurements": {"snp": (MEASUREMENT.hex(),)},
             "roots": {"snp": (self.ark.fingerprint,)},
             "snp": SnpPolicy(least_tcb=TCB),

@@ -8,7 +8,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.attest.makers import WORLDS
-from tests.attest.worlds import DAY, GUARD, KEYS, MANIFEST, NONCE, NOW, World, change, failed, judge, make_evidence
+from tests.attest.worlds import (
+    DAY,
+    GUARD,
+    KEYS,
+    MANIFEST,
+    NONCE,
+    NOW,
+    OWNER,
+    World,
+    change,
+    failed,
+    judge,
+    make_evidence,
+)
 
 from garrison.attest.evidence import Evidence, Quote, Technology
 from garrison.attest.policy import Policy
@@ -25,6 +38,7 @@ OTHER = {
     "nonce": {"nonce": b"x" * 32},
     "manifest": {"manifest": canonical_json({"name": "digits", "version": 3, "format": "other"})},
     "guard": {"guard": sha256_hex(b"no guard at all")},
+    "owner": {"owner": sha256_hex(b"somebody else")},
 }
 
 
@@ -42,7 +56,7 @@ def test_a_quote_binds_keys_nonce_manifest_and_guard(world: World, other: str) -
     shown = judge(make_evidence(world, **OTHER[other]), world.policy())
     assert "report-data" in failed(shown)
     both = judge(make_evidence(world, bound=OTHER[other], **OTHER[other]), world.policy())
-    assert failed(both) == (["nonce"] if other == "nonce" else [])
+    assert failed(both) == ([other] if other in ("nonce", "owner") else [])
 
 
 @pytest.mark.parametrize("nonce", [b"y" * 32, NONCE[:31], b"", NONCE + b"\0"])
@@ -79,7 +93,9 @@ def test_a_certificate_out_of_its_time_is_refused(technology: str, days: tuple[i
 
 
 def test_the_clock_is_the_callers(world: World) -> None:
-    evidence, later = make_evidence(world, keys=change(KEYS, expires=2**40)), NOW.timestamp() + 60 * DAY
+    later = NOW.timestamp() + 60 * DAY
+    keys = change(KEYS, expires=int(later) + 3600)
+    evidence = make_evidence(world, bound={"keys": keys}, keys=keys)
     assert failed(judge(evidence, world.policy(), now=later)) == ["certificates"]
     at_home = judge(make_evidence(world), world.policy(), now=NOW.timestamp() + 30)
     assert failed(at_home) == []
@@ -145,11 +161,37 @@ def test_the_policy_may_name_model_manifest_and_guard(
         change(KEYS, hpke=b""),
         change(KEYS, signing=b"s" * 31),
         change(KEYS, epoch=0),
+        change(KEYS, epoch=2**32),
+        change(KEYS, expires=int(NOW.timestamp()) + DAY + 1),
     ],
-    ids=["over", "no HPKE key", "short signing key", "no epoch"],
+    ids=["over", "no HPKE key", "short signing key", "no epoch", "an epoch that fits no envelope", "too far an end"],
 )
 def test_keys_that_cannot_be_used_are_refused(world: World, keys: Any) -> None:
     assert failed(judge(make_evidence(world, bound={"keys": keys}, keys=keys), world.policy())) == ["keys"]
+
+
+def test_the_hosts_own_model_is_refused(world: World) -> None:
+    """The host tells the enclave whose keys to believe: with one of its own it could serve anything under the model's name."""
+    newer = canonical_json({"name": "digits", "version": 999})
+    shown: dict[str, Any] = {"manifest": newer, "owner": sha256_hex(b"the host"), "version": 999}
+    evidence = make_evidence(world, bound={"manifest": newer, "owner": shown["owner"]}, **shown)
+    assert failed(judge(evidence, world.policy(model="digits", least_version=3))) == ["owner"]
+    assert failed(judge(evidence, world.policy(owners=(OWNER, shown["owner"])))) == [], "control: the same, listed"
+
+
+def test_who_lists_neither_owners_nor_models_is_refused(world: World) -> None:
+    evidence = make_evidence(world)
+    assert failed(judge(evidence, world.policy(owners=()))) == ["owner"]
+    listed = judge(evidence, world.policy(owners=(), manifests=(sha256_hex(MANIFEST),)))
+    assert failed(listed) == []
+    assert {step.name: step.status for step in listed.steps}["owner"] == "skipped"
+
+
+def test_the_policy_says_how_far_off_the_keys_end_may_be(world: World) -> None:
+    keys = change(KEYS, expires=int(NOW.timestamp()) + 2 * DAY)
+    evidence = make_evidence(world, bound={"keys": keys}, keys=keys)
+    assert failed(judge(evidence, world.policy())) == ["keys"]
+    assert failed(judge(evidence, world.policy(most_key_seconds=2 * DAY))) == []
 
 
 @pytest.mark.parametrize("manifest", [b"", b"{", b"[]", b'{"name": "digits"}', b"\xff", b'{"name": 1, "version": 3}'])
@@ -193,6 +235,7 @@ def test_garbage_is_refused_and_never_a_crash(
         version=3,
         manifest=manifest,
         guard=GUARD,
+        owner=OWNER,
     )
     assert failed(judge(evidence, Policy(allow_simulated=True)))
 

@@ -45,6 +45,7 @@ def test_the_default_refuses_what_nobody_allowed() -> None:
     assert not policy.allow_simulated
     assert not policy.allow_debug
     assert not policy.measurements
+    assert not policy.owners
     assert policy.snp.least_tcb is None
     assert policy.dcap.statuses == ("UpToDate",)
     assert [policy.accepts(technology) for technology in HARDWARE] == [True] * 4
@@ -72,6 +73,8 @@ def test_a_file_gives_every_setting(tmp_path: Path) -> None:
         ('[measurements]\nsnp = ["ABCD"]', "lower-case hex"),
         ('[measurements]\nsnp = [""]', "lower-case hex"),
         ('manifests = ["abcd"]', "SHA-256"),
+        ('owners = ["abcd"]', "SHA-256"),
+        ("most_key_seconds = 0", "positive"),
         ('[roots]\nsnp = ["abcd"]', "SHA-256"),
         ('technologies = ["intel"]', "intel"),
         ('allow_debug = "no"', "bool"),

@@ -12,7 +12,7 @@ from typing import Any
 import cbor2
 import pytest
 from tests.attest import vectors
-from tests.attest.worlds import DAY, GUARD, KEYS, MANIFEST, NONCE, change, failed, judge
+from tests.attest.worlds import DAY, GUARD, KEYS, MANIFEST, NONCE, OWNER, change, failed, judge
 
 from garrison.attest.evidence import Evidence, Quote
 from garrison.attest.policy import DcapPolicy, Policy, SnpPolicy, SnpTcb
@@ -21,7 +21,7 @@ from garrison.attest.verifiers.nitro import AWS_ROOTS
 from garrison.attest.verifiers.snp import AMD_ROOTS
 from garrison.crypto.canonical import sha256_hex
 
-OURS = {"measurement", "report-data"}
+OURS = {"measurement", "report-data", "owner"}
 """What fails in any case: nothing is listed, and the evidence is not ours."""
 SNP_TIME = dt.datetime(2023, 1, 1, tzinfo=dt.UTC).timestamp()
 
@@ -32,8 +32,10 @@ def folder() -> Path:
 
 
 def appraise(quote: Quote, now: float, policy: Policy | None = None) -> Report:
-    keys = change(KEYS, expires=2**40)
-    evidence = Evidence(quote=quote, keys=keys, nonce=NONCE, model="digits", version=3, manifest=MANIFEST, guard=GUARD)
+    keys = change(KEYS, expires=int(now) + 3600)
+    evidence = Evidence(
+        quote=quote, keys=keys, nonce=NONCE, model="digits", version=3, manifest=MANIFEST, guard=GUARD, owner=OWNER
+    )
     return judge(evidence, policy or Policy(), now=now)
 
 
@@ -52,7 +54,7 @@ def test_snp_holds_and_its_debug_bit_is_refused(folder: Path) -> None:
     statuses = {step.name: step.status for step in report.steps}
     assert {statuses[name] for name in ("format", "certificates", "signature", "platform", "tcb")} == {"passed"}
     listed = change(real, allow_debug=True, measurements={"snp": (report.measurement,)})
-    assert failed(appraise(snp_quote(folder), SNP_TIME, listed)) == ["report-data"]
+    assert failed(appraise(snp_quote(folder), SNP_TIME, listed)) == ["report-data", "owner"]
 
 
 def test_snp_of_a_level_below_the_policys_is_refused(folder: Path) -> None:
@@ -85,7 +87,7 @@ def test_tdx_holds(folder: Path) -> None:
     report = appraise(quote, now)
     assert set(failed(report)) == OURS
     listed = Policy(measurements={"tdx": (report.measurement,)})
-    assert failed(appraise(quote, now, listed)) == ["report-data"]
+    assert failed(appraise(quote, now, listed)) == ["report-data", "owner"]
 
 
 def test_sgx_that_needs_configuration_is_refused_by_default(folder: Path) -> None:
@@ -97,7 +99,7 @@ def test_sgx_that_needs_configuration_is_refused_by_default(folder: Path) -> Non
     taken = Policy(
         dcap=DcapPolicy(statuses=("ConfigurationAndSWHardeningNeeded",)), measurements={"sgx": (report.measurement,)}
     )
-    assert failed(appraise(quote, now, taken)) == ["report-data"]
+    assert failed(appraise(quote, now, taken)) == ["report-data", "owner"]
 
 
 def test_the_outdated_tdx_quote_does_not_verify(folder: Path) -> None:
@@ -138,7 +140,7 @@ def test_nitro_holds(folder: Path) -> None:
     report = appraise(quote, made + 5)
     assert set(failed(report)) == OURS
     listed = Policy(measurements={"nitro": (report.measurement,)})
-    assert failed(appraise(quote, made + 5, listed)) == ["report-data"]
+    assert failed(appraise(quote, made + 5, listed)) == ["report-data", "owner"]
 
 
 @pytest.mark.parametrize("name", ["valid-attestation-doc-base64", "debug-mode-attestation-doc-bytes"])

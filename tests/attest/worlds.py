@@ -22,6 +22,7 @@ NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 DAY = 86_400
 NONCE = bytes(range(32))
 GUARD = sha256_hex(b"guard")
+OWNER = sha256_hex(b"owner")
 MANIFEST = canonical_json({"name": "digits", "version": 3, "format": "garrison-bundle/1"})
 KEYS = KeySet(suite="test", hpke=b"h" * 32, signing=b"s" * 32, epoch=1, expires=int(NOW.timestamp()) + 3600)
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -41,9 +42,9 @@ def make_evidence(
     world: World, *, bound: dict[str, Any] | None = None, quote: dict[str, Any] | None = None, **shown: Any
 ) -> Evidence:
     """Evidence whose quote is over `bound` (default: what is right), while `shown` is what the fields say."""
-    right: dict[str, Any] = {"keys": KEYS, "nonce": NONCE, "manifest": MANIFEST, "guard": GUARD}
+    right: dict[str, Any] = {"keys": KEYS, "nonce": NONCE, "manifest": MANIFEST, "guard": GUARD, "owner": OWNER}
     over = right | (bound or {})
-    data = report_data(over["keys"], over["nonce"], sha256_hex(over["manifest"]), over["guard"])
+    data = report_data(over["keys"], over["nonce"], sha256_hex(over["manifest"]), over["guard"], over["owner"])
     fields = right | {"model": "digits", "version": 3, "quote": world.quote(data, **(quote or {}))} | shown
     return Evidence(**fields)
 

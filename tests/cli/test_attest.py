@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
-from tests.attest.worlds import GUARD, KEYS, MANIFEST, change
+from tests.attest.worlds import GUARD, KEYS, MANIFEST, OWNER, change
 from tests.commands import fails, run
 from tests.serving import Bundles, serve
 
@@ -41,8 +42,8 @@ class Enclave:
         if self.body is not None:
             return self.body
         nonce = base64.urlsafe_b64decode(self.asked["nonce"][0] + "=")
-        keys = change(KEYS, expires=2**40)
-        quote = SimQuoter().quote(report_data(keys, nonce, sha256_hex(MANIFEST), GUARD))
+        keys = change(KEYS, expires=int(time.time()) + 3600)
+        quote = SimQuoter().quote(report_data(keys, nonce, sha256_hex(MANIFEST), GUARD, OWNER))
         evidence = Evidence(
             quote=quote,
             keys=keys,
@@ -51,6 +52,7 @@ class Enclave:
             version=3,
             manifest=MANIFEST,
             guard=GUARD,
+            owner=OWNER,
             capabilities={"landlock": "yes"},
         )
         return msgspec.json.encode(change(evidence, **self.shown))

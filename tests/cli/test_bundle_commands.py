@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from tests.bundle.conftest import FEATURES, make_network
 from tests.sealing.test_sources import two_headed
 
+from garrison.bundle.key_files import read_public_key
 from garrison.bundle.reader import verify
 from garrison.cli import cli
-from garrison.cli.trust import read_public_key, trusted_keys
+from garrison.cli.trust import trusted_keys
 from garrison.crypto.owner import OwnerKey
 from garrison.errors import (
     ChangedFileError,

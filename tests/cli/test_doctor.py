@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.commands import as_json, run
 
+from garrison.errors import IsolationError
+
 
 def test_doctor_says_that_serving_works_here() -> None:
     found = as_json("doctor")
@@ -46,3 +48,16 @@ def test_doctor_mends_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch
     assert not cache["ok"]
     assert "GARRISON_CACHE" in cache["mend"]
     assert found["serving_works"] is True
+
+
+def test_doctor_fails_where_the_default_isolation_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`garrison serve` would not start here unless told to do without."""
+
+    def refused() -> None:
+        raise IsolationError("no process can be started")
+
+    monkeypatch.setattr("garrison.cli.doctor.rehearse", refused)
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    (check,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "process"]
+    assert "--isolation none" in check["mend"]

@@ -212,11 +212,20 @@ def test_the_api_key_is_the_proxys(sealed: Sealed, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"origin": "http://evil.example"}, {"host": "evil.example"}, {"host": "127.0.0.1.evil.example"}]
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example"},
+        {"sec-fetch-site": "cross-site"},
+    ],
 )
 def test_a_web_page_gets_nothing(local: str, headers: dict[str, str]) -> None:
     assert post(local, **headers).status_code == 400
     assert httpx.get(f"{local}/v2", headers=headers).status_code == 400
+    assert httpx.get(f"{local}/v2", headers={"sec-fetch-site": "none"}).status_code == 200, (
+        "control: typed in by the user"
+    )
 
 
 @pytest.mark.parametrize(

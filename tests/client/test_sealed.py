@@ -34,6 +34,7 @@ from garrison.errors import (
     SealingRequiredError,
     ServiceError,
     StaleKeyError,
+    UnavailableError,
 )
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask
@@ -163,6 +164,20 @@ def test_a_restarted_enclave_is_attested_anew_by_itself(running: tuple[Served, S
         np.testing.assert_array_equal(first[0].classes, second[0].classes)
         assert first[1].signing != second[1].signing
         assert enclave.attested == 2
+
+
+def test_another_version_in_the_middle_is_not_taken_for_the_one_it_began_with(
+    running: tuple[Served, Simulated], sealed: dict[str, Sealed]
+) -> None:
+    """A host may start an older or newer model of the owner's at any time; its classes may mean something else."""
+    served, enclave = running
+    with Client(served.url, model="mlp", sealed=True, allow_simulated=True) as client:
+        assert client.predict(images(3)).model_version == "1"
+        enclave._sealed = sealed["mlp-2"]
+        enclave.restart()
+        with pytest.raises(UnavailableError, match="another version"):
+            client.predict(images(3))
+        assert client.predict(images(3)).model_version == "2", "control: a prediction that begins with it is answered"
 
 
 def test_it_tries_that_once(running: tuple[Served, Simulated]) -> None:

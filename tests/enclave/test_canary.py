@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -147,6 +149,7 @@ def test_a_sealed_input_is_found_nowhere_with_a_secret_heap(bundles: Bundles, tm
         os.kill(service.worker, signal.SIGABRT)  # no core file either
         time.sleep(0.5)
         assert _in_files(canary, since) == 0
+        assert [core for core in Path("/").glob("core*") if core.stat().st_mtime >= since] == []  # where it works
 
 
 def test_control_an_ordinary_heap_shows_it_to_root_and_to_nobody_else(bundles: Bundles, tmp_path: Path) -> None:
@@ -168,6 +171,27 @@ def test_control_a_plain_input_is_found_in_the_server(bundles: Bundles, tmp_path
                 assert client.post(url, content=body, headers=headers).status_code == 200
                 found += _hits(service.server, canary)
         assert found > 0
+
+
+CRASH = """
+import os, resource, sys
+from garrison.enclave.confine.readers import no_core, not_dumpable
+resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+if sys.argv[2] == "confined":
+    no_core(), not_dumpable()
+held = bytes(byte ^ 1 for byte in bytes.fromhex(sys.argv[1]))  # so that the words of the command are not it
+os.abort()
+"""
+
+
+def test_a_process_that_crashes_leaves_a_core_file_unless_it_is_confined(tmp_path: Path) -> None:
+    if Path("/proc/sys/kernel/core_pattern").read_text()[:1] in "|/":
+        pytest.skip("this machine keeps core files elsewhere")
+    canary, since = os.urandom(32), time.time() - 1
+    for how, files in (("confined", 0), ("open", 1)):
+        words = [sys.executable, "-c", CRASH, bytes(byte ^ 1 for byte in canary).hex(), how]
+        assert subprocess.run(words, cwd=tmp_path, check=False).returncode == -signal.SIGABRT
+        assert _in_files(canary, since, tmp_path) == files, how
 
 
 def test_control_a_file_with_it_is_found(tmp_path: Path) -> None:

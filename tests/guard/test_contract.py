@@ -20,6 +20,7 @@ from garrison.types import Array, DefenseSpec, Phase
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "bounds": [{}],
     "budget": [{"rows": 10}],
+    "projection": [{}, {"width": 4, "seed": 7}],
     "max-probability": [{}],
     "energy": [{}, {"temperature": 2.0}],
     "adaptive-misinformation": [{"tau": 0.7}, {"tau": 0.7, "constant_time": True}, {"tau": 2.0, "nu": 5.0}],

@@ -9,7 +9,7 @@ import pytest
 from tests.guard.conftest import KEY, make_batch, make_facts, make_inputs, make_scores
 
 from garrison.errors import GuardError
-from garrison.guard.base import RowDefense, Verdict, View
+from garrison.guard.base import Marks, RowDefense, Settings, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.defenses.release import Release
 from garrison.guard.override import UnsafeGuardOverride
@@ -93,10 +93,10 @@ class Fragile(RowDefense, frozen=True):
     name = "fragile"
     phase = Phase.INSPECT
 
-    def __call__(self, view: View) -> Verdict:
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:
         if (view.batch.inputs["x"][:, 0] == 0.5).any():
             raise RuntimeError("cannot")
-        return Verdict.keep(view.batch.rows)
+        return Marks()
 
 
 def test_a_defense_that_raises_refuses_only_the_request_at_fault(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,9 +24,17 @@ class Number(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     value: int
 
 
-Either = Note | Number
+class Tree(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    root: Any
+
+
+Either = Note | Number | Tree
 DECODER: msgspec.msgpack.Decoder[Either] = msgspec.msgpack.Decoder(Either)
 Ends = tuple[Channel[Either, Either], socket.socket]
+
+
+def framed(body: bytes) -> bytes:
+    return LENGTH.pack(len(body)) + body
 
 
 def channel(end: socket.socket, most: int = MOST) -> Channel[Either, Either]:
@@ -74,8 +83,10 @@ def test_a_message_that_comes_in_pieces_is_put_together(ends: Ends) -> None:
         (LENGTH.pack(3) + b"\xc1\xc1\xc1", "none of the messages"),
         (LENGTH.pack(1) + b"\xc0", "none of the messages"),
         (LENGTH.pack(2) + msgspec.msgpack.encode({}) + b"\x00", "none of the messages"),
+        (framed(msgspec.msgpack.encode(Note("abc")).replace(b"abc", b"\xff\xfe\xfd")), "none of the messages"),
+        (framed(msgspec.msgpack.encode(Tree(None))[:-1] + b"\x91" * 3000 + b"\xc0"), "none of the messages"),
     ],
-    ids=["too long", "far too long", "empty", "not MessagePack", "nil", "more than one value"],
+    ids=["too long", "far too long", "empty", "not MessagePack", "nil", "more than one value", "not UTF-8", "too deep"],
 )
 def test_a_frame_that_lies_ends_the_connection(ends: Ends, lie: bytes, found: str) -> None:
     one, other = ends

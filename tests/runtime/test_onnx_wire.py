@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from tests.runtime.networks import NETWORKS, export
 
 from garrison.errors import ManifestError
-from garrison.runtime.onnx_wire import read_model, value_info, write_model
+from garrison.runtime.onnx_wire import _field, read_model, value_info, write_model
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,24 @@ def test_names_that_a_subgraph_takes_from_outside_count() -> None:
     assert read_model(memoryview(model.SerializeToString())).nodes[0].uses == {"c", "outer"}
 
 
-@pytest.mark.parametrize("data", [b"", b"\x3a\xff\x01", b"\x3a\x7f", b"\x3b", b"nonsense", b"\x3a\x03\x0a\x05a"])
+def nested(depth: int) -> bytes:
+    """A node with an attribute with a graph with a node, and so on."""
+    graph = b""
+    for _ in range(depth):
+        graph = _field(1, _field(5, _field(6, graph)))
+    return _field(7, graph)
+
+
+def test_graphs_in_graphs_end() -> None:
+    assert len(read_model(memoryview(nested(20))).nodes) == 1
+    with pytest.raises(ManifestError, match="cannot be taken apart"):
+        read_model(memoryview(nested(3000)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x3a\xff\x01", b"\x3a\x7f", b"\x3b", b"nonsense", b"\x3a\x03\x0a\x05a", b"\x80" * 2_000_000 + b"\x01"],
+)
 def test_garbage_is_refused(data: bytes) -> None:
     with pytest.raises(ManifestError, match="cannot be taken apart"):
         read_model(memoryview(data))

@@ -134,10 +134,15 @@ def test_control_without_the_check_a_change_comes_through() -> None:
 
 
 def test_tags_are_bound_to_their_chunk() -> None:
-    store, chunks, _ = filled(Outside())
-    assert len({chunk.tag for chunk in chunks}) == len(chunks)
-    assert isinstance(chunks[0].tag, bytes)
-    del store
+    """Chunks of the same content have different tags, so that the tag of one says nothing of the other."""
+    store = VerifiedStore(Outside())
+    store.reserve(3 * CHUNK_BYTES)
+    chunks = store.put(memoryview(bytes(3 * CHUNK_BYTES)))
+    assert len({chunk.tag for chunk in chunks}) == 3
+    other = Chunk(chunks[0].number, chunks[0].offset, chunks[0].length, chunks[1].tag)
+    store.load(chunks[:1], memoryview(bytearray(CHUNK_BYTES)))
+    with pytest.raises(BundleError):
+        store.load((other,), memoryview(bytearray(CHUNK_BYTES)))
 
 
 def test_the_budget_refuses_before_it_is_exceeded() -> None:

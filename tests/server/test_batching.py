@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,9 +24,10 @@ from garrison.errors import UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip_client import decode_response, encode_request
-from garrison.server.batching import Batcher, Waiting
-from garrison.server.budgets import ModelBudget
+from garrison.server.batching import Batcher
+from garrison.server.budgets import FILE_NAME, BudgetBook, ModelBudget
 from garrison.server.root import assemble_enclaves, background
+from garrison.server.waiting import NEVER, Waiting
 
 FREE = ModelBudget("m", 0, "", None)
 
@@ -49,13 +51,16 @@ class Echo:
 
 
 @contextmanager
-def batcher(call: Echo, **limits: int) -> Iterator[Batcher]:
+def batcher(call: Echo, **limits: float) -> Iterator[Batcher]:
     with ThreadPoolExecutor(max_workers=1) as worker:
-        yield Batcher(call, FREE, worker, Limits(**limits))
+        queue = Batcher(call, FREE, worker, Limits(**limits))  # type: ignore[arg-type]
+        for rows in (1, 2, 4, 8, 16):  # it has learned already that batches pay
+            queue._size.note(rows, call.seconds or 1e-4)
+        yield queue
 
 
-def waiting(k: int, rows: float = 1.0) -> Waiting:
-    return Waiting("alice", str(k).encode(), -1, "", rows)
+def waiting(k: int, rows: float = 1.0, caller: str = "alice", deadline: float = NEVER) -> Waiting:
+    return Waiting(caller, str(k).encode(), -1, "", rows, deadline=deadline)
 
 
 def test_the_requests_of_one_turn_form_one_batch_and_each_gets_its_own_answer() -> None:
@@ -179,7 +184,7 @@ def test_what_comes_while_the_model_computes_forms_the_next_batch() -> None:
 def test_a_full_queue_refuses_and_recovers() -> None:
     async def main() -> None:
         with batcher(Echo(0.05), queue_requests=3, inline_rows=1) as queue:
-            taken = [queue.submit(waiting(k, 2.0)) for k in range(3)]
+            taken = [queue.submit(waiting(k, 2.0, f"caller {k}")) for k in range(3)]
             with pytest.raises(UnavailableError, match="3 requests are waiting"):
                 queue.submit(waiting(3))
             assert len(await asyncio.gather(*taken)) == 3
@@ -221,8 +226,11 @@ def test_what_cannot_be_charged_any_more_is_not_answered() -> None:
     class Elsewhere(ModelBudget):
         """As if another server had used the budget up between the question and the answer."""
 
-        def remaining(self, caller: str) -> int:
+        def remaining_at_once(self, caller: str) -> int:
             return 10
+
+        def charge_at_once(self, wants: Sequence[tuple[str, int]]) -> None:
+            return None
 
         def charge(self, wants: Sequence[tuple[str, int]]) -> list[bool]:
             return [k % 2 == 0 for k in range(len(wants))]
@@ -233,6 +241,146 @@ def test_what_cannot_be_charged_any_more_is_not_answered() -> None:
             replies = await asyncio.gather(*(queue.submit(waiting(k)) for k in range(4)))
         assert [reply.code for reply in replies] == ["", "request.budget_exhausted"] * 2
         assert [reply.body for reply in replies] == [b"0", b"", b"2", b""]
+
+    asyncio.run(main())
+
+
+def test_one_caller_with_many_requests_puts_another_off_by_one_batch_at_most() -> None:
+    async def main() -> None:
+        echo = Echo(0.02)
+        with batcher(echo, compute_rows=8, queue_requests=20_000, queue_seconds=1e6) as queue:
+            greedy = [queue.submit(waiting(k)) for k in range(10_000)]
+            await asyncio.sleep(0.03)
+            begun = len(echo.batches)
+            assert (await queue.submit(waiting(-1, caller="bob"))).body == b"-1"
+            assert [b"-1" in batch for batch in echo.batches].index(True) <= begun
+            assert not all(reply.done() for reply in greedy)
+            for reply in greedy:
+                reply.cancel()
+
+    asyncio.run(main())
+
+
+def test_one_caller_cannot_fill_the_queue() -> None:
+    async def main() -> None:
+        with batcher(Echo(0.05), queue_requests=100, inline_rows=1) as queue:
+            taken = [queue.submit(waiting(k)) for k in range(50)]
+            with pytest.raises(UnavailableError, match="which is your share"):
+                queue.submit(waiting(50))
+            taken += [queue.submit(waiting(k, caller=f"other {k}")) for k in range(20)]
+            assert {reply.code for reply in await asyncio.gather(*taken)} == {""}
+
+    asyncio.run(main())
+
+
+def test_whose_deadline_passes_is_told_so_and_neither_computed_nor_charged() -> None:
+    async def main() -> None:
+        echo = Echo(0.2)
+        with batcher(echo, inline_rows=1) as queue:
+            first = queue.submit(waiting(0, 2.0))
+            await asyncio.sleep(0.02)
+            late = queue.submit(waiting(1, deadline=time.monotonic() + 0.05))
+            good = queue.submit(waiting(2, deadline=time.monotonic() + 5.0))
+            await asyncio.sleep(0.1)
+            queue.sweep()
+            assert late.done()  # while the model still computes
+            assert not first.done()
+            assert (late.result().code, late.result().outcome.rows) == ("unavailable", 0)
+            assert [(await reply).body for reply in (first, good)] == [b"0", b"2"]
+            assert echo.batches == [[b"0"], [b"2"]]
+            unswept = queue.submit(waiting(3, 2.0)), queue.submit(waiting(4, deadline=time.monotonic() + 0.1))
+            assert [reply.code for reply in await asyncio.gather(*unswept)] == ["", ""]  # nobody waits: it is in time
+            with pytest.raises(UnavailableError):
+                queue.submit(waiting(5, deadline=time.monotonic() - 1.0))
+
+    asyncio.run(main())
+
+
+def test_who_would_wait_for_too_long_is_told_at_once() -> None:
+    async def main() -> None:
+        echo = Echo(0.05)
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            queue = Batcher(echo, FREE, worker, Limits(compute_rows=1, inline_rows=1, queue_seconds=0.5))
+            queue._size.note(1, 0.05)
+            taken = [queue.submit(waiting(k)) for k in range(9)]
+            with pytest.raises(UnavailableError, match=r"about 0\.5 s"):
+                [queue.submit(waiting(k)) for k in range(3)]
+            with pytest.raises(UnavailableError):  # for a newcomer it is less, but his client is in a hurry
+                queue.submit(waiting(99, caller="bob", deadline=time.monotonic() + 0.01))
+            assert (await queue.submit(waiting(98, caller="bob"))).code == ""
+            assert {reply.code for reply in await asyncio.gather(*taken)} <= {"", "unavailable"}
+
+    asyncio.run(main())
+
+
+def test_a_locked_database_does_not_stop_the_loop(tmp_path: Path) -> None:
+    """Another process may hold the lock for seconds; what the loop has to say to others must not wait for that."""
+
+    async def main() -> None:
+        book = BudgetBook(tmp_path)
+        echo = Echo()
+        with ThreadPoolExecutor(max_workers=2) as worker:
+            queue = Batcher(echo, ModelBudget("m", 100, "ever", book), worker, Limits())
+            assert (await queue.submit(waiting(0))).code == ""
+            with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
+                other.execute("BEGIN IMMEDIATE")
+                slow = queue.submit(waiting(1))
+                longest = 0.0
+                for _ in range(30):
+                    start = time.monotonic()
+                    await asyncio.sleep(0.01)
+                    longest = max(longest, time.monotonic() - start)
+                assert not slow.done()
+                assert longest < 0.2, longest
+                other.execute("ROLLBACK")
+            assert (await slow).code == ""
+            other.close()
+        assert book.remaining("m", "alice", "ever", 100) == 98
+        book.close()
+
+    asyncio.run(main())
+
+
+class Elsewhere:
+    """Computes on a thread of its own, as an enclave's process does."""
+
+    def __init__(self, echo: Echo) -> None:
+        self.echo = echo
+        self.waited: list[bool] = []
+
+    def begin(self, asks: Sequence[Ask]) -> Elsewhere:
+        self._found: list[Reply] = []
+        self._thread = threading.Thread(target=lambda: self._found.extend(self.echo(asks)))
+        self._thread.start()
+        return self
+
+    def wait(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        self.waited.append(not self._thread.is_alive())
+        return self.waited[-1]
+
+    def result(self) -> list[Reply]:
+        self._thread.join()
+        return self._found
+
+
+def test_an_enclave_that_is_slow_without_warning_does_not_stop_the_loop() -> None:
+    async def main() -> None:
+        place = Elsewhere(Echo())
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
+            for k in range(3):
+                assert (await queue.submit(waiting(k))).code == ""
+            assert place.waited == [True] * 3
+            place.echo.seconds = 0.3
+            slow, longest = queue.submit(waiting(4)), 0.0
+            while not slow.done():
+                start = time.monotonic()
+                await asyncio.sleep(0.001)
+                longest = max(longest, time.monotonic() - start)
+            assert (await slow).body == b"4"
+            assert longest < 0.2, longest
+            assert place.waited[3:] == [False]
 
     asyncio.run(main())
 
@@ -294,7 +442,7 @@ def test_a_full_queue_is_503_with_retry_after_and_health_answers_meanwhile(bundl
             assert time.perf_counter() - start < 0.5
             answers = await asyncio.gather(first, *rest)
         full = [a for a in answers if a.status_code == 503]
-        assert len(full) == 6
+        assert len(full) == 8  # of ten that wait two are taken: as many as there are places left
         assert {(a.json()["code"], a.headers["retry-after"]) for a in full} == {("unavailable", "1")}
         good = [a for a in answers if a.status_code == 200]
         probabilities = [
@@ -322,3 +470,22 @@ def test_nothing_is_computed_for_clients_that_have_gone(bundles: Bundles, tmp_pa
         impatient(8)  # waits when its client goes
         assert served.infer(images(8)).status_code == 200
         assert slow.asks == 2
+
+
+def test_a_client_says_how_long_it_waits_and_costs_nothing_after_that(bundles: Bundles, tmp_path: Path) -> None:
+    with slow_server(bundles, tmp_path, 0.6, Limits(inline_rows=4)) as (served, slow):
+        busy = threading.Thread(target=served.infer, args=(images(8),))
+        busy.start()
+        time.sleep(0.1)
+        start = time.perf_counter()
+        hurried = served.infer(images(8), **{"request-timeout": "0.2"})
+        assert (hurried.status_code, hurried.json()["code"]) == (503, "unavailable")
+        assert hurried.headers["retry-after"] == "1"
+        assert time.perf_counter() - start < 1.5
+        patient = served.infer(images(8), **{"request-timeout": "20"})
+        assert patient.status_code == 200
+        busy.join()
+        assert slow.asks == 2
+        for nonsense in ("", "-1", "soon", "1e3", "0x1", "1 s", "nan"):
+            told = served.infer(images(1), **{"request-timeout": nonsense})
+            assert (told.status_code, told.json()["code"]) == (400, "request.malformed"), nonsense

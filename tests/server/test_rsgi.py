@@ -113,6 +113,21 @@ def test_bodies_held_at_once_are_bounded_in_sum(hasty: Served) -> None:
     assert hasty.assembly.rsgi._held_bytes == 0
 
 
+def test_one_caller_does_not_fill_the_memory_for_others(hasty: Served) -> None:
+    """Without keys a caller is an address. This one holds half of the memory; more of his waits for it, another's does not."""
+    head = HEAD + b"Content-Length: 80000\r\n\r\n"
+    with connect(hasty) as first, connect(hasty) as second:
+        first.sendall(head + bytes(79_000))
+        time.sleep(0.1)
+        second.sendall(head + bytes(79_000))
+        assert status_and_code(everything(second)) == (503, "unavailable")
+        parts = urlsplit(hasty.url)
+        address = parts.hostname or "", parts.port or 0
+        with socket.create_connection(address, timeout=10, source_address=("127.0.0.2", 0)) as other:
+            other.sendall(HEAD + b"Connection: close\r\nContent-Length: 66000\r\n\r\n" + bytes(66_000))
+            assert status_and_code(everything(other))[0] == 400  # it was read: zeros are no request
+
+
 def test_clients_that_vanish_leave_nothing_behind(hasty: Served) -> None:
     for sent in (HEAD, HEAD + b"Content-Length: 100\r\n\r\n", HEAD + b"Content-Length: 90000\r\n\r\n" + bytes(70_000)):
         connect_and_go = connect(hasty)

@@ -8,11 +8,12 @@
     tcb             the firmware is new enough
     debug           the host cannot look in
     measurement     the program is one of those that the policy lists
-    report-data     the quote was made over exactly these keys, this nonce, this manifest and this guard
+    report-data     the quote was made over exactly these keys, this nonce, this manifest, its owner and this guard
     nonce           the nonce is the one just sent
     age             the document's own time, where it has one
-    keys            the key set is whole and has not expired
+    keys            the key set is whole, has not expired, and does not last for too long
     manifest        the manifest names the model that the evidence names, and is one that the policy allows
+    owner           the manifest was signed by somebody whom the policy lists, or is itself listed
     version         the model is no older than the policy allows
     guard           the chain of defenses is one that the policy allows
 
@@ -29,7 +30,7 @@ from collections.abc import Mapping
 import msgspec
 
 from garrison.attest.claims import Claims
-from garrison.attest.evidence import NONCE_BYTES, Evidence
+from garrison.attest.evidence import MOST_EPOCH, NONCE_BYTES, Evidence
 from garrison.attest.policy import Policy
 from garrison.attest.report import Report
 from garrison.attest.steps import COMMON, Checks, Stop
@@ -111,9 +112,10 @@ def _check_claims(evidence: Evidence, claims: Claims, policy: Policy, nonce: byt
 
 def _check_service(evidence: Evidence, policy: Policy, now: float, checks: Checks) -> None:
     keys = evidence.keys
-    whole = len(keys.signing) == PUBLIC_KEY_BYTES and bool(keys.hpke) and keys.epoch > 0
+    whole = len(keys.signing) == PUBLIC_KEY_BYTES and bool(keys.hpke) and 0 < keys.epoch <= MOST_EPOCH
     checks.note("keys", whole, "an HPKE key and an Ed25519 key", f"{len(keys.hpke)} and {len(keys.signing)} bytes")
-    checks.note("keys", now < keys.expires, f"an end after {now:.0f}", f"{keys.expires}")
+    last = now + policy.most_key_seconds
+    checks.note("keys", now < keys.expires <= last, f"an end after {now:.0f}, and by {last:.0f}", f"{keys.expires}")
     try:
         manifest = msgspec.json.decode(evidence.manifest, type=_Named)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -124,6 +126,7 @@ def _check_service(evidence: Evidence, policy: Policy, now: float, checks: Check
     if policy.manifests:
         digest = evidence.manifest_sha256
         checks.note("manifest", digest in policy.manifests, f"one of {', '.join(policy.manifests)}", digest)
+    _check_owner(evidence, policy, checks)
     found = manifest.version
     checks.note("version", found >= policy.least_version, f"at least {policy.least_version}", str(found))
     if policy.guards:
@@ -131,3 +134,15 @@ def _check_service(evidence: Evidence, policy: Policy, now: float, checks: Check
         checks.note("guard", evidence.guard in policy.guards, listed, evidence.guard)
     else:
         checks.skip("guard", f"the policy lists none: {evidence.guard}")
+
+
+def _check_owner(evidence: Evidence, policy: Policy, checks: Checks) -> None:
+    """The enclave believes the keys that its host named. It vouches for which of them it was; whether that is good is decided here."""
+    if policy.owners:
+        checks.note("owner", evidence.owner in policy.owners, f"one of {', '.join(policy.owners)}", evidence.owner)
+    elif policy.manifests:
+        checks.skip("owner", f"the policy lists the models themselves: {evidence.owner}")
+    elif evidence.quote.technology == "sim":
+        checks.skip("owner", f"the policy lists none: {evidence.owner}")
+    else:
+        checks.note("owner", ok=False, expected="one that the policy lists (it lists none)", found=evidence.owner)

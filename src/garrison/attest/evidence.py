@@ -1,9 +1,9 @@
 """What an enclave shows about itself, and what exactly its hardware vouches for.
 
 The hardware signs 64 bytes that the enclave chooses, the *report data*. They bind the enclave's keys, the client's nonce, the
-sealed model and the guard that runs, so that evidence of one service cannot be shown for another, nor old evidence again:
+sealed model, its owner and the guard that runs, so that evidence of one service cannot be shown for another, nor old evidence again:
 
-    report_data = SHA-512(label | suite | HPKE key | signing key | epoch and end | nonce | manifest digest | guard digest)
+    report_data = SHA-512(label | suite | HPKE key | signing key | epoch and end | nonce | manifest digest | guard digest | owner)
 
 each field with its length in front (RFC 9334 calls the whole evidence; who checks it is the verifier).
 
@@ -21,6 +21,8 @@ import msgspec
 Technology = Literal["sim", "snp", "tdx", "sgx", "nitro"]
 REPORT_DATA_BYTES = 64
 NONCE_BYTES = 32
+MOST_EPOCH = 2**32 - 1
+"""An envelope has four bytes for it."""
 _LABEL = b"garrison attestation v1"
 
 
@@ -64,6 +66,8 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         model, version: what the manifest names; they count only through the manifest's digest.
         manifest: the signed manifest as it is, so that the client can read what it trusts; its SHA-256 is in the report data.
         guard: SHA-256 of the chain that runs, in hex.
+        owner: fingerprint of the public key under which the enclave found the manifest's signature good: SHA-256 of its PEM form, in
+            hex. The host names the keys that an enclave believes, so whose key it was is for the client's policy to judge.
         capabilities: by name, how the enclave is kept apart from its host; said by the host, vouched for by nobody.
     """
 
@@ -74,6 +78,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     version: int
     manifest: bytes
     guard: str
+    owner: str
     capabilities: dict[str, str] = {}
 
     @property
@@ -81,10 +86,10 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return hashlib.sha256(self.manifest).hexdigest()
 
     def expected_report_data(self) -> bytes:
-        return report_data(self.keys, self.nonce, self.manifest_sha256, self.guard)
+        return report_data(self.keys, self.nonce, self.manifest_sha256, self.guard, self.owner)
 
 
-def report_data(keys: KeySet, nonce: bytes, manifest_sha256: str, guard_sha256: str) -> bytes:
+def report_data(keys: KeySet, nonce: bytes, manifest_sha256: str, guard_sha256: str, owner_sha256: str) -> bytes:
     """The 64 bytes that the hardware signs."""
     digest = hashlib.sha512()
     lifetime = f"{keys.epoch}:{keys.expires}".encode()
@@ -96,6 +101,7 @@ def report_data(keys: KeySet, nonce: bytes, manifest_sha256: str, guard_sha256: 
         nonce,
         manifest_sha256.encode(),
         guard_sha256.encode(),
+        owner_sha256.encode(),
     )
     for field in (_LABEL, *fields):
         digest.update(len(field).to_bytes(8, "big") + field)

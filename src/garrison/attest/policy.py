@@ -2,6 +2,7 @@
 
     technologies = ["snp"]
     model = "digits"
+    owners = ["9c1e..."]       # whose signature counts: the fingerprint that `garrison keygen` shows
     least_version = 3
 
     [measurements]
@@ -10,8 +11,8 @@
     [snp]
     least_tcb = { bootloader = 4, tee = 0, snp = 22, microcode = 213 }
 
-Invariant: the policy that nobody wrote refuses. Simulation, debug, a measurement that is not listed, an unnamed least TCB: each has to
-be allowed in so many words, and an unknown key is an error, because a misspelt demand must not be silently off.
+Invariant: the policy that nobody wrote refuses. Simulation, debug, a measurement or an owner that is not listed, an unnamed least
+TCB: each has to be allowed in so many words, and an unknown key is an error, because a misspelt demand must not be silently off.
 """
 
 from __future__ import annotations
@@ -93,8 +94,12 @@ class Policy(_Strict, frozen=True):
         snp, dcap: what only one technology has.
         model: the model's name, "" for any.
         least_version: an older version of the model is refused, even with its owner's signature (rollback).
+        owners: fingerprints of the keys whose signature on a model counts (SHA-256 of the public key's PEM form, in hex). The host tells
+            an enclave which keys to believe, so without this it could serve a model of its own. Empty refuses everything, but where
+            `manifests` says which models may be served, and for "sim".
         manifests: SHA-256 of the manifests that may be served, in hex; empty for any.
         guards: SHA-256 of the chains of defenses that may run, in hex; empty for any.
+        most_key_seconds: how far off the end of the keys may lie at most; until then whoever gets hold of them reads what was sealed.
         max_age: seconds that a document may be old, where the technology writes a time into it. Freshness comes from the nonce.
     """
 
@@ -107,12 +112,19 @@ class Policy(_Strict, frozen=True):
     dcap: DcapPolicy = DcapPolicy()
     model: str = ""
     least_version: int = 1
+    owners: tuple[str, ...] = ()
     manifests: tuple[str, ...] = ()
     guards: tuple[str, ...] = ()
     max_age: int = 300
+    most_key_seconds: int = 86_400
 
     def __post_init__(self) -> None:
-        for name, digests in (("manifests", self.manifests), ("guards", self.guards), *self.roots.items()):
+        for name, digests in (
+            ("owners", self.owners),
+            ("manifests", self.manifests),
+            ("guards", self.guards),
+            *self.roots.items(),
+        ):
             for digest in digests:
                 if not _is_hex(digest, _SHA256_HEX):
                     raise ValueError(f"{name}: expected a SHA-256 in lower-case hex, found {digest!r}")
@@ -120,8 +132,9 @@ class Policy(_Strict, frozen=True):
             for measurement in listed:
                 if not all(_is_hex(part) for part in measurement.split(":")):
                     raise ValueError(f"measurements.{technology}: expected lower-case hex, found {measurement!r}")
-        if self.max_age <= 0:
-            raise ValueError(f"max_age must be positive, found {self.max_age}")
+        for name, seconds in (("max_age", self.max_age), ("most_key_seconds", self.most_key_seconds)):
+            if seconds <= 0:
+                raise ValueError(f"{name} must be positive, found {seconds}")
 
     def accepts(self, technology: Technology) -> bool:
         return self.allow_simulated if technology == "sim" else technology in self.technologies

@@ -20,6 +20,7 @@ STEPS = (
     "age",
     "keys",
     "manifest",
+    "owner",
     "version",
     "guard",
 )

@@ -5,6 +5,8 @@ A bundle is a folder:
     manifest.json            this file
     graph.onnx               the victim's graph; its parameters are references into parameters/
     misinformation.onnx      the graph of f', where f' is a network of its own
+    guarded.onnx             the victim's graph with the guard's arithmetic before and after it, and the same parameters
+    late.onnx                the guard's arithmetic for answers that need keyed noise
     parameters/0000.bin ...  the parameters, in chunks
     model.sig                OpenSSF model-signing signature over all of the above
 """
@@ -95,6 +97,26 @@ class GraphEntry(_Strict, frozen=True):
     whole: str = ""
 
 
+def asked(name: str) -> str:
+    """The guarded graph's input, for the model's."""
+    return f"asked.{name}"
+
+
+class GuardedGraphs(_Strict, frozen=True):
+    """The guard, traced into graphs (see `garrison.guard.graph_form`).
+
+    Attributes:
+        graph: the model's graph between the guard's; its parameters are those of the model's own entry.
+        late: answers that need keyed noise; None where none does.
+        settings, late_settings: the inputs of either graph for what a host may tighten.
+    """
+
+    graph: GraphEntry
+    late: GraphEntry | None
+    settings: tuple[str, ...]
+    late_settings: tuple[str, ...] = ()
+
+
 class Provenance(_Strict, frozen=True):
     """Where the model comes from.
 
@@ -125,6 +147,7 @@ class Manifest(_Strict, frozen=True):
         version: a whole number, at least 1; a client's policy may refuse older ones.
         labels: class labels, empty for regression.
         guard: the chain of defenses, with its calibrated values.
+        guarded: the same chain traced into the model's graph; None where it runs in numpy, and `numpy_because` says why.
         key_commitment: tells the right misinformation key from a wrong one; empty where the guard needs none.
         require_sealed: the owner demands sealed requests; the enclave refuses plain ones.
     """
@@ -143,6 +166,14 @@ class Manifest(_Strict, frozen=True):
     key_commitment: str
     provenance: Provenance
     require_sealed: bool = False
+    guarded: GuardedGraphs | None = None
+    numpy_because: str = ""
+
+    @property
+    def graphs(self) -> tuple[GraphEntry, ...]:
+        """Every graph of the bundle."""
+        guarded = () if self.guarded is None else (self.guarded.graph, self.guarded.late)
+        return tuple(graph for graph in (self.graph, self.misinformation, *guarded) if graph is not None)
 
     def facts(self) -> ModelFacts:
         """What the guard may know of the model."""
@@ -215,8 +246,7 @@ def _check(manifest: Manifest) -> None:
     _expect(not manifest.labels or len(manifest.labels) == manifest.outputs, "labels must be as many as outputs")
     for spec in manifest.inputs:
         _check_input(spec)
-    graphs = (manifest.graph,) if manifest.misinformation is None else (manifest.graph, manifest.misinformation)
-    for graph in graphs:
+    for graph in manifest.graphs:
         _check_graph(graph)
 
 

@@ -109,9 +109,8 @@ def verify(path: Path, trusted: Sequence[OwnerPublicKey], limits: Limits = DEFAU
 
 def entries_of(manifest: Manifest) -> tuple[GraphEntry | ChunkEntry, ...]:
     """Every file that a manifest names: the graphs, each followed by its chunks."""
-    graphs = (manifest.graph,) if manifest.misinformation is None else (manifest.graph, manifest.misinformation)
     found: list[GraphEntry | ChunkEntry] = []
-    for graph in graphs:
+    for graph in manifest.graphs:
         found += [graph, *graph.chunks]
     return tuple(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,17 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from garrison.audit import data
-from garrison.audit.arms import Arms, choose_arms
+from garrison.audit.arms import Arms
 from garrison.audit.cache import TrialCache
+from garrison.audit.opening import Opening, open_arms
 from garrison.audit.plan import Plan, load_plan, shipped_plans
 from garrison.audit.report import tables
 from garrison.audit.report.content import Report
 from garrison.audit.report.write import load_format, paths_of, write_report
 from garrison.audit.run import run_audit
-from garrison.audit.targets import HttpTarget, ReleaseChoice, Target, guarded
-from garrison.bundle.reader import VerifiedBundle, verify
-from garrison.bundle.secret import read_secret, secret_path
+from garrison.audit.targets import ReleaseChoice
 from garrison.cli.output import console, json_option, notes, progress, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
-from garrison.client import Client
-from garrison.crypto.owner import OwnerPublicKey
-from garrison.errors import ConfigError
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _bundle = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -95,7 +90,7 @@ def audit(target: str, as_json: bool, **given: Any) -> None:
         load_format(name)  # a missing package shows now, and not after the work
     plan = load_plan(options.plan)
     with contextlib.ExitStack() as stack:
-        arms = stack.enter_context(_arms(target, options))
+        arms = stack.enter_context(open_arms(target, trusted_keys_of_user(options.trust), _opening(options)))
         report = _audited(plan, arms, options)
     written = write_report(report, options.out)
     if as_json:
@@ -114,39 +109,15 @@ def _audited(plan: Plan, arms: Arms, options: _Options) -> Report:
         return run_audit(plan, arms, rows, cache=cache, cpu_threads=options.threads, report=say)
 
 
-@contextlib.contextmanager
-def _arms(target: str, options: _Options) -> Iterator[Arms]:
-    """The service and its comparisons; the connection is closed at the end."""
-    is_url = target.startswith(("http://", "https://"))
-    if is_url and options.release is not None:
-        raise ConfigError("--release changes a bundle's policy in this process; a running service keeps its own")
-    trusted = trusted_keys_of_user(options.trust)
-    baseline = _opened(options.baseline, trusted)
-    if is_url:
-        reference = _opened(options.reference, trusted)
-        key = _key(options.reference, options.secret)
-        with Client(target, api_key=options.api_key, model=options.model) as client:
-            yield choose_arms(HttpTarget(client, target), reference=reference, baseline=baseline, key=key)
-        return
-    path = Path(target)
-    if not path.is_dir():
-        raise ConfigError(f"expected a service's URL or the folder of a sealed bundle, found {target!r}")
-    bundle, key = verify(path, trusted), _key(path, options.secret)
-    served: Target = guarded(bundle, key, options.release)
-    reference = _opened(options.reference, trusted) or bundle
-    yield choose_arms(served, reference=reference, baseline=baseline, key=key)
-
-
-def _opened(path: Path | None, trusted: list[OwnerPublicKey]) -> VerifiedBundle | None:
-    return None if path is None else verify(path, trusted)
-
-
-def _key(bundle: Path | None, secret: Path | None) -> bytes | None:
-    """The key that was named, else the one beside the bundle, else none."""
-    if secret is not None:
-        return read_secret(secret)
-    beside = None if bundle is None else secret_path(bundle)
-    return read_secret(beside) if beside is not None and beside.is_file() else None
+def _opening(options: _Options) -> Opening:
+    return Opening(
+        reference=options.reference,
+        baseline=options.baseline,
+        secret=options.secret,
+        release=options.release,
+        api_key=options.api_key,
+        model=options.model,
+    )
 
 
 def show(report: Report) -> None:

@@ -181,7 +181,8 @@ def _for_the_enclave() -> list[Check]:
     try:
         steps = rehearse()
     except IsolationError as error:
-        return [_enclave("process", "", str(error))]
+        mend = f"{error}; without an enclave: garrison serve --isolation none"
+        return [Check(group=_ENCLAVE, name="process", ok=False, found="not available", mend=mend, needed=True)]
     capabilities = {step.name: step.how for step in steps}
     level = Check(group=_ENCLAVE, name="level", ok=True, found=isolation_name(capabilities))
     return [level, *(_enclave(step.name, step.how, step.mend) for step in steps)]

@@ -12,7 +12,8 @@ from garrison.cli.output import console, json_option, notes, progress, show_json
 from garrison.hardening.artifact import Hardened, check_target, write_hardened
 from garrison.hardening.data import read_npz
 from garrison.hardening.harden import Options
-from garrison.hardening.harden import harden as harden_model
+from garrison.sealing.formats import read_source
+from garrison.sealing.harden import harden_source
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -84,7 +85,9 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 @click.option("--force", is_flag=True, help="Replace an earlier HARDENED folder.")
 @json_option
 def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **given: Any) -> None:
-    """Calibrate MODEL.onnx's guard on your data, and train a misinformation model where the graph has none.
+    """Calibrate MODEL's guard on your data, and train a misinformation model where it has none.
+
+    MODEL is a file that `garrison seal` takes too: .onnx, .skops, .pt2, .json or .ubj (XGBoost), .txt (LightGBM).
 
     A graph with an output `misinformation` keeps it. The folder is what `garrison seal` takes.
     """
@@ -105,7 +108,8 @@ def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **
     )
     files = {name: None if given[name] is None else read_npz(given[name]) for name in ("calibration", "outliers")}
     with progress("hardening") as report:
-        result = harden_model(model, read_npz(data), files["calibration"], files["outliers"], options, report)
+        source = read_source(model)
+        result = harden_source(source, read_npz(data), files["calibration"], files["outliers"], options, report)
     written = write_hardened(target, result.description, result.model, result.misinformation, force=force)
     if as_json:
         show_json({"path": str(target), "notes": result.notes, "hardened": written})

@@ -17,8 +17,6 @@ from garrison.cli.output import console, json_option, notes, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
 from garrison.types import DefenseSpec
 
-GUARD_FORM = "numpy"
-"""The guard's arithmetic runs in numpy beside the graph; once it is traced into the graph, this says so."""
 MOST_CHUNKS_SHOWN = 12
 MOST_VALUES_SHOWN = 4
 
@@ -51,7 +49,7 @@ def _as_json(manifest: Manifest, digest: str, signer: str, *, verified: bool) ->
         "signer" if verified else "claimed_signer": signer,
         "manifest_sha256": digest,
         "guard_digest": manifest.guard_digest(),
-        "guard_form": GUARD_FORM,
+        "guard_form": _guard_form(manifest),
         "manifest": msgspec.to_builtins(manifest),
     }
 
@@ -67,9 +65,13 @@ def _show(manifest: Manifest, signer: str, *, verified: bool) -> None:
     console.print(_inputs(manifest.inputs))
     console.print(_guard(manifest.guard))
     key = "needs the misinformation key (BUNDLE.secret)" if manifest.key_commitment else "needs no key"
-    console.print(f"the guard runs in the form: {GUARD_FORM}; {key}", markup=False)
+    console.print(_plain(f"the guard runs in the form: {_guard_form(manifest)}; {key}"), soft_wrap=True)
     console.print(_chunks(manifest))
     console.print(_provenance(manifest))
+
+
+def _guard_form(manifest: Manifest) -> str:
+    return "graph" if manifest.guarded is not None else f"numpy: {manifest.numpy_because}"
 
 
 def _plain(text: str) -> Text:
@@ -123,14 +125,13 @@ def _some(value: Any) -> str:
 
 def _chunks(manifest: Manifest) -> Table:
     table = Table("file", "bytes", "SHA-256", "holds", title="files")
-    for graph in (manifest.graph, manifest.misinformation):
-        if graph is not None:
-            _add_graph(table, graph)
+    for graph in manifest.graphs:
+        _add_graph(table, graph)
     return table
 
 
 def _add_graph(table: Table, graph: GraphEntry) -> None:
-    within = "" if graph.chunks else "; its parameters lie in its nodes (a tree ensemble, say): it is its one chunk"
+    within = "" if graph.chunks else "; has no parameters of its own beside its nodes'"
     how = f"run whole: {graph.whole}" if graph.whole else "can be run in segments (--parameter-memory)"
     told = f"graph, gives {', '.join(graph.outputs)}{within}; {how}"
     _row(table, graph.file, f"{graph.size:,}", graph.sha256[:16], told)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 import click
 
+from garrison.bundle.key_files import check_pair_target, make_pair
 from garrison.cli.output import console, json_option, notes, show_json
 from garrison.cli.owner_key import ask_passphrase, given_passphrase, passphrase_option
-from garrison.crypto.owner import OwnerKey
-from garrison.errors import KeyFileError
 
 
 @click.command()
@@ -34,36 +31,17 @@ def keygen(out: Path, encrypt: bool, passphrase_file: Path | None, force: bool, 
 
     OWNER.key is encrypted when a passphrase is given.
     """
-    private, public = (out.with_name(out.name + suffix) for suffix in (".key", ".pub"))
-    for file in (private, public):
-        if file.exists() and not force:
-            raise KeyFileError(f"{file} exists already; give another name, or --force to replace it")
+    check_pair_target(out, force=force)
     passphrase = given_passphrase(passphrase_file)
     if passphrase is None and encrypt:
         passphrase = ask_passphrase("Passphrase of the new key", confirm=True)
-    owner = OwnerKey.generate()
-    _write(private, owner.to_pem(passphrase), 0o600)
-    _write(public, owner.public.pem, 0o644)
+    pair = make_pair(out, passphrase, force=force)
     if as_json:
-        found = {"private": str(private), "public": str(public), "fingerprint": owner.public.fingerprint}
+        found = {"private": str(pair.private), "public": str(pair.public), "fingerprint": pair.fingerprint}
         show_json({**found, "encrypted": passphrase is not None})
         return
-    console.print(f"private key  {private}" + (" (encrypted)" if passphrase else ""), markup=False, soft_wrap=True)
-    console.print(f"public key   {public}", markup=False, soft_wrap=True)
-    console.print(f"fingerprint  {owner.public.fingerprint}", markup=False, soft_wrap=True)
+    console.print(f"private key  {pair.private}" + (" (encrypted)" if passphrase else ""), markup=False, soft_wrap=True)
+    console.print(f"public key   {pair.public}", markup=False, soft_wrap=True)
+    console.print(f"fingerprint  {pair.fingerprint}", markup=False, soft_wrap=True)
     if passphrase is None:
-        notes.print(f"{private} is not encrypted: whoever reads it can sign in your name.", soft_wrap=True)
-
-
-def _write(file: Path, data: bytes, mode: int) -> None:
-    """The file appears whole, and is never readable by others on the way."""
-    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "wb") as stream:
-            stream.write(data)
-        new.replace(file)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise KeyFileError(f"{file}: cannot be written: {error.strerror}") from error
+        notes.print(f"{pair.private} is not encrypted: whoever reads it can sign in your name.", soft_wrap=True)

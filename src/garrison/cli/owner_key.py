@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
+from garrison.bundle.key_files import read_key_file, read_private_key
 from garrison.crypto.owner import OwnerKey
 from garrison.errors import KeyFileError
 
 VARIABLE = "GARRISON_PASSPHRASE"
-MOST_BYTES = 64 * 1024
 
 passphrase_option = click.option(
     "--passphrase-file",
@@ -32,7 +32,7 @@ def given_passphrase(file: Path | None) -> bytes | None:
         if text == "":
             raise KeyFileError(f"{VARIABLE} is set and empty; give a passphrase or unset it")
         return None if text is None else text.encode()
-    lines = _read(file, "passphrase").splitlines()
+    lines = read_key_file(file, "passphrase").splitlines()
     if not lines or not lines[0]:
         raise KeyFileError(f"{file}: expected a passphrase on the first line, found none")
     return lines[0]
@@ -56,19 +56,8 @@ def read_owner_key(file: Path, passphrase_file: Path | None) -> OwnerKey:
     Raises:
         KeyFileError: it cannot be read, or the passphrase is wrong.
     """
-    pem = _read(file, "owner's key")
+    pem = read_key_file(file, "owner's key")
     passphrase = given_passphrase(passphrase_file) if b"ENCRYPTED" in pem else None
     if passphrase is None and b"ENCRYPTED" in pem:
         passphrase = ask_passphrase(f"Passphrase of {file}")
-    try:
-        return OwnerKey.from_pem(pem, passphrase)
-    except KeyFileError as error:
-        raise KeyFileError(f"{file}: {error}") from error
-
-
-def _read(file: Path, what: str) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(MOST_BYTES)
-    except OSError as error:
-        raise KeyFileError(f"{file}: the {what} cannot be read: {error.strerror}") from error
+    return read_private_key(file, passphrase)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
@@ -15,10 +14,9 @@ from garrison.cli.output import console, json_option, notes, show_json
 from garrison.cli.owner_key import passphrase_option, read_owner_key
 from garrison.errors import ConfigError
 from garrison.guard.defenses import DEFENSES
-from garrison.guard.defenses.budget import Budget, Period
-from garrison.guard.defenses.release import Release
 from garrison.hardening.data import read_npz
 from garrison.hardening.ranges import SLACK
+from garrison.sealing.choices import budget_of, release_of
 from garrison.sealing.draft import Draft
 from garrison.sealing.formats import read_source
 from garrison.sealing.options import SealOptions
@@ -27,8 +25,6 @@ from garrison.sealing.seal import seal as seal_draft
 from garrison.sealing.sources import draft_from_hardened, draft_from_source
 
 _file = click.Path(dir_okay=False, path_type=Path)
-DEFAULT_DECIMALS = 3
-_BUDGET = re.compile(r"(\d{1,15})(?:/(day|ever))?")
 
 
 @click.command()
@@ -79,11 +75,13 @@ _BUDGET = re.compile(r"(\d{1,15})(?:/(day|ever))?")
     "--shadow", multiple=True, type=click.Choice(sorted(DEFENSES)), help="Run this defense, and change nothing."
 )
 @click.option("--require-sealed", is_flag=True, help="Refuse requests that are not sealed to an enclave.")
-@click.option("--double", is_flag=True, help="Convert a scikit-learn model in double precision.")
+@click.option("--double", is_flag=True, help="Convert a scikit-learn or LightGBM model in double precision.")
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
 @json_option
 def seal(source: Path, key_file: Path, passphrase_file: Path | None, out: Path, *, as_json: bool, **given: Any) -> None:
-    """Seal SOURCE, a HARDENED folder or a model file (.onnx, .skops, .pt2), into BUNDLE.
+    """Seal SOURCE, a HARDENED folder or a model file, into BUNDLE.
+
+    Model files: .onnx, .skops (scikit-learn), .pt2 (PyTorch), .json or .ubj (XGBoost), .txt (LightGBM).
 
     With a guard that misinforms, the model's secret is written to BUNDLE.secret: it belongs on the server, outside the bundle.
     OWNER.key does not.
@@ -114,8 +112,8 @@ def _options(out: Path, given: dict[str, Any]) -> SealOptions:
     return SealOptions(
         name=given["name"] or out.absolute().name,
         version=given["version"],
-        release=_release(given["release"], given["k"], given["decimals"]),
-        budget=_budget(given["budget"]),
+        release=release_of(given["release"], given["k"], given["decimals"]),
+        budget=budget_of(given["budget"]),
         output=given["output"],
         may_be_missing=given["may_be_missing"],
         labels=_labels(given["labels"]),
@@ -125,29 +123,6 @@ def _options(out: Path, given: dict[str, Any]) -> SealOptions:
         benign_loss=given["benign_loss"],
         require_sealed=given["require_sealed"],
     )
-
-
-def _release(mode: str | None, k: int, decimals: int | None) -> Release | None:
-    match mode:
-        case None:
-            if decimals is not None:
-                raise ConfigError("--decimals goes with --release rounded or --release top-k")
-            return None
-        case "rounded":
-            return Release(mode="rounded", decimals=DEFAULT_DECIMALS if decimals is None else decimals)
-        case "top-k":
-            return Release(mode="top-k", k=k, decimals=decimals)
-        case _:
-            return Release(mode="labels" if mode == "label" else "full")
-
-
-def _budget(text: str | None) -> Budget | None:
-    if text is None:
-        return None
-    match = _BUDGET.fullmatch(text.strip())
-    if match is None or int(match[1]) < 1:
-        raise ConfigError(f"--budget: expected a number of rows, such as 5000 or 5000/day, found {text!r}")
-    return Budget(rows=int(match[1]), period=cast("Period", match[2] or "ever"))
 
 
 def _labels(text: str | None) -> tuple[str, ...]:

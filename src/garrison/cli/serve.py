@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from garrison.bundle.manifest import parse_manifest
 from garrison.cli.output import json_option, notes, show_json
 from garrison.cli.trust import trust_option, trusted_keys
 from garrison.config import Config, load_config
 from garrison.enclave.backends import BACKENDS
 from garrison.enclave.host import ServiceCard
 from garrison.enclave.levels import HARDWARE, LEVELS, NONE, level_reached
-from garrison.server.hosting import Model
-from garrison.server.root import Assembly, assemble, run
+from garrison.server.root import assemble, run, state_folder
+from garrison.server.workers import run_workers
 
 RELEASE_MODES = ("full", "rounded", "top-k", "labels", "label")
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -72,6 +73,9 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | 
     metavar="SIZE",
     help="Most parameters that an enclave holds at once, such as 64MiB.  [default: all]",
 )
+@click.option(
+    "--workers", type=click.IntRange(1, 256), help="Processes that serve HTTP before one enclave.  [default: 1]"
+)
 @json_option
 def serve(
     bundles: tuple[Path, ...],
@@ -83,21 +87,26 @@ def serve(
     """Serve the sealed models in each BUNDLE behind their guards, until interrupted."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = _with_options(load_config(config_file), options)
-    assembly = assemble(config, bundles, trusted_keys(trust, config.trust))
+    trusted = trusted_keys(trust, config.trust)
 
-    def on_ready(url: str) -> None:
+    def on_ready(url: str, cards: Sequence[ServiceCard]) -> None:
+        cards = sorted(cards, key=_place)
         if as_json:
-            show_json(_as_json(assembly, url))
+            show_json(_as_json(config, cards, url))
             sys.stdout.flush()
         else:
-            _show(assembly, url)
+            _show(config, cards, url)
 
-    run(assembly, on_ready)
+    if config.server.workers > 1:
+        run_workers(config, bundles, trusted, on_ready)
+        return
+    assembly = assemble(config, bundles, trusted)
+    run(assembly, lambda url: on_ready(url, [enclave.card for enclave in assembly.enclaves]))
 
 
 def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     """The settings, with what the command line says in their place."""
-    plain = ("host", "port", "isolation", "require_isolation")
+    plain = ("host", "port", "isolation", "require_isolation", "workers")
     given = {name: options[name] for name in plain if options[name] is not None}
     given |= {name: str(options[name].absolute()) for name in ("keys", "state") if options[name] is not None}
     if options["secret"]:
@@ -112,22 +121,35 @@ def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given), guard=guard)
 
 
-def _show(assembly: Assembly, url: str) -> None:
-    for model in assembly.hosting:
-        card = model.card
+def _place(card: ServiceCard) -> tuple[str, int]:
+    manifest = parse_manifest(card.manifest_json)
+    return manifest.name, manifest.version
+
+
+def _state(config: Config, cards: Sequence[ServiceCard]) -> Path | None:
+    """Where budgets are kept, if there are any."""
+    return state_folder(config) if any(card.budget_rows for card in cards) else None
+
+
+def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
+    for card in cards:
         chain = ", ".join(f"{spec.name}{' (shadow)' if spec.shadow else ''}" for spec in card.chain)
-        notes.print(f"model     {model.name}, version {model.version}", markup=False)
+        name, version = _place(card)
+        notes.print(f"model     {name}, version {version}", markup=False)
         notes.print(f"  guard   {chain}", markup=False)
         notes.print(f"  gives   {', '.join(output.name for output in card.outputs)}", markup=False)
-        notes.print(f"  budget  {_budget(model)}", markup=False)
+        notes.print(f"  budget  {_budget(card)}", markup=False)
         notes.print(f"  key     {card.public_key.hex()}", markup=False, soft_wrap=True)
         if card.parameters not in {"", "resident"}:
             notes.print(f"  parameters: {card.parameters}", markup=False, soft_wrap=True)
         _show_isolation(card)
-    callers = "by API key" if assembly.config.server.keys else "by address, no key needed"
+    callers = "by API key" if config.server.keys else "by address, no key needed"
     notes.print(f"callers   {callers}", markup=False)
-    if assembly.state is not None:
-        notes.print(f"budgets   kept in {assembly.state}", markup=False, soft_wrap=True)
+    if (state := _state(config, cards)) is not None:
+        notes.print(f"budgets   kept in {state}", markup=False, soft_wrap=True)
+    if config.server.workers > 1:
+        what = "each runs the models" if config.server.isolation == NONE else "one enclave a model for all"
+        notes.print(f"workers   {config.server.workers}, {what}", markup=False)
     click.echo(url)
 
 
@@ -142,31 +164,32 @@ def _show_isolation(card: ServiceCard) -> None:
         notes.print(note, markup=False, soft_wrap=True)
 
 
-def _budget(model: Model) -> str:
-    card = model.card
+def _budget(card: ServiceCard) -> str:
     return f"{card.budget_rows} rows a caller ({card.budget_period})" if card.budget_rows else "none"
 
 
-def _as_json(assembly: Assembly, url: str) -> dict[str, Any]:
+def _as_json(config: Config, cards: Sequence[ServiceCard], url: str) -> dict[str, Any]:
+    state = _state(config, cards)
     return {
         "url": url,
-        "callers": "keys" if assembly.config.server.keys else "addresses",
-        "state": None if assembly.state is None else str(assembly.state),
+        "callers": "keys" if config.server.keys else "addresses",
+        "state": None if state is None else str(state),
+        "workers": config.server.workers,
         "models": [
             {
-                "name": model.name,
-                "version": model.version,
-                "guard": [msgspec.to_builtins(spec) for spec in model.card.chain],
-                "outputs": [output.name for output in model.card.outputs],
-                "budget_rows": model.card.budget_rows,
-                "budget_period": model.card.budget_period,
-                "public_key": model.card.public_key.hex(),
-                "manifest_digest": model.card.manifest_digest,
-                "guard_digest": model.card.guard_digest,
-                "parameters": model.card.parameters,
-                "isolation": model.card.isolation,
-                "capabilities": model.card.capabilities,
+                "name": _place(card)[0],
+                "version": _place(card)[1],
+                "guard": [msgspec.to_builtins(spec) for spec in card.chain],
+                "outputs": [output.name for output in card.outputs],
+                "budget_rows": card.budget_rows,
+                "budget_period": card.budget_period,
+                "public_key": card.public_key.hex(),
+                "manifest_digest": card.manifest_digest,
+                "guard_digest": card.guard_digest,
+                "parameters": card.parameters,
+                "isolation": card.isolation,
+                "capabilities": card.capabilities,
             }
-            for model in assembly.hosting
+            for card in cards
         ],
     }

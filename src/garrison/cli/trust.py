@@ -8,12 +8,11 @@ from pathlib import Path
 
 import click
 
+from garrison.bundle.key_files import read_public_key
 from garrison.config import load_config
 from garrison.crypto.owner import OwnerPublicKey
-from garrison.errors import KeyFileError
 
 VARIABLE = "GARRISON_TRUST"
-MOST_KEY_BYTES = 64 * 1024
 
 trust_option = click.option(
     "--trust",
@@ -51,20 +50,3 @@ def trusted_keys_of_user(given: Sequence[Path]) -> list[OwnerPublicKey]:
     if given or os.environ.get(VARIABLE):
         return trusted_keys(given)
     return trusted_keys((), load_config(None).trust)
-
-
-def read_public_key(file: Path) -> OwnerPublicKey:
-    """A public key from its PEM file.
-
-    Raises:
-        KeyFileError: it cannot be read or holds no public key.
-    """
-    try:
-        with file.open("rb") as stream:
-            pem = stream.read(MOST_KEY_BYTES)
-    except OSError as error:
-        raise KeyFileError(f"{file}: the trusted key cannot be read: {error.strerror}") from error
-    try:
-        return OwnerPublicKey.from_pem(pem)
-    except KeyFileError as error:
-        raise KeyFileError(f"{file}: {error}") from error

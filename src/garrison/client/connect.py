@@ -6,7 +6,7 @@ An inference request is sealed to the attested enclave and its answer checked, a
 Invariant: no body that a local client sent leaves this machine but under seal.
 
 Not covered: the way between the local client and this proxy is open to whoever may read this machine's loopback or memory, and
-every local user may ask through it, with its API key. Requests that a browser's page sends are refused (by `Origin` and `Host`).
+every local user may ask through it, with its API key. Requests that a browser's page sends are refused (by `Origin`, `Sec-Fetch-Site` and `Host`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ LENGTH_HEADER = "inference-header-content-length"
 ATTESTED_HEADER = "garrison-attested"
 NONCE_HEADER = "garrison-nonce"
 PROOF_HEADER = "garrison-proof"
+_FETCH_HEADER = (
+    "sec-fetch-site"  # browsers put it on every request, and no page can; "none": the user typed the address
+)
 INDEX_PATH = "/v2/repository/index"
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _PAGES = ("/v2", "/.well-known/garrison/")
@@ -154,8 +157,14 @@ def error_answer(error: GarrisonError) -> LocalAnswer:
 
 def _check_local(headers: Mapping[str, str]) -> None:
     """Refuses what a web page in this machine's browser could send."""
-    if "origin" in headers or not _LOCAL_HOSTS.fullmatch(headers.get("host", "")):
-        raise MalformedRequestError("this proxy answers local programs alone: no Origin, and a Host of this machine")
+    if (
+        "origin" in headers
+        or headers.get(_FETCH_HEADER, "none") != "none"
+        or not _LOCAL_HOSTS.fullmatch(headers.get("host", ""))
+    ):
+        raise MalformedRequestError(
+            "this proxy answers local programs alone: no Origin, no page that fetches, and a Host of this machine"
+        )
 
 
 def _json_bytes(headers: Mapping[str, str]) -> int:

@@ -16,7 +16,7 @@ import h11
 import httpx
 
 from garrison.client.connect import LocalAnswer, LocalRequest, Proxy, error_answer
-from garrison.client.http import carry, checked_url
+from garrison.client.http import AS_IT_IS, carry, checked_url
 from garrison.errors import ConfigError, GarrisonError, LimitError, SlowRequestError, UnavailableError
 from garrison.limits import DEFAULT_LIMITS, Limits
 
@@ -54,7 +54,7 @@ async def serve_proxy(
     """
     base = checked_url(url)
     with _listen(port) as listener:
-        async with httpx.AsyncClient(base_url=base, timeout=timeout_seconds, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=base, timeout=timeout_seconds, trust_env=False, headers=AS_IT_IS) as http:
             await _serve(listener, http, proxy, on_ready, stop, limits)
 
 

@@ -17,7 +17,7 @@ from garrison.attest.policy import Policy
 from garrison.client.prediction import CLASSES, Prediction, join
 from garrison.client.sealed import Attested, SealedChannel, infer_path, model_path
 from garrison.client.talk import Request, Response, Talk, bearer, decode, exchange
-from garrison.errors import ConfigError, InputError, NotFoundError, ProofError, ServiceError
+from garrison.errors import ConfigError, InputError, NotFoundError, ProofError, ServiceError, UnavailableError
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_client import InferAnswer, decode_response, encode_request
 from garrison.protocol.oip_metadata import (
@@ -93,7 +93,11 @@ class Core:
         rows_a_request: int = ROWS_A_REQUEST,
         binary: bool = True,
     ) -> Talk[Prediction]:
-        """Ask for predictions, in as many requests as it takes."""
+        """Ask for predictions, in as many requests as it takes.
+
+        Raises:
+            UnavailableError: sealed, and the enclave was started anew meanwhile with another version of the model.
+        """
         attested = None if self._channel is None else (yield from self.attest())
         metadata = yield from self.metadata()
         if attested is not None:
@@ -106,7 +110,8 @@ class Core:
         for first in range(0, rows, rows_a_request):
             some = {name: values[first : first + rows_a_request] for name, values in inputs.items()}
             body, json_bytes = encode_request(some, binary=binary, outputs=outputs)
-            parts.append((yield from self._ask(body, json_bytes, min(rows_a_request, rows - first), metadata)))
+            asked = min(rows_a_request, rows - first)
+            parts.append((yield from self._ask(body, json_bytes, asked, metadata, attested)))
         return join(parts)
 
     def _vouched_metadata(self, metadata: ModelMetadata, attested: Attested) -> ModelMetadata:
@@ -115,10 +120,15 @@ class Core:
             known = self._vouched = (metadata, attested, _attested_metadata(metadata, attested))
         return known[2]
 
-    def _ask(self, body: bytes, json_bytes: int, rows: int, metadata: ModelMetadata) -> Talk[Prediction]:
+    def _ask(
+        self, body: bytes, json_bytes: int, rows: int, metadata: ModelMetadata, attested: Attested | None
+    ) -> Talk[Prediction]:
         name = yield from self._name()
-        if self._channel is not None:
+        if self._channel is not None and attested is not None:
             sealed = yield from self._channel.ask(name, self._version, body, json_bytes)
+            if sealed.attested.manifest_sha256 != attested.manifest_sha256:
+                # Its labels, and the meaning of its inputs, may be others than those that this prediction began with.
+                raise UnavailableError("the service has another version of the model since this began; ask again")
             opened = decode_response(sealed.body, sealed.json_bytes)
             return _prediction(opened, rows, metadata, proved=True, attested=True)
         nonce = secrets.token_hex(_NONCE_BYTES)

@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 5
 MOST_ANSWER_BYTES = 256 * 1024 * 1024
 """Longest answer that is taken from a server."""
-_AS_IT_IS = {"accept-encoding": "identity"}  # a short compressed answer could unpack into all of the memory
+AS_IT_IS = {"accept-encoding": "identity"}  # a short compressed answer could unpack into all of the memory
 
 
 class Client:
@@ -73,7 +73,7 @@ class Client:
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
         )
-        self._http = httpx.Client(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=_AS_IT_IS)
+        self._http = httpx.Client(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=AS_IT_IS)
 
     def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -173,7 +173,7 @@ class AsyncClient:
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
         )
-        self._http = httpx.AsyncClient(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=_AS_IT_IS)
+        self._http = httpx.AsyncClient(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=AS_IT_IS)
 
     async def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""

@@ -11,10 +11,14 @@ PUBLIC_KEY_BYTES = 32
 
 
 class AnswerSigner:
-    """A signing key that is made at start and never leaves the process."""
+    """A signing key that is made at start and never leaves the process.
 
-    def __init__(self) -> None:
-        self._key = Ed25519PrivateKey.generate()
+    Args:
+        secret: 32 random bytes to make it of, where several processes must sign alike; None for a fresh key.
+    """
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self._key = Ed25519PrivateKey.generate() if secret is None else Ed25519PrivateKey.from_private_bytes(secret)
         self.public_key = self._key.public_key().public_bytes_raw()
 
     def sign(self, message: bytes) -> bytes:

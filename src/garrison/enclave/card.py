@@ -32,6 +32,7 @@ def service_card(
         budget_period=period,
         public_key=service.public_key,
         isolation=isolation,
+        guard_form=service.guard_form,
         parameters=service.parameters,
         technology=technology,
         capabilities=dict(capabilities or {}),

@@ -36,6 +36,8 @@ class Launch:
         require: the least level of isolation, one of `garrison.enclave.levels.LEVELS`.
         user: number of the user that the enclave's process becomes, where root starts it; nothing else should use it.
         secret_heap_bytes: size of the enclave's heap in secret memory; 0 for an ordinary heap.
+        lines: front workers that each want a pipe of their own to the enclave; 0 where the server is one process.
+        signing_key: 32 random bytes that several processes without an enclave make the same signing key of; None for a fresh one.
         collateral: what the operator fetched from the hardware's vendor, by name; goes with every quote, and who verifies checks it.
     """
 
@@ -48,6 +50,8 @@ class Launch:
     require: str = NONE
     user: int = DEFAULT_USER
     secret_heap_bytes: int = 0
+    lines: int = 0
+    signing_key: bytes | None = None
     collateral: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -70,7 +74,7 @@ class ServiceCard(msgspec.Struct, frozen=True):
         budget_rows, budget_period: the armed budget a caller, 0 for none.
         public_key: signs the answers.
         isolation: "none" for no enclave at all, else its level and what it lacks (see `garrison.enclave.levels`).
-        guard_form: "numpy", or "graph" where the guard is part of the model's graph.
+        guard_form: "graph" where the guard is part of the model's graph, else "numpy: " and why.
         parameters: "resident", "on demand", or "whole: ..." with the reason why the parameter memory asked for has no effect.
         technology: of the evidence that this enclave gives; "" where it gives none, and takes no sealed request then.
         capabilities: by name, what the isolation was probed to have; "" where it does not have it, else how.
@@ -85,10 +89,39 @@ class ServiceCard(msgspec.Struct, frozen=True):
     budget_period: str
     public_key: bytes
     isolation: str
-    guard_form: str = "numpy"
+    guard_form: str = ""
     parameters: str = ""
     technology: str = ""
     capabilities: dict[str, str] = {}
+
+
+class Pending(Protocol):
+    """A batch that an enclave computes meanwhile. `result` must be called in the end, by any thread; once."""
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the answer is there, or comes within that time."""
+        ...
+
+    def result(self) -> list[Reply]:
+        """The answer; blocks.
+
+        Raises:
+            UnavailableError: the enclave has died; nothing was answered.
+        """
+        ...
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """An enclave that computes while its caller does something else."""
+
+    def begin(self, asks: Sequence[Ask]) -> Pending | None:
+        """Begin to answer a batch without waiting for anything; None where that cannot be now.
+
+        Raises:
+            UnavailableError: the enclave has died, or is being started anew; nothing was answered.
+        """
+        ...
 
 
 @runtime_checkable

@@ -44,6 +44,8 @@ from garrison.errors import (
     UnavailableError,
 )
 from garrison.guard.base import Defense
+from garrison.guard.graph_form import GraphForm, fits, settings_of
+from garrison.guard.numpy_form import NumpyForm
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import Pipeline, Progress, tighten
 from garrison.limits import DEFAULT_LIMITS, Limits
@@ -80,6 +82,7 @@ class Service:
         quoter: asks the hardware to vouch for this service; None where it runs without an enclave, and then there is no
             evidence and no sealed request is taken.
         parameter_memory: most bytes of parameters that are held at once; None for all of them.
+        signing_key: see `garrison.crypto.signing.AnswerSigner`.
 
     Raises:
         ConfigError: `parameter_memory` is too small for this model.
@@ -98,10 +101,12 @@ class Service:
         limits: Limits = DEFAULT_LIMITS,
         quoter: Quoter | None = None,
         parameter_memory: int | None = None,
+        signing_key: bytes | None = None,
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.manifest_json = bundle.manifest_json
         self.manifest_digest = bundle.manifest_sha256
+        self.owner = bundle.signer
         self.facts = self.manifest.facts()
         self.limits = limits
         self._override = override
@@ -111,14 +116,26 @@ class Service:
         self._pipeline = Pipeline(chain, self.facts, key)
         self.guard_digest = guard_digest(chain)
         self._released = tuple(name for name, _, _ in self.outputs())
-        self._runner = Runner(bundle, limits, parameter_memory=parameter_memory)
-        self._signer = AnswerSigner()
+        # Under an override raw scores can be had, and those of the guarded graph are only good for rows that it admits.
+        traced = self.manifest.guarded is not None and override is None and fits(self.manifest.guard, self._pipeline)
+        settings = settings_of(self._pipeline) if traced else None
+        self._runner = Runner(bundle, limits, parameter_memory=parameter_memory, settings=settings)
+        self._numpy_form = NumpyForm(self._pipeline, self._runner.run)
+        self._graph_form = GraphForm(self._pipeline, self._runner) if traced else None
+        self._signer = AnswerSigner(signing_key)
         self._quoter = quoter
         self._keys = None if quoter is None else KeyRing(self._signer.public_key, limits=limits)
         self._mail = Mail(self._keys, limits, sealing_required=self.manifest.require_sealed)
         self._runner.run(
             example_inputs(self.manifest.inputs, 1)
         )  # the first run allocates; better now than on a client's time
+
+    @property
+    def guard_form(self) -> str:
+        """How the chain runs: "graph", or "numpy: " and why."""
+        if self._graph_form is not None:
+            return "graph"
+        return f"numpy: {self.manifest.numpy_because or 'the chain that runs is not the one that was traced'}"
 
     @property
     def parameters(self) -> str:
@@ -171,7 +188,7 @@ class Service:
         if len(nonce) != NONCE_BYTES:
             raise MalformedRequestError(f"expected a nonce of {NONCE_BYTES} bytes, found {len(nonce)}")
         keys = self._keys.offered()
-        quote = self._quoter.quote(report_data(keys, nonce, self.manifest_digest, self.guard_digest))
+        quote = self._quoter.quote(report_data(keys, nonce, self.manifest_digest, self.guard_digest, self.owner))
         return Evidence(
             quote=quote,
             keys=keys,
@@ -180,6 +197,7 @@ class Service:
             version=self.manifest.version,
             manifest=self.manifest_json,
             guard=self.guard_digest,
+            owner=self.owner,
             capabilities=dict(capabilities),
         )
 
@@ -248,23 +266,12 @@ class Service:
         return [replies[number] for number in range(len(asks))]
 
     def _guarded(self, batch: Batch) -> tuple[Progress, Released]:
-        everyone = Progress.begin(batch)
-        # 2 ADMIT
-        self._pipeline.admit(everyone)
-        progress, requests = everyone.admitted()
-        if not requests:
-            return everyone, Released({})
-        # 3 INSPECT
-        self._pipeline.inspect(progress)
-        # 4 run
-        raw = self._runner.run(progress.batch.inputs)
-        # 5 ANSWER
-        self._pipeline.answer(progress, raw)
-        # 6 RELEASE
-        released = self._pipeline.release(progress)
+        # 2 to 6: as part of the model's graph where it can be, else phase by phase
+        done = None if self._graph_form is None else self._graph_form(batch)
+        progress, released = self._numpy_form(batch) if done is None else done
         # 7 RECORD
         self._pipeline.record(progress, released)
-        return (progress, released) if progress is everyone else _spread(everyone, progress, requests, released)
+        return progress, released
 
     def _open(self, asks: Sequence[Ask], replies: dict[int, Reply]) -> list[_Opened]:
         opened = []
@@ -321,25 +328,6 @@ def _gather(opened: Sequence[_Opened]) -> Batch:
         callers=tuple(Caller(item.ask.caller) for item in opened),
         remaining=tuple(item.ask.remaining for item in opened),
     )
-
-
-def _spread(
-    everyone: Progress, part: Progress, requests: tuple[int, ...], released: Released
-) -> tuple[Progress, Released]:
-    """Put the results of the admitted requests back among all requests; the others' rows stay zero and are never encoded."""
-    rows = np.flatnonzero(np.isin(everyone.batch.request_of_row, requests))
-    for i, request in enumerate(requests):
-        everyone.refused[request], everyone.detail[request] = part.refused[i], part.detail[i]
-    everyone.replaced[rows] = part.replaced
-    for name, counts in part.shadow.items():
-        everyone.shadow.setdefault(name, np.zeros(everyone.batch.requests))[list(requests)] = counts
-
-    def widen(x: Array) -> Array:
-        wide = np.zeros((everyone.batch.rows, *x.shape[1:]), dtype=x.dtype)
-        wide[rows] = x
-        return wide
-
-    return everyone, Released({n: widen(x) for n, x in released.outputs.items()}, widen(released.uncertain))
 
 
 def _outcome(code: str, item: _Opened, progress: Progress, request: int) -> Outcome:

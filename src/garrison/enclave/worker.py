@@ -1,4 +1,5 @@
-"""The inner program of an enclave in its own process: `python -m garrison.enclave.worker DESCRIPTOR`.
+"""The inner program of an enclave in its own process: `python -m garrison.enclave.worker DESCRIPTOR...`: the pipe
+of the host that starts it, and one for each front worker (`garrison.enclave.lines`).
 
 It gives up what it does not need, in this order, and then answers:
 
@@ -31,6 +32,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,8 @@ from garrison.enclave.confine.one_thread import one_thread
 from garrison.enclave.confine.readers import no_core, no_new_privileges, not_dumpable, open_own_files
 from garrison.enclave.confine.seccomp import filter_calls
 from garrison.enclave.levels import isolation_name
+from garrison.enclave.lines import Lines, Pipe
+from garrison.enclave.log import write_log
 from garrison.enclave.quotes.sim import SimQuoter, source_measurement
 from garrison.enclave.service import Service
 from garrison.enclave.talk import (
@@ -60,17 +64,14 @@ from garrison.enclave.talk import (
     Ready,
     Start,
     failure,
-    most_answer_bytes,
-    most_call_bytes,
 )
-from garrison.errors import FrameError, GarrisonError, IsolationError, LimitError, RefusedError, RequestError
+from garrison.errors import FrameError, GarrisonError, IsolationError, RefusedError, RequestError
 from garrison.guard.defenses import DEFENSES
 from garrison.protocol.frames import Channel
+from garrison.protocol.messages import Ask, Reply
 from garrison.runtime.runner import example_inputs
 
 logger = logging.getLogger(__name__)
-
-Pipe = Channel[FromWorker, FromHost]
 
 
 class Worker:
@@ -126,20 +127,29 @@ class Worker:
         """
         match message:
             case Call(asks):
-                return Answered(self._service.answer(asks))
+                return Answered(self.answer_batch(asks))
             case Attest(nonce):
                 return Attested(self._evidence(nonce))
             case _:
                 raise FrameError("the host starts an enclave twice")
 
+    def answer_batch(self, asks: Sequence[Ask]) -> list[Reply]:
+        return self._service.answer(asks)
+
     def _evidence(self, nonce: bytes) -> Evidence:
         return self._service.evidence(nonce, self.capabilities)
 
 
-def serve(connection: socket.socket) -> None:
-    """Start, then answer until the host has gone."""
+def serve(connection: socket.socket, others: Sequence[socket.socket] = ()) -> None:
+    """Start, then answer until the host has gone.
+
+    Args:
+        connection: the host's.
+        others: the front workers'.
+    """
     # 1 every library is loaded
     _warm_up()
+    lines = Lines(connection, others)
     # 2 the start message
     first: Pipe = Channel(connection, FROM_HOST, most_sent=MOST_START_BYTES, most_received=MOST_START_BYTES)
     start = first.receive()
@@ -151,37 +161,29 @@ def serve(connection: socket.socket) -> None:
         first.send(failure(error))
         return
     first.send(worker.ready())
-    limits = start.limits
-    pipe: Pipe = Channel(
-        connection, FROM_HOST, most_sent=most_answer_bytes(limits), most_received=most_call_bytes(limits)
-    )
-    while True:
-        message = pipe.receive()
-        try:
-            answer = worker.answer(message)
-        except FrameError:
-            raise
-        except GarrisonError as error:
-            answer = failure(error)
-        try:
-            pipe.send(answer)
-        except LimitError as error:
-            pipe.send(failure(error))
+    try:
+        lines.serve(worker, start.limits)
+    except FrameError:
+        raise
+    except Exception:  # Python itself would write the message into the host's log
+        logger.exception("the enclave fails and ends")
+        sys.exit(1)
 
 
 def main() -> None:
     """The program. Ends quietly when its host has gone."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    write_log()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(
             number, signal.SIG_IGN
         )  # whoever stops the whole service lets the host finish first; it closes the pipe
     not_dumpable()  # whoever may attach now could stay attached
-    descriptor = int(sys.argv[1])
-    os.set_inheritable(descriptor, False)  # noqa: FBT003
-    connection = socket.socket(fileno=descriptor)
+    descriptors = [int(word) for word in sys.argv[1:]]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003
+    connection, *others = (socket.socket(fileno=descriptor) for descriptor in descriptors)
     try:
-        serve(connection)
+        serve(connection, others)
     except FrameError as error:
         logger.debug("the enclave ends: %s", error)
 
@@ -191,6 +193,7 @@ def _warm_up() -> None:
     for place in DEFENSES.values():
         importlib.import_module(place.partition(":")[0])
     np.random.default_rng(0)
+    np.unique(np.zeros(1))  # loads numpy.ma, which a refusal takes
     time.localtime()
     source_measurement()
     try:

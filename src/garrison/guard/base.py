@@ -1,8 +1,9 @@
 """What a defense is.
 
 A defense is a frozen, strict value: its fields are its parameters, read from the signed manifest. It sees a *batch*, rows
-of many callers at once, and answers with one verdict for all rows; rows are never dropped. Its arithmetic is a pure
-function over the Array API (first argument `xp`), so that the same lines can be traced into the model's graph.
+of many callers at once, and answers with one verdict for all rows; rows are never dropped. Its arithmetic is written once over
+the Array API (first argument `xp`): with numpy it is the reference, and the same lines are traced into the model's graph at
+sealing (see `garrison.sealing.tracing`), where no branch may depend on a value.
 
 Invariants that the contract tests hold for every registered defense: the verdict of a row does not depend on the other
 rows of the batch, nor on the caller unless the defense says so; equal input, equal verdict.
@@ -41,7 +42,7 @@ class Noise(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     Attributes:
         picks: shape (rows, PICKS, n): several rows of the defense's table.
-        uniform: shape (rows,), in [0, 1).
+        uniform: shape (rows,), in [0, 1], in single precision.
     """
 
     picks: FloatArray
@@ -51,6 +52,42 @@ class Noise(msgspec.Struct, frozen=True, eq=False, gc=False):
 KeyedNoise = Callable[[npt.NDArray[np.intp]], Noise]
 
 
+class Marks(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Which rows a defense minds. Arrays are numpy's or traced, of shape (rows,); None stands for no row.
+
+    Attributes:
+        refuse: rows whose request is refused.
+        replace: rows that get another answer.
+        uncertain: rows to be answered with "uncertain".
+        signals: what later defenses may need, by name: real numbers, shape (rows,) or (rows, k).
+    """
+
+    refuse: Any = None
+    replace: Any = None
+    uncertain: Any = None
+    signals: Mapping[str, Any] = {}
+
+
+class Rows(msgspec.Struct, frozen=True, eq=False):
+    """What new answers are made of, all for the same rows. Arrays are numpy's or traced.
+
+    Attributes:
+        answer: the answer so far, shape (rows, outputs).
+        signals: signals of earlier defenses, each of shape (rows,).
+        wrong: log f'(x), shape (rows, outputs); None where the defense does not `draw`.
+        noise: keyed noise; None where the defense does not `draw`.
+    """
+
+    answer: Any
+    signals: Mapping[str, Any]
+    wrong: Any = None
+    noise: Noise | None = None
+
+
+Settings = Mapping[str, Any]
+"""The numbers that a host may tighten, by name, as arrays without dimensions. They are inputs of the traced graph."""
+
+
 class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a defense decided, row by row. A struct, as `View` is, because several are made for every batch.
 
@@ -58,25 +95,13 @@ class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
         codes: shape (rows,), values of `Code`.
         values: shape (rows, outputs), the new answer; read only where the code is REPLACE.
         uncertain: shape (rows,), rows to be answered with "uncertain".
-        signals: arrays of shape (rows,) that later defenses may need, by name.
-        reason: the true code of a refusal, for the ledger. Only an ADMIT defense's reason reaches the client.
-        detail: what an ADMIT refusal tells the client: what was expected. Holds no tensor values.
+        signals: arrays of shape (rows,) or (rows, k) that later defenses may need, by name.
     """
 
     codes: CodeArray
     values: FloatArray | None = None
     uncertain: BoolArray | None = None
     signals: Mapping[str, FloatArray] = {}
-    reason: str = ""
-    detail: str = ""
-
-    @classmethod
-    def keep(cls, rows: int, **signals: FloatArray) -> Verdict:
-        return cls(np.zeros(rows, dtype=np.uint8), signals=signals)
-
-    @classmethod
-    def refuse(cls, where: BoolArray, reason: str, detail: str = "") -> Verdict:
-        return cls(np.where(where, REFUSE, KEEP), reason=reason, detail=detail)
 
 
 class View(msgspec.Struct, frozen=True, eq=False):
@@ -112,6 +137,18 @@ class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Signals that this one offers."""
     needs_key: ClassVar[bool] = False
     """Whether the owner's misinformation key must be given at start."""
+    adjustable: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that only enter by `settings`, so that the traced graph holds for any value of them."""
+    reason: ClassVar[str] = ""
+    """The true code of a refusal, for the ledger; "" for the defense's name. Only an ADMIT defense's reaches the client."""
+
+    def detail(self, facts: ModelFacts) -> str:  # noqa: ARG002
+        """What an ADMIT refusal tells the client: what was expected. Holds no tensor values."""
+        return ""
+
+    def settings(self, facts: ModelFacts) -> Settings:  # noqa: ARG002
+        """The adjustable numbers, in the types in which they are computed with."""
+        return {}
 
     def check(self, facts: ModelFacts) -> None:
         """Raise `GuardError` where this defense cannot work for such a model; called at sealing and at start."""
@@ -130,11 +167,51 @@ class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class RowDefense(Defense, frozen=True):
-    """A defense of the phases ADMIT, INSPECT or ANSWER."""
+    """A defense of the phases ADMIT, INSPECT or ANSWER: `judge`, and `rewrite` where it replaces answers."""
+
+    in_graph: ClassVar[bool] = True
+    """Whether `judge` and `rewrite` can be traced: they look at tensors alone, and at nothing that the caller has done."""
+    draws: ClassVar[bool] = False
+    """Whether `rewrite` needs keyed noise and f', which are made only for the rows that need them."""
+
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:
+        """Mark rows; never changes what it is given. In a trace the view has tensors alone."""
+        raise NotImplementedError
+
+    def rewrite(self, xp: Any, rows: Rows, settings: Settings) -> Any:
+        """New answers for rows that are all to be replaced, shape (rows, outputs)."""
+        raise NotImplementedError
+
+    @property
+    def every_row(self) -> bool:
+        """Whether `rewrite` is computed for all rows, whatever `judge` says, so that its time tells nothing."""
+        return False
 
     def __call__(self, view: View) -> Verdict:
-        """Judge all rows of the batch; never changes what it is given."""
-        raise NotImplementedError
+        """The numpy form: judge all rows of the batch, and rewrite those that are to be replaced."""
+        settings = self.settings(view.facts)
+        marks = self.judge(np, view, settings)
+        values = None if marks.replace is None else self._rewritten(view, marks.replace, settings)
+        return Verdict(codes_of(view.batch.rows, marks), values, marks.uncertain, marks.signals)
+
+    def _rewritten(self, view: View, replace: BoolArray, settings: Settings) -> FloatArray | None:
+        if view.answer is None:
+            raise GuardError(f"{self.name} runs after the model")
+        if not self.every_row and not np.count_nonzero(replace):  # nearly always, with honest callers
+            return None
+        rows = np.arange(replace.size) if self.every_row else np.flatnonzero(replace)
+        values = view.answer.copy()
+        values[rows] = self.rewrite(np, self._rows(view, rows), settings)
+        return values
+
+    def _rows(self, view: View, rows: npt.NDArray[np.intp]) -> Rows:
+        answer = view.answer if view.answer is None else view.answer[rows]
+        signals = {name: view.signals[name][rows] for name in self.needs}
+        if not self.draws:
+            return Rows(answer, signals)
+        if view.raw is None or view.raw.misinformation is None or view.noise is None:
+            raise GuardError(f"{self.name} runs after the model, with its misinformation and the owner's key")
+        return Rows(answer, signals, view.raw.misinformation(rows), view.noise(rows))
 
 
 class ReleaseDefense(Defense, frozen=True):
@@ -142,9 +219,19 @@ class ReleaseDefense(Defense, frozen=True):
 
     phase: ClassVar[Phase] = Phase.RELEASE
 
-    def __call__(self, view: View) -> Released:
-        """Say as little of the answer as the policy allows."""
+    def say(self, xp: Any, answer: Any, facts: ModelFacts, settings: Settings) -> dict[str, Any]:
+        """What may leave of the answer (shape (rows, outputs)), by name; arrays are numpy's or traced."""
         raise NotImplementedError
+
+    def __call__(self, view: View) -> Released:
+        """The numpy form: say as little of the answer as the policy allows."""
+        if view.answer is None or view.uncertain is None:
+            raise GuardError("release runs after the model")
+        return self.released(self.say(np, view.answer, view.facts, self.settings(view.facts)), view.uncertain)
+
+    def released(self, outputs: dict[str, Array], uncertain: BoolArray) -> Released:
+        """What `say` made, wherever it was computed, as that which may leave."""
+        return Released(outputs, uncertain)
 
     def describe_outputs(self, facts: ModelFacts) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
         """Name, dtype and shape (without the batch dimension) of each released tensor."""
@@ -158,6 +245,16 @@ class RecordDefense(Defense, frozen=True):
 
     def __call__(self, view: View, released: Released) -> None:
         raise NotImplementedError
+
+
+def codes_of(rows: int, marks: Marks) -> CodeArray:
+    """Marks as codes; a row to be refused is not replaced."""
+    codes = np.zeros(rows, dtype=np.uint8)
+    if marks.replace is not None:
+        codes[marks.replace] = REPLACE
+    if marks.refuse is not None:
+        codes[marks.refuse] = REFUSE
+    return codes
 
 
 def raise_not_tighter(name: str, why: str) -> NoReturn:

@@ -63,7 +63,7 @@ class KeyedTable:
         columns = [inputs[name] for name in sorted(inputs)]
         digests = b"".join([self._digest(columns, row) for row in rows.tolist()])
         numbers = np.frombuffer(digests, dtype="<u2").reshape(len(rows), 2 * PICKS)
-        uniform = np.frombuffer(digests, dtype="<u8")[1::2] * 2.0**-64
+        uniform = (np.frombuffer(digests, dtype="<u8")[1::2] * 2.0**-64).astype(np.float32)
         return Noise(self._table[numbers[:, :PICKS] % TABLE_ROWS], uniform)
 
     def _digest(self, columns: list[Array], row: int) -> bytes:

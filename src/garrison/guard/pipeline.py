@@ -115,7 +115,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
+class Link:
     """One armed or shadow defense of the chain, with its table of keyed noise."""
 
     defense: Defense
@@ -140,10 +140,11 @@ class Pipeline:
         self.specs = tuple(specs)
         self.defenses = tuple(load_defense(spec) for spec in specs)
         _check_chain(self.specs, self.defenses, facts)
-        self._links = tuple(
-            _Link(d, s.shadow, _table(d, facts, key)) for s, d in zip(specs, self.defenses, strict=True)
+        self.links = tuple(Link(d, s.shadow, _table(d, facts, key)) for s, d in zip(specs, self.defenses, strict=True))
+        self._judges = {phase: _judges_of(phase, self.links) for phase in Phase}
+        self._outside = tuple(
+            (link, d) for phase in (Phase.ADMIT, Phase.INSPECT) for link, d in self._judges[phase] if not d.in_graph
         )
-        self._judges = {phase: _judges_of(phase, self._links) for phase in Phase}
         self._release = next(d for d in self.defenses if isinstance(d, ReleaseDefense))
 
     @property
@@ -152,11 +153,15 @@ class Pipeline:
 
     def find(self, name: str) -> Defense | None:
         """The chain's armed defense of that name."""
-        return next((link.defense for link in self._links if link.defense.name == name and not link.shadow), None)
+        return next((link.defense for link in self.links if link.defense.name == name and not link.shadow), None)
 
     def admit(self, progress: Progress) -> None:
         """ADMIT: shape and type are checked when the request is read; here bounds and calls left."""
         self._run(Phase.ADMIT, progress)
+
+    def judge_callers(self, progress: Progress) -> None:
+        """What of ADMIT and INSPECT looks at callers, and so cannot be part of a graph."""
+        self._judge_all(self._outside, progress)
 
     def inspect(self, progress: Progress) -> None:
         """INSPECT: what does this input look like."""
@@ -173,13 +178,16 @@ class Pipeline:
 
     def record(self, progress: Progress, released: Released) -> None:
         """RECORD: what each caller has now asked."""
-        for link in self._links:
+        for link in self.links:
             if isinstance(link.defense, RecordDefense):
                 link.defense(self._view(progress, link.table), released)
 
     def _run(self, phase: Phase, progress: Progress) -> None:
-        for link, defense in self._judges[phase]:
-            _apply(link, _judge(defense, self._view(progress, link.table), progress), progress)
+        self._judge_all(self._judges[phase], progress)
+
+    def _judge_all(self, judges: Sequence[tuple[Link, RowDefense]], progress: Progress) -> None:
+        for link, defense in judges:
+            _apply(link, _judge(defense, self._view(progress, link.table), progress), progress, self.facts)
 
     def _view(self, progress: Progress, table: KeyedTable | None) -> View:
         noise = None if table is None else lambda rows: table(progress.batch.inputs, rows)
@@ -187,7 +195,7 @@ class Pipeline:
         return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise)
 
 
-def _judges_of(phase: Phase, links: Sequence[_Link]) -> tuple[tuple[_Link, RowDefense], ...]:
+def _judges_of(phase: Phase, links: Sequence[Link]) -> tuple[tuple[Link, RowDefense], ...]:
     found = ((link, link.defense) for link in links)
     return tuple((link, d) for link, d in found if isinstance(d, RowDefense) and d.phase is phase)
 
@@ -255,7 +263,6 @@ def _stitch(defense: RowDefense, view: View, parts: Sequence[Verdict | None]) ->
     uncertain = np.zeros(rows, dtype=np.bool_)
     values = None if view.answer is None else view.answer.copy()
     signals = {name: np.full(rows, np.nan) for name in defense.gives}
-    reason, detail = DEFENSE_FAILED, ""
     for request, part in enumerate(parts):
         if part is None:
             continue
@@ -266,18 +273,16 @@ def _stitch(defense: RowDefense, view: View, parts: Sequence[Verdict | None]) ->
         if part.uncertain is not None:
             uncertain[where] = part.uncertain
         for name, signal in part.signals.items():
-            signals.setdefault(name, np.full(rows, np.nan))[where] = signal
-        reason, detail = part.reason or reason, part.detail or detail
-    return Verdict(codes, values, uncertain, signals, reason, detail)
+            if signals[name].shape[1:] != signal.shape[1:]:
+                signals[name] = np.full((rows, *signal.shape[1:]), np.nan)
+            signals[name][where] = signal
+    return Verdict(codes, values, uncertain, signals)
 
 
-def _apply(link: _Link, verdict: Verdict, progress: Progress) -> None:
+def _apply(link: Link, verdict: Verdict, progress: Progress, facts: ModelFacts) -> None:
     progress.signals.update(verdict.signals)
     if link.shadow:
-        touched = (verdict.codes != KEEP).astype(np.float64)
-        progress.shadow[link.defense.name] = np.bincount(
-            progress.batch.request_of_row, touched, progress.batch.requests
-        )
+        progress.shadow[link.defense.name] = shadow_counts(verdict.codes != KEEP, progress.batch)
         return
     if not np.count_nonzero(verdict.codes):  # nearly always: every row is kept
         return
@@ -285,7 +290,7 @@ def _apply(link: _Link, verdict: Verdict, progress: Progress) -> None:
     if np.count_nonzero(replaced):
         _replace(replaced, verdict, progress)
     if np.count_nonzero(refused):
-        _refuse(refused, link.defense, verdict, progress)
+        refuse(refused, link.defense, facts, progress)
 
 
 def _replace(where: BoolArray, verdict: Verdict, progress: Progress) -> None:
@@ -298,11 +303,17 @@ def _replace(where: BoolArray, verdict: Verdict, progress: Progress) -> None:
         progress.uncertain |= verdict.uncertain & where
 
 
-def _refuse(where: BoolArray, defense: Defense, verdict: Verdict, progress: Progress) -> None:
+def refuse(where: BoolArray, defense: Defense, facts: ModelFacts, progress: Progress) -> None:
+    """Refuse the requests of the given rows, but for those that are refused already."""
     for request in np.unique(progress.batch.request_of_row[where]):
         if progress.refused[request] is None:
-            progress.refused[request] = verdict.reason or f"guard.{defense.name}"
-            progress.detail[request] = verdict.detail if defense.phase is Phase.ADMIT else ""
+            progress.refused[request] = defense.reason or f"guard.{defense.name}"
+            progress.detail[request] = defense.detail(facts) if defense.phase is Phase.ADMIT else ""
+
+
+def shadow_counts(where: BoolArray, batch: Batch) -> Array:
+    """Rows that a shadow defense minds, one number a request."""
+    return np.bincount(batch.request_of_row, where.astype(np.float64), batch.requests)
 
 
 def _release(defense: ReleaseDefense, progress: Progress, view: View) -> Released:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from garrison.errors import CalibrationError, UnsupportedModelError
+from garrison.errors import CalibrationError, MissingExtraError, UnsupportedModelError
 from garrison.guard.pipeline import load_defense, specs_of
 from garrison.hardening import graphs
 from garrison.hardening.artifact import Hardened, software_versions
@@ -32,6 +32,11 @@ from garrison.hardening.outliers import outlier_set
 from garrison.hardening.ranges import input_specs
 from garrison.hardening.scoring import Report, open_session, score, silent
 from garrison.types import Array, DefenseSpec, Task
+
+try:
+    import onnx
+except ImportError as error:
+    raise MissingExtraError("onnx", "seal") from error
 
 OnOod = Literal["misinform", "refuse", "uncertain"]
 Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
@@ -95,7 +100,7 @@ class Result:
 
 
 def harden(
-    path: Path,
+    model: Path | onnx.ModelProto,
     data: Rows,
     calibration: Rows | None = None,
     outliers: Rows | None = None,
@@ -105,7 +110,7 @@ def harden(
     """See the module's docstring.
 
     Args:
-        path: the ONNX file.
+        model: an ONNX file, or a graph that `graphs.check_model` has seen.
         data: the rows that f' is trained on; a fifth of them is held out where `calibration` is None.
         calibration: rows that the model has not seen.
         outliers: rows that are not the model's business, to measure on; None to have some drawn.
@@ -121,7 +126,7 @@ def harden(
     options = options or Options()
     # 1 READ
     report("reading", 0.0)
-    graph = graphs.load_model(path)
+    graph = graphs.load_model(model) if isinstance(model, Path) else model
     wanted = graphs.graph_inputs(graph)
     # 2 HOLD OUT
     training, held_out = _parts(data, calibration, wanted, options.seed)

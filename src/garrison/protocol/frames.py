@@ -18,9 +18,26 @@ from garrison.errors import FrameError, LimitError
 
 LENGTH = struct.Struct(">I")
 MOST_FRAME_BYTES = 2**32 - 1
+_TIME = struct.Struct("@ll")  # struct timeval
+_WANTED_BUFFER_BYTES = 1 << 20
 
 Sent = TypeVar("Sent", bound=msgspec.Struct)
 Received = TypeVar("Received")
+
+
+def bound_times(connection: socket.socket, seconds: float) -> None:
+    """Let the kernel end a read or a write that takes too long; cheaper than `settimeout`, which asks before each."""
+    connection.settimeout(None)
+    whole = int(seconds)
+    time = _TIME.pack(whole, int((seconds - whole) * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, time)
+
+
+def send_buffer_bytes(connection: socket.socket) -> int:
+    """How much an idle connection takes before somebody reads: half of the buffer, as the kernel counts what it needs itself."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WANTED_BUFFER_BYTES)
+    return connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
 
 
 class Channel(Generic[Sent, Received]):
@@ -76,7 +93,7 @@ class Channel(Generic[Sent, Received]):
             if length > self._most_received:
                 raise FrameError(f"a frame announces {length} bytes; at most {self._most_received} are taken")
             return self._decoder.decode(self._exactly(length))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.close()
             raise FrameError("a frame holds none of the messages that may come") from error
         except OSError as error:

@@ -16,7 +16,7 @@ from garrison.errors import ManifestError
 Field = tuple[int, int | memoryview]
 
 _VARINT, _WIDE, _BYTES, _NARROW = 0, 1, 2, 5
-_MORE, _LOW = 0x80, 0x7F
+_MORE, _LOW, _MOST_SHIFT = 0x80, 0x7F, 63
 _EXTERNAL = 1
 
 MODEL_GRAPH = 7
@@ -119,7 +119,7 @@ def read_model(data: memoryview) -> Model:
             outputs={_name(value): value for number, value in parts if number == _OUTPUT},
             constants={tensor.name: tensor for tensor in constants},
         )
-    except (ValueError, IndexError, StopIteration) as error:
+    except (ValueError, IndexError, StopIteration, RecursionError) as error:
         raise ManifestError(f"the graph cannot be taken apart: {error}") from error
 
 
@@ -256,6 +256,8 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if not byte & _MORE:
             return value, at
         shift += 7
+        if shift > _MOST_SHIFT:
+            raise ValueError("a number of more than ten bytes")
 
 
 def _encoded(value: int) -> bytes:

@@ -10,33 +10,30 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from garrison.bundle.manifest import GraphEntry, InputSpec
+from garrison.bundle.manifest import GraphEntry, InputSpec, asked
 from garrison.bundle.reader import VerifiedBundle
 from garrison.errors import ManifestError
 from garrison.limits import DEFAULT_LIMITS, Limits
+from garrison.runtime.guarded import Guarded
 from garrison.runtime.on_demand import Memory
-from garrison.runtime.segments import Pieces, WholeError, cut, optimise, session_options
+from garrison.runtime.segments import Pieces, WholeError, cut, optimise
+from garrison.runtime.session import check_signature, open_graph
 from garrison.runtime.store import Budget, OutsideMemory, ParameterSource, Tagger, VerifiedStore
 from garrison.types import NUMPY_DTYPES, Array, FloatArray, RawScores, Task
 
 VALUES_OUTPUT = {Task.CLASSIFICATION: "probabilities", Task.SCORES: "scores", Task.REGRESSION: "values"}
 
-_ORT_TYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    **{f"tensor({sign}int{bits})": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
-
+LOGITS, MISINFORMATION = "logits", "misinformation"
 
 logger = logging.getLogger(__name__)
+
+_NOTHING: Mapping[str, Array] = {}
 
 RESIDENT, ON_DEMAND, WHOLE = "resident", "on demand", "whole"
 _SELF_CHECK_ROWS = 2
@@ -56,6 +53,7 @@ class Runner:
         parameter_memory: most bytes of parameters in memory at once, from here on; None for all of them.
         outside: where parameters lie while they are not in memory; None for a file without a name in the machine's memory.
         tagger: recognises them when they come back; None for a `Gmac` under a fresh key. Another one is for measurements alone.
+        settings: run the guarded graph, with these numbers of the guard; None for the model's own graph.
 
     Attributes:
         budget: the bytes of parameters in memory, counted.
@@ -74,21 +72,22 @@ class Runner:
         parameter_memory: int | None = None,
         outside: ParameterSource | None = None,
         tagger: Tagger | None = None,
+        settings: Mapping[str, Array] | None = None,
     ) -> None:
         manifest = bundle.manifest
         self._slice = limits.compute_rows
         self._values = VALUES_OUTPUT[manifest.task]
-        self._outputs = [name for name in (self._values, "logits", "misinformation") if name in manifest.graph.outputs]
-        self.budget = Budget(parameter_memory)
-        wanted = [(manifest.graph, self._outputs)]
+        self._outputs = [name for name in (self._values, LOGITS, MISINFORMATION) if name in manifest.graph.outputs]
+        self._guarded: Guarded | None = None
+        wanted = [_Wanted(manifest.graph, self._outputs, manifest.inputs)]
+        if manifest.guarded is not None and settings is not None:
+            found = self._guarded = Guarded(bundle, manifest.guarded, settings)
+            wanted = [_Wanted(found.entry, found.every_output, found.inputs, found.settings)]
         if manifest.misinformation is not None:
-            wanted.append((manifest.misinformation, ["misinformation"]))
-        networks: list[_Network] = []
-        for graph, outputs in wanted:
-            session = _session(bundle, graph)
-            _check_signature(session, graph, manifest.inputs, outputs[0])
-            networks.append(_Whole(session))
-        size = sum(_parameter_bytes(graph) for graph, _ in wanted)
+            wanted.append(_Wanted(manifest.misinformation, [MISINFORMATION], manifest.inputs))
+        self.budget = Budget(parameter_memory)
+        networks: list[_Network] = [_Whole(_open(bundle, graph)) for graph in wanted]
+        size = sum(_parameter_bytes(graph.entry) for graph in wanted)
         self.parameters = RESIDENT
         if parameter_memory is not None and size > parameter_memory:
             store = VerifiedStore(OutsideMemory() if outside is None else outside, tagger)
@@ -113,10 +112,57 @@ class Runner:
         Raises:
             BundleError: parameters were changed outside after they had been verified; nothing was computed with them.
         """
-        found = dict(zip(self._outputs, self._sliced(self._victim, self._outputs, inputs), strict=True))
+        found = self._found(self._outputs, inputs)
         return RawScores(
-            found[self._values], found.get("logits"), self._misinformation(found.get("misinformation"), inputs)
+            found[self._values], found.get(LOGITS), self._misinformation(found.get(MISINFORMATION), inputs)
         )
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the guarded graph runs."""
+        return self._guarded is not None
+
+    def guarded(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """All that the guarded graph finds, and of the scores those that `late` needs, by name; each (rows, ...)."""
+        return self._found(self._present().outputs, inputs)
+
+    def late(
+        self,
+        inputs: dict[str, Array],
+        rows: npt.NDArray[np.intp],
+        found: Mapping[str, Array],
+        noise: Mapping[str, Array],
+    ) -> dict[str, Array]:
+        """What the late graph makes of some rows.
+
+        Args:
+            inputs, found: of the whole batch: what `guarded` was given, and what it gave.
+            rows: numbers of the rows.
+            noise: for these rows, by the graph's input.
+        """
+        guarded = self._present()
+        if guarded.late is None:
+            raise ManifestError("the bundle has no late graph")
+        feeds = dict(noise) | {name: found[name][rows] for name in guarded.late_takes if name in found}
+        if MISINFORMATION in guarded.late_takes and MISINFORMATION not in found:
+            wrong = self._misinformation(None, inputs)
+            if wrong is not None:
+                feeds[MISINFORMATION] = wrong(rows)
+        answers = self._sliced(_Whole(guarded.late), guarded.late_outputs, feeds, guarded.late_settings)
+        return dict(zip(guarded.late_outputs, answers, strict=True))
+
+    def _present(self) -> Guarded:
+        if self._guarded is None:
+            raise ManifestError("the guarded graph does not run here")
+        return self._guarded
+
+    def _found(self, outputs: list[str], inputs: dict[str, Array]) -> dict[str, Any]:
+        guarded = self._guarded
+        if guarded is None:
+            found = self._sliced(self._victim, outputs, inputs)
+        else:
+            found = self._sliced(self._victim, outputs, {asked(n): x for n, x in inputs.items()}, guarded.settings)
+        return dict(zip(outputs, found, strict=True))
 
     def _misinformation(
         self, head: FloatArray | None, inputs: dict[str, Array]
@@ -127,15 +173,38 @@ class Runner:
         network = self._wrong
         if network is None:
             return None
-        return lambda rows: self._sliced(network, ["misinformation"], {n: x[rows] for n, x in inputs.items()})[0]
+        return lambda rows: self._sliced(network, [MISINFORMATION], {n: x[rows] for n, x in inputs.items()})[0]
 
-    def _sliced(self, network: _Network, outputs: list[str], inputs: dict[str, Array]) -> Sequence[FloatArray]:
+    def _sliced(
+        self,
+        network: _Network,
+        outputs: list[str],
+        inputs: Mapping[str, Array],
+        settings: Mapping[str, Array] = _NOTHING,
+    ) -> Sequence[FloatArray]:
         rows = len(next(iter(inputs.values())))
         if rows <= self._slice:
-            return network.run(outputs, inputs)
+            return network.run(outputs, {**inputs, **settings})
         starts = range(0, rows, self._slice)
-        parts = [network.run(outputs, {n: x[i : i + self._slice] for n, x in inputs.items()}) for i in starts]
+        slices = ({n: x[i : i + self._slice] for n, x in inputs.items()} for i in starts)
+        parts = [network.run(outputs, {**part, **settings}) for part in slices]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A graph that is to be run: what it answers, what it takes, and the settings that it is fed with each time."""
+
+    entry: GraphEntry
+    outputs: list[str]
+    inputs: tuple[InputSpec, ...]
+    settings: Mapping[str, Array] = field(default_factory=dict)
+
+
+def _open(bundle: VerifiedBundle, graph: _Wanted) -> Any:
+    session = open_graph(bundle, graph.entry)
+    check_signature(session, graph.entry, graph.inputs, graph.settings)
+    return session
 
 
 class _Whole:
@@ -156,7 +225,7 @@ def _parameter_bytes(graph: GraphEntry) -> int:
 
 def _on_demand(
     bundle: VerifiedBundle,
-    wanted: Sequence[tuple[GraphEntry, list[str]]],
+    wanted: Sequence[_Wanted],
     whole: Sequence[_Network],
     budget: Budget,
     store: VerifiedStore,
@@ -168,20 +237,19 @@ def _on_demand(
     """
     cuts: dict[int, Pieces] = {}
     reasons, fixed = [], 0
-    for i, (graph, outputs) in enumerate(wanted):
+    for i, graph in enumerate(wanted):
         try:
-            cuts[i] = pieces_of(bundle, graph, outputs)
+            cuts[i] = pieces_of(bundle, graph.entry, graph.outputs)
         except WholeError as error:
             reasons.append(error)
-            fixed += _parameter_bytes(graph)
+            fixed += _parameter_bytes(graph.entry)
     if not cuts:
         raise reasons[0]
     memory = Memory(list(cuts.values()), budget, store, fixed)
-    networks = memory.networks(list(cuts.values()), [wanted[i][1] for i in cuts])
-    rows = example_inputs(bundle.manifest.inputs, _SELF_CHECK_ROWS)
+    networks = memory.networks(list(cuts.values()), [wanted[i].outputs for i in cuts])
     found = list(whole)
     for i, network in zip(cuts, networks, strict=True):
-        outputs = wanted[i][1]
+        outputs, rows = wanted[i].outputs, {**example_inputs(wanted[i].inputs, _SELF_CHECK_ROWS), **wanted[i].settings}
         pairs = zip(network.run(outputs, rows), whole[i].run(outputs, rows), strict=True)
         if not all(np.allclose(a, b, rtol=_SELF_CHECK_TOLERANCE, atol=_SELF_CHECK_TOLERANCE) for a, b in pairs):
             raise WholeError("in segments it does not answer as it does whole")
@@ -199,44 +267,6 @@ def pieces_of(bundle: VerifiedBundle, graph: GraphEntry, outputs: Sequence[str])
         raise WholeError(graph.whole)
     files = {chunk.file: bundle.files[chunk.file] for chunk in graph.chunks}
     return cut(optimise(bundle.files[graph.file], files), outputs)
-
-
-def _session(bundle: VerifiedBundle, graph: GraphEntry) -> Any:
-    options = session_options()
-    if graph.chunks:
-        buffers = [bundle.files[chunk.file] for chunk in graph.chunks]
-        names = [chunk.file for chunk in graph.chunks]
-        options.add_external_initializers_from_files_in_memory(names, buffers, [len(b) for b in buffers])
-    try:
-        return ort.InferenceSession(bundle.files[graph.file], options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ManifestError(f"the runtime cannot load this graph: {type(error).__name__}", file=graph.file) from error
-
-
-def _check_signature(session: Any, graph: GraphEntry, inputs: tuple[InputSpec, ...], needed: str) -> None:
-    """What the runtime sees must be what the manifest promises to clients."""
-    offered = {o.name for o in session.get_outputs()}
-    absent = sorted(({needed} | set(graph.outputs)) - offered)
-    if absent:
-        raise ManifestError(
-            f"the manifest names the output {absent[0]!r}, the graph offers {sorted(offered)}", file=graph.file
-        )
-    seen = {i.name: i for i in session.get_inputs()}
-    if set(seen) != {spec.name for spec in inputs}:
-        raise ManifestError(
-            f"the manifest names the inputs {[s.name for s in inputs]}, the graph {sorted(seen)}", file=graph.file
-        )
-    for spec in inputs:
-        _check_input(seen[spec.name], spec, graph.file)
-
-
-def _check_input(seen: Any, spec: InputSpec, file: str) -> None:
-    datatype = _ORT_TYPES.get(seen.type, seen.type)
-    if datatype != spec.datatype:
-        raise ManifestError(f"input {spec.name!r}: the manifest says {spec.datatype}, the graph {datatype}", file=file)
-    fixed = [n for n in seen.shape[1:] if isinstance(n, int)]
-    if len(fixed) == len(seen.shape) - 1 and tuple(fixed) != spec.shape:
-        raise ManifestError(f"input {spec.name!r}: the manifest says {spec.shape}, the graph {tuple(fixed)}", file=file)
 
 
 def example_inputs(inputs: tuple[InputSpec, ...], rows: int) -> dict[str, Array]:

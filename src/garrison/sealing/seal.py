@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from garrison.bundle.manifest import (
@@ -22,7 +23,7 @@ from garrison.bundle.manifest import (
     Manifest,
     parse_manifest,
 )
-from garrison.bundle.reader import verify
+from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.bundle.secret import read_secret, secret_path, write_secret
 from garrison.crypto.canonical import sha256_hex
 from garrison.crypto.owner import OwnerKey, key_commitment
@@ -38,10 +39,21 @@ from garrison.guard.pipeline import Pipeline, load_defense
 from garrison.hardening.scoring import open_session, score
 from garrison.runtime.runner import VALUES_OUTPUT, Runner
 from garrison.sealing.draft import Draft
+from garrison.sealing.guarded import trace_guard, why_different
 from garrison.sealing.parameters import Chunk, split
-from garrison.sealing.place import GRAPH_FILE, MISINFORMATION_FILE, beside, check_target, put_in_place, write_files
+from garrison.sealing.place import (
+    GRAPH_FILE,
+    GUARDED_FILE,
+    LATE_FILE,
+    MISINFORMATION_FILE,
+    beside,
+    check_target,
+    put_in_place,
+    write_files,
+)
 from garrison.sealing.segments import why_whole
 from garrison.sealing.sign import sign_digests
+from garrison.sealing.tracing import UntracedError
 from garrison.types import DATATYPES, Array, FloatArray
 
 try:
@@ -87,12 +99,30 @@ def seal(draft: Draft, owner: OwnerKey, out: Path, *, force: bool = False) -> Ma
     manifest, files = _assemble(draft, expected, key)
     Pipeline(manifest.guard, manifest.facts(), key)
     with beside(out) as folder:
-        write_files(folder, files | {SIGNATURE_FILE: _signature(files, owner, draft.name)})
-        _prove(folder, owner, draft.rows, expected)
+        _write(folder, files, owner, draft.name)
+        bundle = _prove(folder, owner, draft.rows, expected)
+        different = why_different(bundle, key, draft.rows) if manifest.guarded is not None else ""
+        if different:
+            manifest, files = _in_numpy(manifest, files, different)
+            _write(folder, files, owner, draft.name)
+            _prove(folder, owner, draft.rows, expected)
         put_in_place(folder, out, force=force)
     if key is not None:
         write_secret(secret_path(out), key, draft.name)
     return manifest
+
+
+def _write(folder: Path, files: dict[str, bytes], owner: OwnerKey, name: str) -> None:
+    for left in (GUARDED_FILE, LATE_FILE):
+        (folder / left).unlink(missing_ok=True)
+    write_files(folder, files | {SIGNATURE_FILE: _signature(files, owner, name)})
+
+
+def _in_numpy(manifest: Manifest, files: dict[str, bytes], why: str) -> tuple[Manifest, dict[str, bytes]]:
+    """The same bundle without a traced guard."""
+    plain = msgspec.structs.replace(manifest, guarded=None, numpy_because=why)
+    kept = {name: data for name, data in files.items() if name not in {GUARDED_FILE, LATE_FILE}}
+    return plain, kept | {MANIFEST_FILE: plain.encode()}
 
 
 def _needs_key(draft: Draft) -> bool:
@@ -154,12 +184,17 @@ def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tu
         provenance=draft.provenance,
         require_sealed=draft.require_sealed,
     )
-    data = manifest.encode()
+    files = graph.files() | ({} if wrong is None else wrong.files())
     try:
-        parse_manifest(data)
+        parse_manifest(manifest.encode())
+        guard = trace_guard(manifest.guard, manifest.facts(), graph.entry, graph.data)
+        manifest = msgspec.structs.replace(manifest, guarded=guard.graphs)
+        files |= guard.files
     except ManifestError as error:
         raise SealingError(f"the model cannot be described: {error}") from error
-    return manifest, {MANIFEST_FILE: data} | graph.files() | ({} if wrong is None else wrong.files())
+    except UntracedError as error:
+        manifest = msgspec.structs.replace(manifest, numpy_because=str(error))
+    return manifest, {MANIFEST_FILE: manifest.encode()} | files
 
 
 def _graph(
@@ -181,7 +216,7 @@ def _signature(files: dict[str, bytes], owner: OwnerKey, name: str) -> bytes:
     return sign_digests({file: sha256_hex(data) for file, data in files.items()}, owner, name)
 
 
-def _prove(folder: Path, owner: OwnerKey, rows: dict[str, Array], expected: dict[str, Array]) -> None:
+def _prove(folder: Path, owner: OwnerKey, rows: dict[str, Array], expected: dict[str, Array]) -> VerifiedBundle:
     """Verify and run the sealed bundle as a server does, and compare its answers with the original's."""
     bundle = verify(folder, [owner.public])
     raw = Runner(bundle).run(rows)
@@ -190,6 +225,7 @@ def _prove(folder: Path, owner: OwnerKey, rows: dict[str, Array], expected: dict
         found["misinformation"] = raw.misinformation(np.arange(len(raw.values)))
     for name, value in expected.items():
         _compare(name, value, found.get(name))
+    return bundle
 
 
 def _compare(name: str, expected: Array, found: FloatArray | None) -> None:

@@ -34,13 +34,14 @@ from garrison.protocol.oip_metadata import (
     TensorMetadata,
 )
 from garrison.protocol.sealed import CONTENT_TYPE as SEALED_TYPE
-from garrison.server.batching import Waiting
 from garrison.server.hosting import Hosting, Model
 from garrison.server.http_errors import Answer, Headers, error_answer, json_answer
+from garrison.server.waiting import NEVER, Waiting
 
 LENGTH_HEADER = "inference-header-content-length"
 PROOF_HEADER = "garrison-proof"
 NONCE_HEADER = "garrison-nonce"
+TIMEOUT_HEADER = "request-timeout"
 KEYS_PATH = "/.well-known/garrison/keys"
 ATTESTATION_PATH = "/.well-known/garrison/attestation"
 
@@ -48,6 +49,7 @@ _GET, _POST = ("GET", "HEAD"), ("POST",)
 _MOST_DIGITS = 15
 _JSON_TYPE = ("content-type", "application/json")
 _BINARY_TYPE = ("content-type", "application/octet-stream")
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{43}=?")
 
 Page = Callable[[], Answer]
@@ -200,7 +202,26 @@ def write_evidence(evidence: Evidence) -> Answer:
     return Answer(200, [_JSON_TYPE, ("cache-control", "no-store")], msgspec.json.encode(evidence))
 
 
-def read_sealed(model: Model, caller: str, body: bytes, length: str | None) -> Waiting:
+def read_deadline(timeout: str | None, arrived: float) -> float:
+    """When a client gives up, from the seconds that its header names.
+
+    Args:
+        timeout: value of `TIMEOUT_HEADER`.
+        arrived: when the request's head was here, by `time.monotonic`.
+
+    Raises:
+        MalformedRequestError: it is no number of seconds.
+    """
+    if timeout is None:
+        return NEVER
+    if not _SECONDS.fullmatch(timeout):
+        raise MalformedRequestError(
+            f"the header {TIMEOUT_HEADER} must be seconds, such as 2 or 0.25; found {timeout[:32]!r}"
+        )
+    return arrived + float(timeout)
+
+
+def read_sealed(model: Model, caller: str, body: bytes, length: str | None, deadline: float = NEVER) -> Waiting:
     """A sealed inference request, ready for the queue. What is in it, nobody here can tell.
 
     Raises:
@@ -208,7 +229,7 @@ def read_sealed(model: Model, caller: str, body: bytes, length: str | None) -> W
     """
     if length is not None:
         raise MalformedRequestError(f"a sealed request has no header {LENGTH_HEADER}: the length stands inside")
-    return Waiting(caller, body, ALL_JSON, "", model.sealed_cost(len(body)), sealed=True)
+    return Waiting(caller, body, ALL_JSON, "", model.sealed_cost(len(body)), sealed=True, deadline=deadline)
 
 
 def is_sealed(content_type: str | None) -> bool:
@@ -224,7 +245,13 @@ def write_sealed(reply: Reply) -> Answer:
 
 
 def read_question(
-    model: Model, caller: str, body: bytes, length: str | None, nonce: str | None, limits: Limits
+    model: Model,
+    caller: str,
+    body: bytes,
+    length: str | None,
+    nonce: str | None,
+    limits: Limits,
+    deadline: float = NEVER,
 ) -> Waiting:
     """An inference request, ready for the queue.
 
@@ -245,7 +272,7 @@ def read_question(
         raise LimitError(f"the header {NONCE_HEADER} may have {limits.string_bytes} bytes, found {len(nonce)}")
     elif not (nonce.isascii() and nonce.isprintable()):
         raise MalformedRequestError(f"the header {NONCE_HEADER} must be printable ASCII")
-    return Waiting(caller, body, json_bytes, nonce, model.cost(len(body), json_bytes))
+    return Waiting(caller, body, json_bytes, nonce, model.cost(len(body), json_bytes), deadline=deadline)
 
 
 def write_answer(reply: Reply) -> Answer:

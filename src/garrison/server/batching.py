@@ -1,11 +1,13 @@
 """From single requests to batches.
 
 The requests that consecutive turns of the event loop bring form a batch: nothing waits for a window to pass. A batch that is cheap is
-computed on the loop's own thread, which saves two thread switches; any other goes to the one worker thread, so that the loop
-goes on answering. One batch a model is computed at a time; what comes meanwhile forms the next.
+computed on the loop's own thread, which saves two thread switches; any other goes to the worker's threads, so that the loop
+goes on answering. One batch a model is computed at a time; what comes meanwhile forms the next. Callers take turns
+(`garrison.server.waiting`), and a batch is no larger than pays (`garrison.server.batch_size`).
 
-Invariants: an answer leaves only after its rows are charged; a request whose client has gone is dropped before it is computed;
-the queue is bounded; whatever fails, every request gets an answer.
+Invariants: an answer leaves only after its rows are charged; a request whose client has gone, or whose deadline has passed, is dropped before
+it is computed, and costs nothing; the queue is bounded, in number and in time; the loop waits for no disk, no lock, and for an enclave
+no longer than `INLINE_SECONDS`; whatever fails, every request gets an answer.
 """
 
 from __future__ import annotations
@@ -13,43 +15,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
+from garrison.enclave.host import Pending
 from garrison.errors import BudgetExhaustedError, UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.http_status import INTERNAL
 from garrison.protocol.messages import Ask, Outcome, Reply
+from garrison.server.batch_size import CHEAP_SECONDS, BatchSize
 from garrison.server.budgets import ModelBudget
+from garrison.server.waiting import FairQueue, Waiting
 
 logger = logging.getLogger(__name__)
 
-INLINE_SECONDS = 0.01
+INLINE_SECONDS = CHEAP_SECONDS
 """A batch that is expected to take longer is not computed on the event loop's thread."""
-_FORGET = 1.05
 
 Call = Callable[[Sequence[Ask]], list[Reply]]
+Begin = Callable[[Sequence[Ask]], Pending | None]
 Result = TypeVar("Result")
 
 
-class Waiting:
-    """A request in the queue. `rows` is what it may cost, in rows; `reply` is cancelled when its client has gone."""
+class _Job:
+    """A batch on its way.
 
-    __slots__ = ("body", "caller", "json_bytes", "nonce", "reply", "rows", "sealed")
+    Attributes:
+        pending: asked of the enclave already.
+        answered: what the enclave said; not charged yet.
+    """
 
-    def __init__(
-        self, caller: str, body: bytes, json_bytes: int, nonce: str, rows: float, *, sealed: bool = False
-    ) -> None:
-        self.caller = caller
-        self.body = body
-        self.json_bytes = json_bytes
-        self.nonce = nonce
-        self.rows = rows
-        self.sealed = sealed
-        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    __slots__ = ("answered", "batch", "pending", "rows", "started")
+
+    def __init__(self, batch: list[Waiting]) -> None:
+        self.batch = batch
+        self.rows = sum(request.rows for request in batch)
+        self.started = time.perf_counter()
+        self.pending: Pending | None = None
+        self.answered: list[Reply] | None = None
 
 
 class Batcher:
@@ -58,39 +65,51 @@ class Batcher:
     Args:
         call: computes a batch; blocks.
         budget: what callers may ask of this model.
-        worker: one thread, for what is not cheap.
-        limits: `queue_requests`, `inline_rows` and `compute_rows` count here.
+        worker: threads, for what is not cheap.
+        limits: `queue_requests`, `queue_seconds`, `inline_rows` and `compute_rows` count here.
+        begin: begins to compute a batch elsewhere; where it is left out, `call` keeps its thread busy.
     """
 
-    def __init__(self, call: Call, budget: ModelBudget, worker: Executor, limits: Limits) -> None:
+    def __init__(
+        self, call: Call, budget: ModelBudget, worker: Executor, limits: Limits, begin: Begin | None = None
+    ) -> None:
         self._call = call
+        self._begin = begin
         self._budget = budget
         self._worker = worker
         self._limits = limits
-        self._queue: deque[Waiting] = deque()
+        self._queue = FairQueue(limits.queue_requests)
+        self._size = BatchSize()
         self._scheduled = False
         self._seen = 0
         self._working = False
-        self._row_seconds: float | None = None
+        self._task: asyncio.Task[None] | None = None
         self._asides: deque[asyncio.Future[None]] = deque()
         self._aside_last = False
 
     @property
     def busy(self) -> bool:
         """Whether a new request will wait for longer than this turn of the loop."""
-        return self._working
+        return self._working or len(self._queue) > self._limits.inline_rows
 
     def submit(self, request: Waiting) -> asyncio.Future[Reply]:
         """Put a request into the next batch.
 
         Raises:
-            UnavailableError: too many are waiting.
+            UnavailableError: too many are waiting, or it would wait for too long.
         """
-        if len(self._queue) >= self._limits.queue_requests:
-            raise UnavailableError(f"{self._limits.queue_requests} requests are waiting already; try again")
-        self._queue.append(request)
+        now = time.monotonic()
+        request.deadline = min(request.deadline, now + self._limits.queue_seconds)
+        wait = self._queue.rows_before(request.caller) * self._size.least_row_seconds
+        if now + wait >= request.deadline:
+            raise UnavailableError(f"it would take about {wait:.1f} s until this request's turn; try again")
+        self._queue.put(request)
         self._schedule()
         return request.reply
+
+    def sweep(self) -> None:
+        """Answers those who have waited too long; to be called now and then."""
+        _dismiss(self._queue.sweep())
 
     async def between(self, call: Callable[[], Result]) -> Result:
         """Run something on the worker thread while no batch is computed. Takes turns with batches, where there are both.
@@ -151,17 +170,10 @@ class Batcher:
         self._scheduled, self._seen = False, 0
         if self._give_turn():
             return
-        batch = self._take()
-        if not batch:
-            if self._asides:
-                self._schedule()
-            return
-        rows = sum(request.rows for request in batch)
-        if rows <= self._limits.inline_rows and rows * (self._row_seconds or 0.0) <= INLINE_SECONDS:
-            self._finish(batch, self._compute(batch, rows))
-        else:
-            self._working = True
-            asyncio.get_running_loop().create_task(self._compute_aside(batch, rows))
+        batch, late = self._queue.take(self._size.most(self._limits.compute_rows))
+        _dismiss(late)
+        if batch:
+            self._answer(_Job(batch))
         if self._queue or self._asides:
             self._schedule()
 
@@ -178,49 +190,62 @@ class Batcher:
         os.sched_yield()
         return True
 
-    async def _compute_aside(self, batch: list[Waiting], rows: float) -> None:
-        replies = _failed(batch)
+    def _answer(self, job: _Job) -> None:
+        replies = self._at_once(job) if self._is_quick(job.rows) else None
+        if replies is not None:
+            _finish(job.batch, replies)
+            return
+        self._working = True
+        self._task = asyncio.get_running_loop().create_task(self._aside(job))
+
+    def _is_quick(self, rows: float) -> bool:
+        """Whether a batch may begin on the loop's thread. One that is begun elsewhere can be left to another thread still."""
+        known = self._size.row_seconds
+        if rows > self._limits.inline_rows or (known is None and self._begin is None):
+            return False
+        return rows * (known or 0.0) <= INLINE_SECONDS
+
+    def _at_once(self, job: _Job) -> list[Reply] | None:
+        """Answer and charge a batch without waiting; None where that cannot be, and what is left is for another thread."""
         try:
-            replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._compute, batch, rows)
+            remaining = [self._budget.remaining_at_once(request.caller) for request in job.batch]
+            asks = [_ask(request, rows) for request, rows in zip(job.batch, remaining, strict=True) if rows is not None]
+            if len(asks) < len(job.batch):
+                return None
+            if self._begin is not None:
+                job.pending = self._begin(asks)
+                if job.pending is None or not job.pending.wait(INLINE_SECONDS):
+                    return None
+            job.answered = self._call(asks) if job.pending is None else job.pending.result()
+            self._size.note(job.rows, time.perf_counter() - job.started)
+            granted = self._budget.charge_at_once(_wants(job.batch, job.answered))
+            return None if granted is None else self._charged(job.answered, granted)
+        except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
+            return _failure(job.batch, error)
+
+    async def _aside(self, job: _Job) -> None:
+        replies = _failed(job.batch)
+        try:
+            replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._work, job)
         finally:
-            self._finish(batch, replies)
+            _finish(job.batch, replies)
             self._rest()
 
-    def _take(self) -> list[Waiting]:
-        """The oldest requests that make up one run of the runtime, at least one; without those whose client has gone."""
-        batch: list[Waiting] = []
-        rows = 0.0
-        while self._queue and (not batch or rows + self._queue[0].rows <= self._limits.compute_rows):
-            request = self._queue.popleft()
-            if not request.reply.done():
-                batch.append(request)
-                rows += request.rows
-        return batch
-
-    def _compute(self, batch: list[Waiting], rows: float) -> list[Reply]:
-        """Answer and charge a batch; never raises. On whichever thread it runs, it is the only one for this model."""
-        start = time.perf_counter()
+    def _work(self, job: _Job) -> list[Reply]:
+        """What is left to do for a batch, on a thread that may wait; never raises. Nothing else is computed for this model meanwhile."""
         try:
-            replies = self._charge(batch, self._call([self._ask(request) for request in batch]))
-        except (
-            UnavailableError
-        ) as error:  # the enclave has died or is being started anew; nothing was answered or charged
-            return _failed(batch, error.code, str(error))
-        except Exception:
-            logger.exception("a batch of %d requests could not be answered or charged", len(batch))
-            return _failed(batch)
-        measured = (time.perf_counter() - start) / max(rows, 1.0)
-        # The smallest of late: a busy machine makes single measurements too large, and never too small.
-        self._row_seconds = measured if self._row_seconds is None else min(measured, self._row_seconds * _FORGET)
-        return replies
+            replies = job.answered
+            if replies is None:
+                if job.pending is not None:
+                    replies = job.pending.result()
+                else:
+                    replies = self._call([_ask(r, self._budget.remaining(r.caller)) for r in job.batch])
+                self._size.note(job.rows, time.perf_counter() - job.started)
+            return self._charged(replies, self._budget.charge(_wants(job.batch, replies)))
+        except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
+            return _failure(job.batch, error)
 
-    def _ask(self, request: Waiting) -> Ask:
-        remaining = self._budget.remaining(request.caller)
-        return Ask(request.caller, remaining, request.body, request.json_bytes, request.nonce, request.sealed)
-
-    def _charge(self, batch: list[Waiting], replies: list[Reply]) -> list[Reply]:
-        wants = [(request.caller, reply.outcome.rows) for request, reply in zip(batch, replies, strict=True)]
-        granted = self._budget.charge(wants)
+    def _charged(self, replies: list[Reply], granted: list[bool]) -> list[Reply]:
         return [reply if good else self._exhausted() for reply, good in zip(replies, granted, strict=True)]
 
     def _exhausted(self) -> Reply:
@@ -229,11 +254,36 @@ class Batcher:
         detail = f"the caller's budget of {budget.rows} rows ({budget.period}) does not cover this request"
         return Reply(code, detail, b"", -1, b"", Outcome(code=code, rows=0))
 
-    @staticmethod
-    def _finish(batch: list[Waiting], replies: list[Reply]) -> None:
-        for request, reply in zip(batch, replies, strict=True):
-            if not request.reply.done():
-                request.reply.set_result(reply)
+
+def _ask(request: Waiting, remaining: int) -> Ask:
+    return Ask(request.caller, remaining, request.body, request.json_bytes, request.nonce, request.sealed)
+
+
+def _wants(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
+    return [(request.caller, reply.outcome.rows) for request, reply in zip(batch, replies, strict=True)]
+
+
+def _finish(batch: list[Waiting], replies: list[Reply]) -> None:
+    for request, reply in zip(batch, replies, strict=True):
+        if not request.reply.done():
+            request.reply.set_result(reply)
+
+
+def _dismiss(late: list[Waiting]) -> None:
+    if late:
+        detail = "the model had no time for this request within the time that its client waits; try again"
+        _finish(late, _failed(late, UnavailableError.code, detail))
+
+
+def _failure(batch: list[Waiting], error: Exception) -> list[Reply]:
+    """What callers are told when nothing could be answered, or charged."""
+    if isinstance(error, UnavailableError):  # the enclave has died or is being started anew
+        return _failed(batch, error.code, str(error))
+    if isinstance(error, sqlite3.OperationalError):
+        logger.error("the budgets cannot be read or written: %s", error)
+        return _failed(batch, UnavailableError.code, "the budgets cannot be kept just now; try again")
+    logger.error("a batch of %d requests could not be answered or charged", len(batch), exc_info=error)
+    return _failed(batch)
 
 
 def _failed(batch: list[Waiting], code: str = INTERNAL, detail: str = "") -> list[Reply]:

@@ -3,13 +3,17 @@
 The counts lie in SQLite (write-ahead log, synchronised at each commit). To keep the disk off the path of most requests, rows
 are taken from a caller's budget in blocks (leases) and used up in memory. Invariants: what stands in the database is never less
 than what was used, so a crash can cost a caller the rest of a lease (at most 1/64 of its budget) and can never give rows back;
-a graceful stop gives unused leases back; several servers may share one database; memory holds a bounded number of callers.
+a graceful stop gives unused leases back, and so does one that nobody has used for a while; several servers may share one database, and
+together never allow more than the limit; memory holds a bounded number of callers.
+
+What ends in `_at_once` waits for neither disk nor lock, so that an event loop may call it.
 
 Grows on disk with the number of callers; counts of past days are dropped.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -28,6 +32,9 @@ _SCHEMA_VERSION = 1
 _LEASES = 64
 _MOST_LEASED = 4_096
 _BUSY_SECONDS = 10.0
+_FRESH_SECONDS = 0.25
+"""Near its end, a count is read again after this: other servers may have used rows, or given some back."""
+_NEAR_END = 4
 _EVER, _DAY = "ever", "day"
 
 Key = tuple[str, str, str]
@@ -37,11 +44,19 @@ Key = tuple[str, str, str]
 class _Account:
     """What is known of one caller: rows in the database (leases included), and of those leased here and not yet used."""
 
-    __slots__ = ("recorded", "unused")
+    __slots__ = ("idle", "read", "recorded", "unused")
 
     def __init__(self, recorded: int) -> None:
         self.recorded = recorded
         self.unused = 0
+        self.read = time.monotonic()
+        self.idle = False
+
+    def left(self, limit: int) -> int:
+        return max(0, limit - self.recorded + self.unused)
+
+    def is_stale(self, limit: int) -> bool:
+        return self.left(limit) * _NEAR_END < limit and time.monotonic() - self.read > _FRESH_SECONDS
 
 
 class BudgetBook:
@@ -71,8 +86,34 @@ class BudgetBook:
     def remaining(self, model: str, caller: str, period: str, limit: int) -> int:
         """Rows that a caller may still ask, at least 0."""
         with self._lock:
-            account = self._account((model, caller, self._period(period)))
-            return max(0, limit - account.recorded + account.unused)
+            key = model, caller, self._period(period)
+            account = self._account(key)
+            if account.is_stale(limit):
+                account.recorded, account.read = self._recorded(key), time.monotonic()
+            return account.left(limit)
+
+    def remaining_at_once(self, model: str, caller: str, period: str, limit: int) -> int | None:
+        """As `remaining`; None where that takes the disk, or another thread is at it."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            now = self._period_at_once(period)
+            account = None if now is None else self._accounts.get((model, caller, now))
+            return None if account is None or account.is_stale(limit) else account.left(limit)
+        finally:
+            self._lock.release()
+
+    def charge_at_once(
+        self, model: str, period: str, limit: int, wants: Sequence[tuple[str, int]]
+    ) -> list[bool] | None:
+        """As `charge`, from what was leased before; None, and nothing is charged, where that takes the disk."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            now = self._period_at_once(period)
+            return None if now is None else self._take_leased(model, now, limit, wants)
+        finally:
+            self._lock.release()
 
     def charge(self, model: str, period: str, limit: int, wants: Sequence[tuple[str, int]]) -> list[bool]:
         """Charge callers with rows; what is charged is on the disk when this returns.
@@ -99,6 +140,15 @@ class BudgetBook:
                 raise
             return granted
 
+    def give_back_idle(self) -> None:
+        """Give back leases of which nothing was used since this was called last, so that other servers may use them."""
+        with self._lock:
+            leased = [(key, account) for key, account in self._accounts.items() if account.unused]
+            self._give_back([key for key, account in leased if account.idle])
+            self._commit()
+            for _, account in leased:
+                account.idle = True
+
     def close(self) -> None:
         """Give unused leases back and close the database."""
         with self._lock:
@@ -108,18 +158,37 @@ class BudgetBook:
 
     def _take(self, key: Key, rows: int, limit: int) -> bool:
         account = self._account(key)
+        account.idle = False
         if rows <= account.unused and account.recorded - account.unused + rows <= limit:
             account.unused -= rows
             return True
         return self._lease(key, account, rows, limit)
 
+    def _take_leased(self, model: str, period: str, limit: int, wants: Sequence[tuple[str, int]]) -> list[bool] | None:
+        """Charge all or none."""
+        totals: dict[str, int] = {}
+        for caller, rows in wants:
+            totals[caller] = totals.get(caller, 0) + rows
+        taken = []
+        for caller, rows in totals.items():
+            if rows:
+                account = self._accounts.get((model, caller, period))
+                if account is None or rows > account.unused or account.recorded - account.unused + rows > limit:
+                    return None
+                taken.append((account, rows))
+        for account, rows in taken:
+            account.unused -= rows
+            account.idle = False
+        return [True] * len(wants)
+
     def _lease(self, key: Key, account: _Account, rows: int, limit: int) -> bool:
         self._begin()
-        account.recorded = self._recorded(key)  # another server may have charged this caller too
+        account.recorded, account.read = self._recorded(key), time.monotonic()  # another server may have charged too
         needed, free = rows - account.unused, limit - account.recorded
         if needed > free or account.recorded - account.unused + rows > limit:
             return False
-        lease = min(max(needed, min(limit // _LEASES, _MOST_LEASED)), free)
+        # Near the end leases become small, so that little lies unused where nobody asks for it.
+        lease = min(max(needed, min(limit // _LEASES, _MOST_LEASED, free // _NEAR_END)), free)
         self._add(key, lease)
         account.recorded += lease
         account.unused += lease - rows
@@ -178,6 +247,11 @@ class BudgetBook:
             self._begun = False
             self._database.rollback()
 
+    def _period_at_once(self, period: str) -> str | None:
+        if period != _DAY:
+            return _EVER
+        return self._day if self._day and self._clock() < self._next_day else None
+
     def _period(self, period: str) -> str:
         if period != _DAY:
             return _EVER
@@ -187,6 +261,12 @@ class BudgetBook:
             self._next_day = (now // 86_400 + 1) * 86_400
             self._database.execute("DELETE FROM spent WHERE period <> ? AND period < ?", (_EVER, self._day))
         return self._day
+
+
+def default_folder() -> Path:
+    """The user's own state folder, where budgets are kept unless another is named."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "garrison"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +281,18 @@ class ModelBudget:
     def remaining(self, caller: str) -> int:
         """Rows the caller may still ask, -1 for no limit."""
         return NO_LIMIT if self.book is None else self.book.remaining(self.model, caller, self.period, self.rows)
+
+    def remaining_at_once(self, caller: str) -> int | None:
+        """See `BudgetBook.remaining_at_once`."""
+        if self.book is None:
+            return NO_LIMIT
+        return self.book.remaining_at_once(self.model, caller, self.period, self.rows)
+
+    def charge_at_once(self, wants: Sequence[tuple[str, int]]) -> list[bool] | None:
+        """See `BudgetBook.charge_at_once`."""
+        if self.book is None:
+            return [True] * len(wants)
+        return self.book.charge_at_once(self.model, self.period, self.rows, wants)
 
     def charge(self, wants: Sequence[tuple[str, int]]) -> list[bool]:
         """See `BudgetBook.charge`."""

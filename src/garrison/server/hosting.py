@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from garrison.attest.evidence import Evidence
 from garrison.bundle.manifest import InputSpec, Manifest, parse_manifest
-from garrison.enclave.host import Enclave, ServiceCard
+from garrison.enclave.host import Elsewhere, Enclave, ServiceCard
 from garrison.errors import ConfigError
 from garrison.limits import Limits
 from garrison.protocol.oip import ALL_JSON
@@ -80,7 +80,8 @@ def make_model(enclave: Enclave, book: BudgetBook | None, worker: Executor, limi
     budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, book if card.budget_rows else None)
     features = sum(math.prod(spec.shape) for spec in manifest.inputs)
     row_bytes = sum(map(_row_bytes, manifest.inputs))
-    return Model(enclave, manifest, Batcher(enclave.call, budget, worker, limits), row_bytes, features)
+    begin = enclave.begin if isinstance(enclave, Elsewhere) else None
+    return Model(enclave, manifest, Batcher(enclave.call, budget, worker, limits, begin), row_bytes, features)
 
 
 def _row_bytes(spec: InputSpec) -> int:

@@ -13,15 +13,14 @@ import asyncio
 import gc
 import ipaddress
 import logging
-import os
-import resource
 import signal
 import socket
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -36,9 +35,11 @@ from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError, 
 from garrison.limits import MIB
 from garrison.server.app import App
 from garrison.server.auth import Authenticator
-from garrison.server.budgets import BudgetBook
+from garrison.server.budgets import BudgetBook, default_folder
 from garrison.server.hosting import Hosting, make_model
-from garrison.server.rsgi import BACKLOG, RsgiApp, make_server
+from garrison.server.line import LineEnclave
+from garrison.server.listening import MOST_CONNECTIONS, listen, raise_descriptors, url_of
+from garrison.server.rsgi import RsgiApp, make_server
 
 try:
     from uvloop import run as _run_loop
@@ -47,9 +48,8 @@ except ImportError:  # on systems that it does not know
 
 logger = logging.getLogger(__name__)
 
-_KEPT_DESCRIPTORS = 128
-_MOST_CONNECTIONS = 65_536
 _OBJECTS_BEFORE_COLLECTION = 10_000
+_TIDY_SECONDS = 1.0
 
 OnReady = Callable[[str], None]
 
@@ -71,6 +71,17 @@ class Assembly:
     book: BudgetBook | None
     state: Path | None
 
+    def tidy(self) -> None:
+        """Give back budgets that nobody uses, and notice enclaves that have gone. May wait for the disk."""
+        for enclave in self.enclaves:
+            if isinstance(enclave, LineEnclave):
+                enclave.sweep()
+        if self.book is not None:
+            try:
+                self.book.give_back_idle()
+            except sqlite3.Error as error:
+                logger.warning("unused budgets could not be given back: %s", error)
+
     def close(self) -> None:
         """Give back what is held. Only when nothing is being answered any more."""
         self.worker.shutdown(wait=False, cancel_futures=True)
@@ -91,13 +102,39 @@ class _Peek(msgspec.Struct):
     key_commitment: str = ""
 
 
-def assemble(config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey]) -> Assembly:
+def assemble(
+    config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey], signing_keys: Sequence[bytes] = ()
+) -> Assembly:
+    """Verify and start all models, and put a server around them; see `launch_all`."""
+    enclaves = launch_all(config, bundles, trusted, signing_keys=signing_keys)
+    try:
+        return assemble_enclaves(config, enclaves)
+    except BaseException:
+        stop_all(enclaves)
+        raise
+
+
+def stop_all(enclaves: Sequence[Enclave]) -> None:
+    for enclave in enclaves:
+        enclave.stop()
+
+
+def launch_all(
+    config: Config,
+    bundles: Sequence[Path],
+    trusted: Sequence[OwnerPublicKey],
+    *,
+    lines: int = 0,
+    signing_keys: Sequence[bytes] = (),
+) -> list[Enclave]:
     """Verify and start all models.
 
     Args:
         config: the settings; among them how models are kept apart from the server.
         bundles: folders of sealed models.
         trusted: keys that may have signed them.
+        lines: front workers that each want a pipe to each model.
+        signing_keys: one a bundle, where several processes without an enclave must sign alike.
 
     Raises:
         ConfigError: settings that cannot be, or are not safe.
@@ -112,13 +149,14 @@ def assemble(config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPub
     _check_tightened(config, peeks)
     enclaves: list[Enclave] = []
     try:
-        for bundle, peek in zip(bundles, peeks, strict=True):
-            enclaves.append(_launch(config, bundle, peek, trusted))
-        return assemble_enclaves(config, enclaves)
+        for k, (bundle, peek) in enumerate(zip(bundles, peeks, strict=True)):
+            start = _start(config, bundle, peek, trusted)
+            key = signing_keys[k] if signing_keys else None
+            enclaves.append(_launch(config, replace(start, lines=lines, signing_key=key)))
     except BaseException:
-        for enclave in enclaves:
-            enclave.stop()
+        stop_all(enclaves)
         raise
+    return enclaves
 
 
 def assemble_enclaves(config: Config, enclaves: Sequence[Enclave]) -> Assembly:
@@ -131,9 +169,10 @@ def assemble_enclaves(config: Config, enclaves: Sequence[Enclave]) -> Assembly:
     authenticator = Authenticator(Path(config.server.keys) if config.server.keys else None)
     state, book = None, None
     if any(enclave.card.budget_rows for enclave in enclaves):
-        state = Path(config.server.state) if config.server.state else _state_folder()
+        state = state_folder(config)
         book = BudgetBook(state)
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="garrison-model")
+    # One for each model, and one for what the disk takes.
+    worker = ThreadPoolExecutor(max_workers=len(enclaves) + 1, thread_name_prefix="garrison-model")
     try:
         hosting = Hosting(make_model(enclave, book, worker, config.limits) for enclave in enclaves)
     except ConfigError:
@@ -155,37 +194,23 @@ def check_exposure(config: Config) -> None:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ConfigError: the address cannot be used, or another server listens there.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-            listener.settimeout(0)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
-    return listener
-
-
-def run(assembly: Assembly, on_ready: OnReady) -> None:
+def run(
+    assembly: Assembly,
+    on_ready: OnReady,
+    listener: socket.socket | None = None,
+    on_loop: Callable[[Callable[[], None]], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight.
 
     Args:
         assembly: the parts; closed at the end.
         on_ready: called with the server's URL once it listens.
+        listener: a socket that listens already; None to make one. SIGINT is left to who made it.
+        on_loop: called with what stops the server too, from whichever thread.
     """
-    listener = listen(assembly.config.server.host, assembly.config.server.port)
-    connections = _raise_descriptors()
+    signals = (signal.SIGTERM, signal.SIGINT) if listener is None else (signal.SIGTERM,)
+    listening = listener or listen(assembly.config.server.host, assembly.config.server.port)
+    connections = raise_descriptors()
     gc.collect()
     gc.freeze()  # what lives as long as the server need not be looked at again
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)  # requests leave next to no cycles behind
@@ -193,11 +218,18 @@ def run(assembly: Assembly, on_ready: OnReady) -> None:
     async def until_signal() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             loop.add_signal_handler(number, stop.set)
-        await _serve(assembly, listener, connections, on_ready, stop.wait())
+        if on_loop is not None:
+            on_loop(lambda: _tell(loop, stop))
+        await _serve(assembly, listening, connections, on_ready, stop.wait())
 
     _run_loop(until_signal())
+
+
+def _tell(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # it has ended already
+        loop.call_soon_threadsafe(stop.set)
 
 
 @contextmanager
@@ -214,7 +246,7 @@ def background(assembly: Assembly) -> Iterator[str]:
             started.append((url, loop, stop))
             ready.set()
 
-        await _serve(assembly, listener, _MOST_CONNECTIONS, on_ready, stop.wait())
+        await _serve(assembly, listener, MOST_CONNECTIONS, on_ready, stop.wait())
 
     def work() -> None:
         try:
@@ -239,10 +271,10 @@ async def _serve(
     assembly: Assembly, listener: socket.socket, connections: int, on_ready: OnReady, stop: Awaitable[object]
 ) -> None:
     limits = assembly.config.limits
-    url = _url(listener)
+    url = url_of(listener)
     server = make_server(assembly.rsgi, listener, limits.header_read_seconds, connections)
     serving = asyncio.ensure_future(server.serve())
-    sweeping = asyncio.ensure_future(assembly.rsgi.sweep())
+    tidying = [asyncio.ensure_future(work) for work in (assembly.rsgi.sweep(), _tidy(assembly))]
     stopping = asyncio.ensure_future(stop)
     try:
         await asyncio.sleep(0)
@@ -258,9 +290,17 @@ async def _serve(
                 "after %g s %d requests are still in flight; stopping", limits.stop_seconds, assembly.rsgi.in_flight
             )
     finally:
-        sweeping.cancel()
-        stopping.cancel()
+        for task in (*tidying, stopping):
+            task.cancel()
         assembly.close()
+
+
+async def _tidy(assembly: Assembly) -> None:
+    """What is to be done now and then and may wait for a disk, until cancelled."""
+    while True:
+        await asyncio.sleep(_TIDY_SECONDS)
+        with suppress(RuntimeError):  # no threads any more: the server is ending
+            await asyncio.get_running_loop().run_in_executor(assembly.worker, assembly.tidy)
 
 
 def _check_isolation(config: Config) -> None:
@@ -268,14 +308,18 @@ def _check_isolation(config: Config) -> None:
     server = config.server
     if server.isolation in {"none", "sgx"} and server.secret_heap:
         raise ConfigError(f"a secret heap (--secret-heap) takes --isolation process, found {server.isolation!r}")
+    if server.isolation == "sgx" and server.workers > 1:
+        raise ConfigError(
+            "several workers (--workers) would each be an enclave with keys of its own; --isolation sgx takes one"
+        )
 
 
-def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPublicKey]) -> Enclave:
+def _start(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPublicKey]) -> Launch:
     mine = {named.name for named in peek.guard}
     tightened = {name: change for name, change in config.guard.items() if name in mine}
     key = _secret(config, bundle, peek)
     server = config.server
-    start = Launch(
+    return Launch(
         bundle,
         trusted,
         key,
@@ -287,11 +331,16 @@ def _launch(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPu
         secret_heap_bytes=server.secret_heap_mib * MIB if server.secret_heap else 0,
         collateral=_collateral(server.collateral),
     )
-    enclave = launch(server.isolation, start)
-    missed = {spec.name for spec in enclave.card.chain} & (config.guard.keys() - tightened.keys())
+
+
+def _launch(config: Config, start: Launch) -> Enclave:
+    enclave = launch(config.server.isolation, start)
+    missed = {spec.name for spec in enclave.card.chain} & (config.guard.keys() - start.tightened.keys())
     if missed:
         enclave.stop()
-        raise GuardError(f"{bundle}: its guard changed while it was started; {sorted(missed)} would not be tightened")
+        raise GuardError(
+            f"{start.bundle}: its guard changed while it was started; {sorted(missed)} would not be tightened"
+        )
     return enclave
 
 
@@ -343,26 +392,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _state_folder() -> Path:
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "garrison"
-
-
-def _raise_descriptors() -> int:
-    """Allow as many open files as the system lets us, and leave some for what is not a connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_CONNECTIONS + _KEPT_DESCRIPTORS
-    wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return (
-        _MOST_CONNECTIONS
-        if soft == resource.RLIM_INFINITY
-        else max(16, min(soft - _KEPT_DESCRIPTORS, _MOST_CONNECTIONS))
-    )
+def state_folder(config: Config) -> Path:
+    """Where budgets are kept."""
+    return Path(config.server.state) if config.server.state else default_folder()

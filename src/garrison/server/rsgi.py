@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from typing import Any
 
 from granian._granian import RSGIProtocolClosed, SocketHolder
@@ -29,9 +30,11 @@ from garrison.protocol.messages import Reply
 from garrison.server.app import (
     LENGTH_HEADER,
     NONCE_HEADER,
+    TIMEOUT_HEADER,
     App,
     Route,
     is_sealed,
+    read_deadline,
     read_question,
     read_sealed,
     write_answer,
@@ -41,10 +44,10 @@ from garrison.server.app import (
 from garrison.server.auth import Authenticator
 from garrison.server.batching import Batcher
 from garrison.server.http_errors import Answer, answer_of, error_answer
+from garrison.server.listening import BACKLOG
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 1024
 _SMALL_BODY_BYTES = 64 * 1024
 _PAGE_BODY_BYTES = 64 * 1024
 _SWEEP_SECONDS = 0.5
@@ -67,6 +70,7 @@ class RsgiApp:
         self._limits = app.limits
         self._auth = authenticator
         self._held_bytes = 0
+        self._held_by: dict[str, int] = {}
         self._reading: dict[asyncio.Task[Any], float] = {}
         self.in_flight = 0
 
@@ -84,13 +88,15 @@ class RsgiApp:
             self.in_flight -= 1
 
     async def sweep(self) -> None:
-        """Ends what has taken too long and looks for new keys, until cancelled."""
+        """Ends what has taken too long, gives back what nobody uses, and looks for new keys; until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = loop.time()
             for task in [task for task, deadline in self._reading.items() if deadline <= now]:
                 task.cancel()
+            for model in self._app.hosting:
+                model.batcher.sweep()
             self._auth.refresh()
 
     async def _answer(self, scope: Any, protocol: Any) -> Answer:
@@ -103,7 +109,7 @@ class RsgiApp:
                 return _wrong_method(scope.method, route)
             if route.page is not None:
                 if scope.method == "POST":
-                    await self._read(scope, protocol, _PAGE_BODY_BYTES)
+                    await self._read(scope, protocol, _PAGE_BODY_BYTES, caller)
                 return route.page()
             if route.evidence:
                 model, nonce = self._app.read_challenge(scope.query_string)
@@ -123,20 +129,40 @@ class RsgiApp:
             raise GarrisonError("a route leads to neither page nor model")
         if headers.get("content-encoding", "identity") != "identity":
             raise MalformedRequestError("compressed bodies are not read; send this one as it is")
-        body = await self._read(scope, protocol, self._limits.request_body_bytes)
-        self._held_bytes += len(body)
+        deadline = read_deadline(_single(headers, TIMEOUT_HEADER), time.monotonic())
+        body = await self._read(scope, protocol, self._limits.request_body_bytes, caller)
+        self._hold(caller, len(body))
         try:
-            if self._held_bytes > self._limits.queue_bytes:
-                raise UnavailableError("the requests that are being answered fill the memory for them; try again")
             length = _single(headers, LENGTH_HEADER)
             if is_sealed(headers.get("content-type")):
-                future = model.batcher.submit(read_sealed(model, caller, body, length))
+                future = model.batcher.submit(read_sealed(model, caller, body, length, deadline))
                 return write_sealed(await self._reply(future, model.batcher, protocol))
-            question = read_question(model, caller, body, length, _single(headers, NONCE_HEADER), self._limits)
+            nonce = _single(headers, NONCE_HEADER)
+            question = read_question(model, caller, body, length, nonce, self._limits, deadline)
             future = model.batcher.submit(question)
             return write_answer(await self._reply(future, model.batcher, protocol))
         finally:
-            self._held_bytes -= len(body)
+            self._let_go(caller, len(body))
+
+    def _hold(self, caller: str, length: int, own: int = 0) -> None:
+        """Count bytes of a body, of which `own` are counted already.
+
+        Raises:
+            UnavailableError: the memory for bodies is full, or the caller's other bodies take more than is left of it.
+        """
+        mine, free = self._held_by.get(caller, 0), self._limits.queue_bytes - self._held_bytes
+        if length > free or mine - own > free:
+            raise UnavailableError("the requests that are being answered fill the memory for them; try again")
+        self._held_bytes += length
+        self._held_by[caller] = mine + length
+
+    def _let_go(self, caller: str, length: int) -> None:
+        self._held_bytes -= length
+        left = self._held_by.get(caller, 0) - length
+        if left > 0:
+            self._held_by[caller] = left
+        else:
+            self._held_by.pop(caller, None)
 
     async def _reply(self, future: asyncio.Future[Reply], batcher: Batcher, protocol: Any) -> Reply:
         if not batcher.busy:
@@ -150,7 +176,7 @@ class RsgiApp:
         finally:
             watch.cancel()
 
-    async def _read(self, scope: Any, protocol: Any, most: int) -> bytes:
+    async def _read(self, scope: Any, protocol: Any, most: int, caller: str) -> bytes:
         declared = scope.headers.get("content-length")
         length = int(declared) if declared is not None and declared.isdigit() else None
         if length is not None and length > most:
@@ -163,7 +189,7 @@ class RsgiApp:
             if length is not None and length <= _SMALL_BODY_BYTES:
                 body: bytes = await protocol()
                 return body
-            return await self._stream(protocol, most)
+            return await self._stream(protocol, most, caller)
         except asyncio.CancelledError as error:
             task.uncancel()
             raise SlowRequestError(
@@ -172,22 +198,20 @@ class RsgiApp:
         finally:
             del self._reading[task]
 
-    async def _stream(self, protocol: Any, most: int) -> bytes:
+    async def _stream(self, protocol: Any, most: int, caller: str) -> bytes:
         """A long body, or one of unknown length: counted against all that is held while it comes in."""
         parts: list[bytes] = []
         length = 0
         try:
             async for part in protocol:
+                if length + len(part) > most:
+                    raise _too_long(most, length + len(part))
+                self._hold(caller, len(part), length)
                 length += len(part)
-                self._held_bytes += len(part)
-                if length > most:
-                    raise _too_long(most, length)
-                if self._held_bytes > self._limits.queue_bytes:
-                    raise UnavailableError("the requests that are being answered fill the memory for them; try again")
                 parts.append(bytes(part))
             return b"".join(parts)
         finally:
-            self._held_bytes -= length
+            self._let_go(caller, length)
 
 
 def make_server(application: RsgiApp, listener: socket.socket, header_read_seconds: float, connections: int) -> Server:

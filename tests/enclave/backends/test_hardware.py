@@ -66,6 +66,11 @@ def start(sealed: Sealed, **more: Any) -> Launch:
     return Launch(sealed.path, [sealed.owner.public], sealed.key, **more)
 
 
+def demanded(world: World, sealed: Sealed) -> Policy:
+    """The key set is judged at the clock of the tests' certificates, from where its end is far off."""
+    return world.policy(owners=(sealed.owner.public.fingerprint,), most_key_seconds=2**31)
+
+
 def judged(enclave: Enclave, policy: Policy, **changes: Any) -> Report:
     nonce = secrets.token_bytes(NONCE_BYTES)
     evidence = msgspec.structs.replace(enclave.evidence(nonce), **changes)
@@ -73,8 +78,8 @@ def judged(enclave: Enclave, policy: Policy, **changes: Any) -> Report:
     return appraise(evidence, policy, nonce, NOW.timestamp())
 
 
-def test_its_evidence_passes_without_simulation_being_allowed(started: Enclave, world: World) -> None:
-    policy = world.policy()
+def test_its_evidence_passes_without_simulation_being_allowed(started: Enclave, world: World, sealed: Sealed) -> None:
+    policy = demanded(world, sealed)
     assert not policy.allow_simulated
     assert judged(started, policy).passed
     assert not judged(started, Policy()).passed
@@ -85,10 +90,24 @@ def test_its_card_says_which_hardware_and_the_level_is_reached(started: Enclave,
     assert started.card.isolation.startswith(world.technology)
 
 
-def test_other_keys_or_another_guard_than_the_quoted_ones_are_noticed(started: Enclave, world: World) -> None:
+def test_the_host_cannot_pass_off_a_model_of_its_own(world: World, sealed: Sealed, tmp_path: Path) -> None:
+    own = seal_mlp(tmp_path / "own", name=sealed.verified().manifest.name, version=999)
+    enclave = ProcessEnclave(start(own), Hardware(world))
+    try:
+        report = judged(enclave, demanded(world, sealed))
+        assert [step.name for step in report.failures] == ["owner"]
+        assert judged(enclave, demanded(world, own)).passed, "control: to its own owner it is good"
+    finally:
+        enclave.stop()
+
+
+def test_other_keys_or_another_guard_than_the_quoted_ones_are_noticed(
+    started: Enclave, world: World, sealed: Sealed
+) -> None:
     keys = started.evidence(bytes(NONCE_BYTES)).keys
+    assert judged(started, demanded(world, sealed)).passed
     for changes in ({"keys": msgspec.structs.replace(keys, signing=bytes(32))}, {"guard": "0" * 64}):
-        assert not judged(started, world.policy(), **changes).passed
+        assert not judged(started, demanded(world, sealed), **changes).passed
 
 
 def test_it_answers(started: Enclave) -> None:
@@ -105,7 +124,7 @@ def test_after_a_crash_it_shows_evidence_over_fresh_keys(sealed: Sealed) -> None
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and enclave.card.public_key == before.signing:
             time.sleep(0.05)
-        assert judged(enclave, world.policy()).passed
+        assert judged(enclave, demanded(world, sealed)).passed
         assert enclave.evidence(bytes(NONCE_BYTES)).keys.hpke != before.hpke
         assert enclave.card.technology == "snp"
     finally:
@@ -130,3 +149,16 @@ def test_answers_are_those_of_the_service_itself(started: Enclave, sealed: Seale
     plain = launch("none", start(sealed))
     mine, theirs = (enclave.call([question(images(4))])[0].body for enclave in (started, plain))
     assert np.frombuffer(mine[-16:], np.uint8).tolist() == np.frombuffer(theirs[-16:], np.uint8).tolist()
+
+
+def test_limit_whoever_may_ask_the_device_has_quotes_over_other_keys(
+    started: Enclave, world: World, sealed: Sealed
+) -> None:
+    """Not a promise but its end: within a guest the hardware does not tell one program from another (docs/threat-model.md)."""
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    true = started.evidence(nonce)
+    forged = msgspec.structs.replace(true, keys=msgspec.structs.replace(true.keys, hpke=b"x" * 32, signing=b"y" * 32))
+    policy = demanded(world, sealed)
+    assert not appraise(forged, policy, nonce, NOW.timestamp()).passed
+    asked = msgspec.structs.replace(forged, quote=Hardware(world).quote(forged.expected_report_data()))
+    assert appraise(asked, policy, nonce, NOW.timestamp()).passed

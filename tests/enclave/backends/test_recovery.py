@@ -22,7 +22,7 @@ from tests.serving import Served, budget
 from garrison.client import Client
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerKey
-from garrison.enclave.backends.process import MOST_PAUSE_SECONDS, ProcessEnclave, _pause
+from garrison.enclave.backends.process import MOST_PAUSE_SECONDS, ProcessEnclave, pause
 from garrison.enclave.host import Launch, launch
 from garrison.errors import LimitError, UnavailableError
 from garrison.limits import Limits
@@ -108,7 +108,7 @@ def test_a_worker_that_cannot_start_again_is_tried_ever_more_slowly(sealed: Seal
 
 
 def test_pauses_double_and_end() -> None:
-    pauses = [_pause(failures) for failures in range(20)]
+    pauses = [pause(failures) for failures in range(20)]
     assert pauses[:5] == [0.0, 0.0, 0.5, 1.0, 2.0]
     assert pauses == sorted(pauses)
     assert pauses[-1] == MOST_PAUSE_SECONDS

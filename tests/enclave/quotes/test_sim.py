@@ -6,7 +6,7 @@ from garrison.attest.evidence import KeySet, report_data
 from garrison.enclave.quotes import QUOTERS, make_quoter
 from garrison.enclave.quotes.sim import SimQuoter, source_measurement
 
-DATA = report_data(KeySet(suite="s", hpke=b"h", signing=b"s" * 32, epoch=1, expires=1), b"n" * 32, "m", "g")
+DATA = report_data(KeySet(suite="s", hpke=b"h", signing=b"s" * 32, epoch=1, expires=1), b"n" * 32, "m", "g", "o")
 
 
 def test_every_quoter_has_its_own_key_and_the_same_measurement() -> None:

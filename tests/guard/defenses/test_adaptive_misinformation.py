@@ -16,7 +16,7 @@ def noise(rows: int, seed: int = 0) -> tuple[FloatArray, FloatArray]:
     """Gumbel noise and templates for so many different inputs."""
     defense = AdaptiveMisinformation(tau=0.5)
     table = KeyedTable(KEY, defense.name, defense.noise_drawer(make_facts()))
-    return defense.shape(table({"x": make_inputs(rows, seed)}, np.arange(rows)), CLASSES)
+    return defense.shape(np, table({"x": make_inputs(rows, seed)}, np.arange(rows)), CLASSES)
 
 
 def judge(rows: int, tau: float, key: bytes = KEY, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -118,7 +118,7 @@ def test_near_duplicates_do_not_show_the_truth_by_its_absence() -> None:
         np.repeat(v, copies, axis=0) for v in (make_scores(inputs).values, np.full((inputs, CLASSES), -np.log(CLASSES)))
     )
     table = KeyedTable(KEY, defense.name, defense.noise_drawer(make_facts()))
-    gumbel, template = defense.shape(table({"x": x}, np.arange(len(x))), CLASSES)
+    gumbel, template = defense.shape(np, table({"x": x}, np.arange(len(x))), CLASSES)
 
     def found(chosen: Array) -> tuple[float, float]:
         counts = np.array([np.bincount(c, minlength=CLASSES) for c in chosen.reshape(inputs, copies)])

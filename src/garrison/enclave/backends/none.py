@@ -31,6 +31,7 @@ class NoIsolation:
             tightened=start.tightened,
             limits=start.limits,
             parameter_memory=start.parameter_memory,
+            signing_key=start.signing_key,
         )
         self.card = service_card(self._service, "none")
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,26 +27,12 @@ import msgspec
 import garrison
 from garrison.attest.evidence import Evidence
 from garrison.enclave import secret_heap
+from garrison.enclave.conversation import Asked, Conversation, replies_of
 from garrison.enclave.host import Launch, ServiceCard
 from garrison.enclave.levels import FULL, check_level
 from garrison.enclave.quotes import Quoter
-from garrison.enclave.talk import (
-    FROM_WORKER,
-    Answered,
-    Attest,
-    Attested,
-    Call,
-    Failed,
-    FromHost,
-    FromWorker,
-    Ready,
-    Start,
-    most_answer_bytes,
-    most_call_bytes,
-    raised_again,
-)
+from garrison.enclave.talk import Attest, Attested, Call, Ready, Start
 from garrison.errors import FrameError, GarrisonError, IsolationError, UnavailableError
-from garrison.protocol.frames import Channel
 from garrison.protocol.messages import Ask, Reply
 
 logger = logging.getLogger(__name__)
@@ -62,18 +48,26 @@ FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.5, 30.0
 _END_SECONDS = 5.0
 _PYTHON_FLAGS = ("-s", "-P", "-B")
 
-Pipe = Channel[FromHost, FromWorker]
+SPARE_LINES = 32
+"""Pipes beyond those of the front workers: each one who takes another's place uses one up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The inner program, running: it has loaded its libraries, or is about to, and waits for its start message."""
+    """The inner program, running: it has loaded its libraries, or is about to, and waits for its start message.
+
+    Attributes:
+        pipe: ours.
+        lines: for front workers.
+    """
 
     process: subprocess.Popen[bytes]
     pipe: socket.socket
+    lines: tuple[socket.socket, ...] = ()
 
     def end(self) -> None:
-        self.pipe.close()
+        for end in (self.pipe, *self.lines):
+            end.close()
         self.process.kill()
         self.process.wait()
 
@@ -93,44 +87,30 @@ class Worker:
 
     def __init__(self, start: Launch, program: Program | None = None) -> None:
         self.born = time.monotonic()
-        self._lock = threading.Lock()
-        limits = start.limits
-        running = _spawn(start.secret_heap_bytes) if program is None else program
-        self.process, ours = running.process, running.pipe
-        ours.settimeout(START_SECONDS)
-        self._pipe: Pipe = Channel(
-            ours, FROM_WORKER, most_sent=most_call_bytes(limits), most_received=most_answer_bytes(limits)
-        )
+        running = _spawn(start.secret_heap_bytes, start.lines) if program is None else program
+        self.process = running.process
+        self._lines = list(running.lines)
+        self._talk = Conversation(running.pipe, start.limits, START_SECONDS, self._kill)
         try:
             ready = self._introduce(start)
-            ours.settimeout(limits.enclave_seconds)
+            self._talk.bound(start.limits.enclave_seconds)
         except BaseException:
             self.end()
             raise
         self.card: ServiceCard = ready.card
         self.mend = ready.mend
+        self.ask = self._talk.ask
+        self.begin = self._talk.begin
 
-    def ask(self, message: FromHost) -> FromWorker:
-        """One message, one answer.
-
-        Raises:
-            FrameError: the process has died, is late, or sends nonsense; it is ended then.
-            GarrisonError: what the process says went wrong.
-        """
-        with self._lock:
-            try:
-                self._pipe.send(message)
-                answer = self._pipe.receive()
-            except FrameError:
-                self._kill()
-                raise
-        if isinstance(answer, Failed):
-            raise raised_again(answer)
-        return answer
+    def take_line(self) -> socket.socket | None:
+        """The end of a pipe that nobody has used; None where there is none left."""
+        return self._lines.pop() if self._lines else None
 
     def end(self) -> None:
         """Close the pipe, at which the process ends by itself; kill it if it does not."""
-        self._pipe.close()
+        for line in self._lines:
+            line.close()
+        self._talk.close()
         try:
             self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -138,7 +118,7 @@ class Worker:
             self.process.wait()
 
     def _introduce(self, start: Launch) -> Ready:
-        answer = self.ask(
+        answer = self._talk.ask(
             Start(
                 bundle=str(start.bundle.absolute()),
                 trusted=tuple(key.pem for key in start.trusted),
@@ -153,7 +133,7 @@ class Worker:
             raise FrameError("the enclave's process begins with another message than that it is ready")
         return answer
 
-    def _kill(self) -> None:
+    def _kill(self, _: FrameError | None = None) -> None:
         with contextlib.suppress(OSError):
             self.process.kill()
 
@@ -167,7 +147,12 @@ class ProcessEnclave:
     Raises:
         IsolationError: it cannot be started as asked, or reaches less than is required.
         GarrisonError: what the worker said of the bundle, the guard or the key.
+
+    Attributes:
+        on_change: called, on another thread, when a fresh worker has taken a dead one's place.
     """
+
+    on_change: Callable[[], None] | None = None
 
     def __init__(self, start: Launch, quoter: Quoter | None = None) -> None:
         self._start = start
@@ -202,10 +187,32 @@ class ProcessEnclave:
         return self._present().process.pid
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
-        answer = self._present().ask(Call(list(asks)))
-        if not isinstance(answer, Answered) or len(answer.replies) != len(asks):
-            raise UnavailableError("the enclave's process did not answer what it was asked")
-        return answer.replies
+        return replies_of(self._present().ask(Call(list(asks))), len(asks))
+
+    def begin(self, asks: Sequence[Ask]) -> Asked | None:
+        return self._present().begin(asks)
+
+    def take_line(self) -> tuple[socket.socket, ServiceCard] | None:
+        """A pipe to the present worker for a front worker, and the worker's card; None where there is none just now.
+
+        A worker that has no pipe left is ended, and a fresh one will have some.
+        """
+        worker = self._worker
+        if worker is None:
+            return None
+        line = worker.take_line()
+        if line is None:
+            logger.warning("the enclave's process has no pipe left for another front worker; it is ended")
+            worker.process.kill()
+            return None
+        return line, self._vouched(worker.card)
+
+    def end_hung(self, key: bytes) -> None:
+        """End the worker with this public key: a front worker says that it does not answer."""
+        worker = self._worker
+        if worker is not None and worker.card.public_key == key:
+            logger.error("the enclave's process does not answer; it is ended")
+            worker.process.kill()
 
     def evidence(self, nonce: bytes) -> Evidence:
         answer = self._present().ask(Attest(nonce))
@@ -266,7 +273,7 @@ class ProcessEnclave:
                 failures = failures + 1 if time.monotonic() - worker.born < YOUNG_SECONDS else 0
                 logger.error("the enclave's process has died (%s); starting a fresh one with fresh keys", _cause(code))
                 worker.end()
-            if self._stopping.wait(_pause(failures)):
+            if self._stopping.wait(pause(failures)):
                 return
             failures += not self._renew()
 
@@ -276,7 +283,7 @@ class ProcessEnclave:
             return worker.process.wait(SPARE_AFTER_SECONDS)
         if self._spare is None and not self._stopping.is_set():
             try:
-                self._spare = _spawn(self._start.secret_heap_bytes)
+                self._spare = _spawn(self._start.secret_heap_bytes, self._start.lines)
             except IsolationError as error:
                 logger.warning("there is no spare for the enclave's process: %s", error)
         return worker.process.wait()
@@ -294,11 +301,13 @@ class ProcessEnclave:
         self._worker = worker
         if self._stopping.is_set():
             worker.end()
+        if self.on_change is not None:
+            self.on_change()
         logger.warning("the enclave serves again, after %.2f s to start", time.monotonic() - worker.born)
         return True
 
 
-def _pause(failures: int) -> float:
+def pause(failures: int) -> float:
     """The first death is answered at once; more of them within a short time, ever more slowly."""
     return 0.0 if failures <= 1 else min(FIRST_PAUSE_SECONDS * 2.0 ** (failures - 2), MOST_PAUSE_SECONDS)
 
@@ -347,25 +356,33 @@ def command(module: str, *words: str) -> list[str]:
     return [sys.executable, *_PYTHON_FLAGS, "-m", module, *words]
 
 
-def _spawn(secret_bytes: int) -> Program:
-    """The program, with nothing of our environment, no terminal, and one descriptor beside its log."""
-    ours, theirs = socket.socketpair()
-    descriptor = theirs.fileno()
+def _spawn(secret_bytes: int, lines: int) -> Program:
+    """The program, with nothing of our environment, no terminal, and the pipes beside its log.
+
+    Args:
+        secret_bytes: see `clean_environment`.
+        lines: how many front workers there are.
+    """
+    pairs = [socket.socketpair() for _ in range(1 + (lines + SPARE_LINES if lines else 0))]
+    descriptors = [theirs.fileno() for _, theirs in pairs]
+    ours = [pair[0] for pair in pairs]
     try:
-        with theirs:
-            process = subprocess.Popen(
-                command(WORKER, str(descriptor)),
-                env=clean_environment(secret_bytes),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(descriptor,),
-                cwd=os.sep,
-                start_new_session=True,
-            )
-    except OSError as error:
-        ours.close()
-        raise IsolationError(f"the enclave's process cannot be started: {error.strerror}") from error
-    except BaseException:
-        ours.close()
+        process = subprocess.Popen(
+            command(WORKER, *map(str, descriptors)),
+            env=clean_environment(secret_bytes),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            cwd=os.sep,
+            start_new_session=True,
+        )
+    except BaseException as error:
+        for end in ours:
+            end.close()
+        if isinstance(error, OSError):
+            raise IsolationError(f"the enclave's process cannot be started: {error.strerror}") from error
         raise
-    return Program(process, ours)
+    finally:
+        for _, theirs in pairs:
+            theirs.close()
+    return Program(process, ours[0], tuple(ours[1:]))

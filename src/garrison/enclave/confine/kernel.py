@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
+PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 PR_GET_SECCOMP, PR_SET_SECCOMP = 21, 22
 PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 38, 39

@@ -5,6 +5,7 @@ from __future__ import annotations
 DEFENSES: dict[str, str] = {
     "bounds": "garrison.guard.defenses.bounds:Bounds",
     "budget": "garrison.guard.defenses.budget:Budget",
+    "projection": "garrison.guard.defenses.projection:Projection",
     "max-probability": "garrison.guard.defenses.max_probability:MaxProbability",
     "energy": "garrison.guard.defenses.energy:Energy",
     "adaptive-misinformation": "garrison.guard.defenses.adaptive_misinformation:AdaptiveMisinformation",

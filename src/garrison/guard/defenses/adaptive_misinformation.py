@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import KEEP, REPLACE, Noise, RowDefense, Verdict, View, raise_not_tighter
+from garrison.guard.base import Marks, Noise, RowDefense, Rows, Settings, View, raise_not_tighter
 from garrison.types import FloatArray, ModelFacts, Phase, Task
 
 NEGLIGIBLE = 1e-6
@@ -48,8 +48,10 @@ def misinform(xp: Any, f: Any, wrong: Any, gumbel: Any, template: Any) -> Any:
     """
     classes = f.shape[1]
     numbers = xp.arange(classes)
-    own_choice = numbers == xp.argmax(f, axis=1, keepdims=True)
-    score = xp.where(own_choice, -math.log(classes), wrong) + gumbel
+    known = xp.where(f == f, f, -math.inf)  # NaN is not itself
+    own_choice = numbers == xp.argmax(known, axis=1, keepdims=True)
+    weights = xp.where(wrong == wrong, wrong, 0.0)  # of an input that was not checked
+    score = xp.where(own_choice, -math.log(classes), weights) + gumbel
     chosen = numbers == xp.argmax(score, axis=1, keepdims=True)
     displaced = xp.sum(xp.where(chosen, template, 0.0), axis=1, keepdims=True)
     return xp.where(chosen, template[:, -1:], xp.where(numbers == classes - 1, displaced, template))
@@ -65,6 +67,14 @@ def templates(xp: Any, rest: Any, margin: Any) -> Any:
     top = xp.max(rest, axis=1, keepdims=True) + margin
     e = xp.exp(xp.concat([rest, top], axis=1) - top)
     return e / xp.sum(e, axis=1, keepdims=True)
+
+
+def between(xp: Any, share: Any, quantiles: tuple[float, ...]) -> Any:
+    """The quantile function of rising, evenly spaced quantiles: linear in between, shape (rows, 1). `share` lies in [0, 1]."""
+    starts = np.arange(len(quantiles) - 1, dtype=np.float32)
+    rises = np.diff(np.asarray(quantiles, np.float32))
+    steps = xp.clip(len(starts) * xp.expand_dims(share, axis=1) - xp.asarray(starts), 0.0, 1.0)
+    return quantiles[0] + xp.sum(steps * xp.asarray(rises), axis=1, keepdims=True)
 
 
 def mix(xp: Any, f: Any, m: Any, a: Any) -> Any:
@@ -91,6 +101,8 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
     phase: ClassVar[Phase] = Phase.ANSWER
     needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
     needs_key: ClassVar[bool] = True
+    adjustable: ClassVar[frozenset[str]] = frozenset({"tau"})
+    draws: ClassVar[bool] = True
 
     tau: float
     nu: float = 1000.0
@@ -133,34 +145,34 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
 
         return draw
 
-    def shape(self, noise: Noise, classes: int) -> tuple[FloatArray, FloatArray]:
+    def settings(self, facts: ModelFacts) -> Settings:
+        return {"tau": np.asarray(self.tau, facts.value_dtype)}
+
+    @property
+    def every_row(self) -> bool:
+        return self.constant_time
+
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
+        return Marks(replace=~(view.signals["confidence"] > settings["tau"] + self._band))  # NaN fails closed
+
+    def rewrite(self, xp: Any, rows: Rows, settings: Settings) -> Any:
+        if rows.noise is None:
+            raise GuardError(f"{self.name} needs keyed noise")
+        f, tau, confidence = rows.answer, settings["tau"], rows.signals["confidence"]
+        m = misinform(xp, f, rows.wrong, *self.shape(xp, rows.noise, f.shape[1]))
+        mixed = confidence >= tau - self._band  # again not NaN
+        return xp.where(xp.expand_dims(mixed, axis=1), mix(xp, f, m, alpha(xp, confidence, tau, self.nu)), m)
+
+    def shape(self, xp: Any, noise: Noise, classes: int) -> tuple[Any, Any]:
         """Gumbel noise and templates, each (rows, classes).
 
         A template adds three rows of the table and draws its margin between the quantiles, so that no two inputs get the same
         numbers: numbers that come back would tell misinformation from honest answers.
         """
-        rest = (self.tail_scale / math.sqrt(3.0)) * noise.picks[:, 1:, classes:].sum(axis=1)
-        margin = np.interp(noise.uniform, np.linspace(0.0, 1.0, len(self.margins)), self.margins)
-        template: FloatArray = templates(np, rest, margin[:, np.newaxis]).astype(np.float32)
-        return noise.picks[:, 0, :classes], template
-
-    def __call__(self, view: View) -> Verdict:
-        if view.answer is None or view.raw is None or view.raw.misinformation is None or view.noise is None:
-            raise GuardError(f"{self.name} runs after the model, with its misinformation and the owner's key")
-        confidence = view.signals["confidence"]
-        plain = confidence > self.tau + self._band  # NaN is not: fails closed
-        if not self.constant_time and np.count_nonzero(plain) == plain.size:  # nearly always, with honest callers
-            return Verdict.keep(view.batch.rows)
-        rows = np.arange(plain.size) if self.constant_time else np.flatnonzero(~plain)
-        f = view.answer[rows]
-        m = misinform(np, f, view.raw.misinformation(rows), *self.shape(view.noise(rows), f.shape[1]))
-        mixed = confidence[rows] >= self.tau - self._band  # again not NaN
-        if self.constant_time or np.count_nonzero(mixed):
-            share = np.where(mixed, alpha(np, confidence[rows], self.tau, self.nu), 1.0)
-            m = mix(np, f, m, share)
-        values = view.answer.copy()
-        values[rows] = m
-        return Verdict(np.where(plain, KEEP, REPLACE), values=values)
+        picks = noise.picks
+        rest = (self.tail_scale / math.sqrt(3.0)) * xp.sum(picks[:, 1:, classes:], axis=1)
+        template = templates(xp, rest, between(xp, noise.uniform, self.margins))
+        return picks[:, 0, :classes], template
 
     def check_tightened(self, signed: Self) -> None:
         if self.tau < signed.tau:

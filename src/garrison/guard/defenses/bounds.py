@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
-import numpy as np
-
-from garrison.guard.base import RowDefense, Verdict, View
-from garrison.types import BoolArray, Phase
+from garrison.guard.base import Marks, RowDefense, Settings, View
+from garrison.types import ModelFacts, Phase
 
 
 def within(xp: Any, x: Any, low: Any, high: Any, may_be_missing: Any) -> Any:
@@ -18,9 +17,12 @@ def within(xp: Any, x: Any, low: Any, high: Any, may_be_missing: Any) -> Any:
     Args:
         x: shape (rows, features).
         low, high: shape (features,).
-        may_be_missing: shape (features,), boolean.
+        may_be_missing: shape (features,), boolean; None for nowhere.
     """
-    return xp.all(((x >= low) & (x <= high)) | (may_be_missing & (x != x)), axis=1)
+    good = (x >= low) & (x <= high)
+    if may_be_missing is not None:
+        good = good | (may_be_missing & (x != x))  # NaN is not itself
+    return xp.all(good, axis=1)
 
 
 class Bounds(RowDefense, frozen=True):
@@ -31,15 +33,18 @@ class Bounds(RowDefense, frozen=True):
 
     name: ClassVar[str] = "bounds"
     phase: ClassVar[Phase] = Phase.ADMIT
+    reason: ClassVar[str] = "request.input"
 
-    def __call__(self, view: View) -> Verdict:
-        good: BoolArray = np.ones(view.batch.rows, dtype=np.bool_)
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
+        good = None
         for spec in view.facts.inputs:
             x = view.batch.inputs[spec.name]
-            good &= within(np, x.reshape(x.shape[0], -1), spec.low, spec.high, spec.may_be_missing)
-        names = ", ".join(spec.name for spec in view.facts.inputs)
-        return Verdict.refuse(
-            ~good,
-            "request.input",
-            f"a value of {names} is NaN, infinite or outside the range that the model's metadata states",
-        )
+            flat = xp.reshape(x, (-1, math.prod(spec.shape)))
+            missing = xp.asarray(spec.may_be_missing) if spec.may_be_missing.any() else None
+            found = within(xp, flat, xp.asarray(spec.low), xp.asarray(spec.high), missing)
+            good = found if good is None else good & found
+        return Marks() if good is None else Marks(refuse=~good)
+
+    def detail(self, facts: ModelFacts) -> str:
+        names = ", ".join(spec.name for spec in facts.inputs)
+        return f"a value of {names} is NaN, infinite or outside the range that the model's metadata states"

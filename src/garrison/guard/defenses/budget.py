@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import msgspec
 import numpy as np
 
-from garrison.guard.base import RowDefense, Verdict, View, raise_not_tighter
-from garrison.types import Phase
+from garrison.guard.base import Marks, RowDefense, Settings, View, raise_not_tighter
+from garrison.types import ModelFacts, Phase
 
 Period = Literal["day", "ever"]
 
@@ -28,6 +28,8 @@ class Budget(RowDefense, frozen=True):
 
     name: ClassVar[str] = "budget"
     phase: ClassVar[Phase] = Phase.ADMIT
+    in_graph: ClassVar[bool] = False
+    reason: ClassVar[str] = "request.budget_exhausted"
 
     rows: int
     period: Period = "ever"
@@ -36,7 +38,7 @@ class Budget(RowDefense, frozen=True):
         if self.rows < 1:
             raise ValueError(f"budget.rows must be at least 1, found {self.rows}")
 
-    def __call__(self, view: View) -> Verdict:
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
         batch = view.batch
         asked = np.bincount(batch.request_of_row, minlength=batch.requests)
         over = np.zeros(batch.requests, dtype=np.bool_)
@@ -47,11 +49,10 @@ class Budget(RowDefense, frozen=True):
             before = used.get(caller.id, 0)
             over[i] = before + asked[i] > remaining
             used[caller.id] = before + (0 if over[i] else int(asked[i]))
-        return Verdict.refuse(
-            over[batch.request_of_row],
-            "request.budget_exhausted",
-            f"the caller's budget of {self.rows} rows ({self.period}) does not cover this request",
-        )
+        return Marks(refuse=over[batch.request_of_row])
+
+    def detail(self, facts: ModelFacts) -> str:  # noqa: ARG002
+        return f"the caller's budget of {self.rows} rows ({self.period}) does not cover this request"
 
     def check_tightened(self, signed: Self) -> None:
         if self.rows > signed.rows or (self.period != signed.period and signed.period == "ever"):

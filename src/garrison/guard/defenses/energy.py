@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-
 from garrison.errors import GuardError
-from garrison.guard.base import RowDefense, Verdict, View
+from garrison.guard.base import Marks, RowDefense, Settings, View
 from garrison.types import ModelFacts, Phase
 
 
@@ -43,7 +41,7 @@ class Energy(RowDefense, frozen=True):
                 f"{self.name} needs the model's logits: seal it with --output logits, or use max-probability"
             )
 
-    def __call__(self, view: View) -> Verdict:
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
         if view.raw is None or view.raw.logits is None:
             raise GuardError(f"{self.name} needs the model's logits")
-        return Verdict.keep(view.batch.rows, confidence=confidence(np, view.raw.logits, self.temperature))
+        return Marks(signals={"confidence": confidence(xp, view.raw.logits, self.temperature)})

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-
 from garrison.errors import GuardError
-from garrison.guard.base import RowDefense, Verdict, View
+from garrison.guard.base import Marks, RowDefense, Settings, View
 from garrison.types import ModelFacts, Phase, Task
 
 
@@ -33,7 +31,7 @@ class MaxProbability(RowDefense, frozen=True):
                 f"{self.name} needs a model that answers probabilities; this one answers {facts.task.value}"
             )
 
-    def __call__(self, view: View) -> Verdict:
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
         if view.raw is None:
             raise GuardError(f"{self.name} runs after the model")
-        return Verdict.keep(view.batch.rows, confidence=confidence(np, view.raw.values))
+        return Marks(signals={"confidence": confidence(xp, view.raw.values)})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import KEEP, REPLACE, RowDefense, Verdict, View, raise_not_tighter
+from garrison.guard.base import Marks, RowDefense, Rows, Settings, View, raise_not_tighter
 from garrison.types import ModelFacts, Phase, Task
 
 
@@ -25,6 +25,8 @@ class RejectOption(RowDefense, frozen=True):
     name: ClassVar[str] = "reject-option"
     phase: ClassVar[Phase] = Phase.ANSWER
     needs: ClassVar[frozenset[str]] = frozenset({"confidence"})
+    adjustable: ClassVar[frozenset[str]] = frozenset({"tau"})
+    reason: ClassVar[str] = "guard.out_of_distribution"
 
     tau: float
     action: Literal["refuse", "uncertain"] = "uncertain"
@@ -39,14 +41,15 @@ class RejectOption(RowDefense, frozen=True):
                 f"{self.name} needs a model that answers probabilities; this one answers {facts.task.value}"
             )
 
-    def __call__(self, view: View) -> Verdict:
-        if view.answer is None:
-            raise GuardError(f"{self.name} runs after the model")
-        doubtful = ~(view.signals["confidence"] >= self.tau)  # NaN is doubtful
-        if self.action == "refuse":
-            return Verdict.refuse(doubtful, "guard.out_of_distribution")
-        even = np.full_like(view.answer, 1.0 / view.answer.shape[1])
-        return Verdict(np.where(doubtful, REPLACE, KEEP), values=even, uncertain=doubtful)
+    def settings(self, facts: ModelFacts) -> Settings:
+        return {"tau": np.asarray(self.tau, facts.value_dtype)}
+
+    def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
+        doubtful = ~(view.signals["confidence"] >= settings["tau"])  # NaN is doubtful
+        return Marks(refuse=doubtful) if self.action == "refuse" else Marks(replace=doubtful, uncertain=doubtful)
+
+    def rewrite(self, xp: Any, rows: Rows, settings: Settings) -> Any:  # noqa: ARG002
+        return xp.full_like(rows.answer, 1.0 / rows.answer.shape[1])
 
     def check_tightened(self, signed: Self) -> None:
         if self.tau < signed.tau or (signed.action == "refuse" and self.action != "refuse"):

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import ReleaseDefense, View, raise_not_tighter
-from garrison.types import FloatArray, ModelFacts, Released, Task
+from garrison.guard.base import ReleaseDefense, Settings, raise_not_tighter
+from garrison.types import ModelFacts, Task
 
 Mode = Literal["full", "rounded", "top-k", "labels"]
 STRICTNESS: dict[Mode, int] = {"full": 0, "rounded": 1, "top-k": 2, "labels": 3}
 OUTPUT_NAME = {Task.CLASSIFICATION: "probabilities", Task.SCORES: "scores", Task.REGRESSION: "values"}
 
 
-def rounded(xp: Any, values: Any, decimals: int) -> Any:
-    """Half to even at so many decimals. Rounded probabilities need not sum to 1."""
-    scale = 10.0**decimals
+def rounded(xp: Any, values: Any, scale: Any) -> Any:
+    """Half to even at multiples of 1 / scale. Rounded probabilities need not sum to 1."""
     return xp.round(values * scale) / scale
 
 
-def top_classes(values: FloatArray, k: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Numbers of the k largest entries of each row, largest first; of equal ones the lower number first."""
-    return np.argsort(-values, axis=1, kind="stable")[:, :k].astype(np.int64)
+def top_classes(xp: Any, values: Any, k: int) -> Any:
+    """Numbers of the k largest entries of each row, largest first; of equal ones the lower number first. NaN comes last."""
+    known = xp.where(values == values, values, -math.inf)  # NaN is not itself
+    return xp.argsort(-known, axis=1, stable=True)[:, :k]
 
 
 class Release(ReleaseDefense, frozen=True):
@@ -60,26 +61,22 @@ class Release(ReleaseDefense, frozen=True):
         if self.mode == "top-k" and self.k > facts.outputs:
             raise GuardError(f"release.k is {self.k}, but the model has {facts.outputs} classes")
 
-    def __call__(self, view: View) -> Released:
-        if view.answer is None or view.uncertain is None:
-            raise GuardError("release runs after the model")
-        return Released(self._outputs(view.answer, view.facts), view.uncertain)
+    def settings(self, facts: ModelFacts) -> Settings:
+        return {} if self.decimals is None else {"scale": np.asarray(10.0**self.decimals, facts.value_dtype)}
 
-    def _outputs(self, answer: FloatArray, facts: ModelFacts) -> dict[str, Any]:
-        name = OUTPUT_NAME[facts.task]
+    def say(self, xp: Any, answer: Any, facts: ModelFacts, settings: Settings) -> dict[str, Any]:
+        name, scale = OUTPUT_NAME[facts.task], settings.get("scale")
         match self.mode:
             case "full":
                 return {name: answer}
             case "rounded":
-                return {name: self._round(answer)}
+                return {name: rounded(xp, answer, scale)}
             case "top-k":
-                classes = top_classes(answer, self.k)
-                return {"classes": classes, name: self._round(np.take_along_axis(answer, classes, axis=1))}
+                classes = top_classes(xp, answer, self.k)
+                values = xp.take_along_axis(answer, classes, axis=1)
+                return {"classes": classes, name: values if scale is None else rounded(xp, values, scale)}
             case "labels":
-                return {"classes": top_classes(answer, 1)}
-
-    def _round(self, values: FloatArray) -> FloatArray:
-        return values if self.decimals is None else rounded(np, values, self.decimals).astype(values.dtype)
+                return {"classes": top_classes(xp, answer, 1)}
 
     def describe_outputs(self, facts: ModelFacts) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
         name, real, whole = OUTPUT_NAME[facts.task], facts.value_dtype, np.dtype(np.int64)

@@ -18,12 +18,18 @@ READERS: dict[str, str] = {
     ".onnx": "garrison.sealing.formats.onnx:read",
     ".skops": "garrison.sealing.formats.sklearn:read",
     ".pt2": "garrison.sealing.formats.torch:read",
+    ".json": "garrison.sealing.formats.xgboost:read",
+    ".ubj": "garrison.sealing.formats.xgboost:read",
+    ".txt": "garrison.sealing.formats.lightgbm:read",
 }
+DOUBLE = frozenset({".skops", ".txt"})
+"""What can be converted in double precision too."""
 
 PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".dill", ".cloudpickle"})
 _INSTEAD = (
     "such a file is a program that runs when it is read, so it is not read here. Where you trust it, load it yourself and "
-    "save it as ONNX (torch.onnx.export), as .skops (skops.io.dump, scikit-learn) or as .pt2 (torch.export.save)"
+    "save it as ONNX (torch.onnx.export), as .skops (skops.io.dump, scikit-learn), as .pt2 (torch.export.save), as .json or .ubj "
+    "(XGBoost's save_model) or as .txt (LightGBM's save_model)"
 )
 _LONGEST_START = 4096
 
@@ -33,7 +39,7 @@ def read_source(path: Path, *, double: bool = False) -> Source:
 
     Args:
         path: the file.
-        double: convert in double precision; only scikit-learn's models leave the choice.
+        double: convert in double precision; only the models of scikit-learn and LightGBM leave the choice.
 
     Raises:
         ModelFileError: it cannot be read, or its content is not what its name says.
@@ -54,8 +60,9 @@ def read_source(path: Path, *, double: bool = False) -> Source:
     reader: Callable[..., Source] = getattr(importlib.import_module(module), attribute)
     if not double:
         return reader(path)
-    if suffix != ".skops":
-        raise UnsupportedModelError(f"{path}: double precision can be chosen for .skops files; {suffix} keeps its own")
+    if suffix not in DOUBLE:
+        known = " and ".join(sorted(DOUBLE))
+        raise UnsupportedModelError(f"{path}: double precision can be chosen for {known} files; {suffix} keeps its own")
     return reader(path, double=True)
 
 

@@ -1,0 +1,110 @@
+"""Processor time that `garrison.asgi.Guarded` adds to a request of a FastAPI app, LeNet size, 784 numbers of JSON.
+
+    python -m benchmarks.middleware_cost
+
+Two arms of one app, with and without the middleware, interleaved request by request in one process, called as a server calls them, without
+the server: what a server costs is the same in both. Guard: bounds, budget, out-of-distribution score, misinformation, release. The
+median over rounds, with the quartiles, and the ratio to the app without the guard. No row is misinformed (tau 0), as nearly none of honest callers is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.serve_lenet import seal_lenet
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from garrison import datasets
+from garrison.asgi import Guarded
+from garrison.bundle.reader import verify
+from garrison.crypto.owner import OwnerPublicKey
+from garrison.runtime.runner import Runner
+
+ROUNDS, REPEATS = 60, 40
+
+
+def app(bundle: Path, trust: Path, *, ready_made: bool) -> FastAPI:
+    """The user's app; `ready_made` takes the arrays that the guard has made already."""
+    found = FastAPI()
+    runner = Runner(verify(bundle, [OwnerPublicKey.from_pem(trust.read_bytes())]))
+
+    @found.post("/predict")
+    async def predict(request: Request) -> JSONResponse:
+        if ready_made:
+            x = request.scope["garrison"].inputs["x"]
+        else:
+            x = np.array((await request.json())["x"], dtype=np.float32).reshape(-1, 1, 28, 28)
+        return JSONResponse({"probabilities": runner.run({"x": x}).values.tolist()})
+
+    return found
+
+
+def call(application: Any, body: bytes) -> Any:
+    """One request, as a server gives it to an app."""
+    headers = [(b"host", b"app"), (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
+    scope |= {"query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"}}
+    scope |= {"headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80)}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start" and message["status"] != 200:
+            raise RuntimeError(f"status {message['status']}")
+
+    return application(dict(scope), receive, send)
+
+
+async def measure(arms: dict[str, Any], bodies: list[bytes]) -> dict[str, list[float]]:
+    """Microseconds of processor time a request, by arm and round; the arms take turns within a round."""
+    for application in arms.values():
+        for body in bodies:
+            await call(application, body)
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(ROUNDS):
+        spent = dict.fromkeys(arms, 0.0)
+        for repeat in range(REPEATS):
+            body = bodies[(number * REPEATS + repeat) % len(bodies)]
+            for name, application in arms.items():
+                started = time.process_time_ns()
+                await call(application, body)
+                spent[name] += time.process_time_ns() - started
+        for name, nanoseconds in spent.items():
+            found[name].append(nanoseconds / REPEATS / 1e3)
+    return found
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        bundle, trust = seal_lenet(Path(name), tau=0.0)
+        arms: dict[str, Any] = {"bare": app(bundle, trust, ready_made=False)}
+        for arm, ready_made in (("guarded", False), ("guarded, arrays from the scope", True)):
+            arms[arm] = app(bundle, trust, ready_made=ready_made)
+            arms[arm].add_middleware(
+                Guarded, bundle=bundle, trust=trust, path="/predict", inputs="x", state=Path(name) / arm
+            )
+        x = datasets.load("fashion-mnist", "test").x[:256]
+        bodies = [json.dumps({"x": [np.round(row.ravel(), 4).tolist()]}).encode() for row in x.astype(np.float64)]
+        found = asyncio.run(measure(arms, bodies))
+    bare = np.array(found["bare"])
+    for arm, values in found.items():
+        low, middle, high = np.percentile(np.array(values) - bare, [25, 50, 75])
+        ratio = float(np.median(np.array(values) / bare))
+        print(
+            f"{arm:32s}{np.median(values):8.1f} us a request; added {middle:6.1f} ({low:.1f} to {high:.1f}), ratio {ratio:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

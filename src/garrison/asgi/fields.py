@@ -1,0 +1,204 @@
+"""Finds a model's inputs in an app's own JSON.
+
+A field is decoded strictly as numbers; the rest of the object is carried over as the text that it is, each field once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from garrison.errors import GarrisonError, InputError, MalformedRequestError, ServiceError
+from garrison.types import Array, InputFacts, ModelFacts
+
+Json = dict[str, Any]
+Function = Callable[[Json], Array | Mapping[str, Array]]
+Fields = str | Sequence[str] | Mapping[str, str] | Function
+"""Where the input stands: one field, fields of single features, a field for each input of the model, or a function that takes the body."""
+
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ANY = msgspec.json.Decoder(Json)
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The inputs, by name; the body, written anew; and whether they are one row that was not in a list."""
+
+    inputs: dict[str, Array]
+    body: bytes
+    single: bool
+
+
+class Reader(Protocol):
+    def __call__(self, body: bytes) -> Found:
+        """Raises `RequestError`."""
+        ...
+
+
+def reader_of(facts: ModelFacts, inputs: Fields) -> Reader:
+    """How to read a body; `why_not` has found nothing wrong with the fields."""
+    specs = facts.inputs
+    if isinstance(inputs, str):
+        return _ByField({inputs: specs[0]})
+    if isinstance(inputs, Mapping):
+        return _ByField({inputs[spec.name]: spec for spec in specs})
+    if isinstance(inputs, Sequence):
+        return _ByColumn(tuple(inputs), specs[0])
+    return _ByFunction(inputs, specs)
+
+
+def is_columns(inputs: Fields) -> bool:
+    return isinstance(inputs, Sequence) and not isinstance(inputs, str)
+
+
+def decode(decoder: msgspec.json.Decoder[Any], body: bytes | msgspec.Raw) -> Any:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedRequestError(f"the body is not as expected: {error}") from error
+
+
+def _element(spec: InputFacts) -> Any:
+    """What may stand for a number. Only where a value may be missing, null stands for it."""
+    if spec.dtype.kind == "b":
+        return bool
+    if spec.dtype.kind != "f":
+        return int
+    return float | None if spec.may_be_missing.any() else float
+
+
+def _array(value: Any, at: str, spec: InputFacts) -> Array:
+    try:
+        with np.errstate(over="ignore"):
+            found = np.array(value, dtype=spec.dtype)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise InputError(f"{at!r}: expected equally long rows of numbers within the range of {spec.dtype}") from error
+    if spec.dtype.kind == "f" and np.isinf(found).any():
+        raise InputError(f"{at!r}: a number is outside the range of {spec.dtype}")
+    return found
+
+
+def _of_rows(inputs: dict[str, Array], singles: set[bool]) -> bool:
+    """Whether it is a single row; raises where the inputs do not fit each other."""
+    rows = {len(x) for x in inputs.values()}
+    if len(rows) != 1 or len(singles) != 1 or 0 in rows:
+        raise InputError("all inputs must have equally many rows, at least 1")
+    for x in inputs.values():
+        x.flags.writeable = False  # the endpoint sees them too
+    return singles.pop()
+
+
+class _ByField:
+    """A field for each input: rows, or one row, nested as the model's shape or flat."""
+
+    def __init__(self, fields: Mapping[str, InputFacts]) -> None:
+        self._fields = {
+            at: (spec, msgspec.json.Decoder(_nested(spec, 1 + max(1, len(spec.shape))))) for at, spec in fields.items()
+        }
+
+    def __call__(self, body: bytes) -> Found:
+        top = decode(_OBJECT, body)
+        inputs, singles = {}, set()
+        for at, (spec, decoder) in self._fields.items():
+            if at not in top:
+                raise InputError(f"the field {at!r} is missing")
+            inputs[spec.name], single = _shaped(_array(decode(decoder, top[at]), at, spec), at, spec)
+            singles.add(single)
+        return Found(inputs, _ENCODER.encode(top), _of_rows(inputs, singles))
+
+
+def _nested(spec: InputFacts, lists: int) -> Any:
+    """Numbers in so many lists at most."""
+    element: Any = _element(spec)
+    nested: Any = element
+    for _ in range(lists):
+        nested = element | list[nested]
+    return nested
+
+
+def _shaped(x: Array, at: str, spec: InputFacts) -> tuple[Array, bool]:
+    shape, features = spec.shape, math.prod(spec.shape)
+    if x.shape == shape or (shape and x.shape == (features,)):
+        return x.reshape(1, *shape), True
+    if x.ndim and (x.shape[1:] == shape or x.shape[1:] == (features,)):
+        return x.reshape(len(x), *shape), False
+    raise InputError(f"{at!r}: expected rows of shape {list(shape)}, or one such row; found {list(x.shape)}")
+
+
+class _ByColumn:
+    """A field for each feature: single numbers, or lists of equal length."""
+
+    def __init__(self, columns: tuple[str, ...], spec: InputFacts) -> None:
+        self._columns, self._spec = columns, spec
+        self._decoder = msgspec.json.Decoder(_nested(spec, 1))
+
+    def __call__(self, body: bytes) -> Found:
+        top = decode(_OBJECT, body)
+        missing = [at for at in self._columns if at not in top]
+        if missing:
+            raise InputError(f"the field {missing[0]!r} is missing")
+        parts = [decode(self._decoder, top[at]) for at in self._columns]
+        x = _array(parts, self._columns[0], self._spec)
+        rows = np.ascontiguousarray(x.reshape(len(parts), -1).T)
+        inputs = {self._spec.name: rows}
+        return Found(inputs, _ENCODER.encode(top), _of_rows(inputs, {x.ndim == 1}))
+
+
+class _ByFunction:
+    """The app's own function; what it cannot read is the client's fault."""
+
+    def __init__(self, function: Function, specs: tuple[InputFacts, ...]) -> None:
+        self._function, self._specs = function, {spec.name: spec for spec in specs}
+
+    def __call__(self, body: bytes) -> Found:
+        top = decode(_ANY, body)
+        again = _ENCODER.encode(top)  # before the function could change anything
+        given = self._given(top)
+        if given.keys() != self._specs.keys():
+            raise ServiceError(f"inputs must give {', '.join(self._specs)}, found {', '.join(given)}")
+        inputs = {name: _fitted(given[name], spec) for name, spec in self._specs.items()}
+        return Found(inputs, again, _of_rows(inputs, {False}))
+
+    def _given(self, top: Json) -> dict[str, Array]:
+        try:
+            found = self._function(top)
+            if isinstance(found, Mapping):
+                return {name: np.asarray(x) for name, x in found.items()}
+            return {next(iter(self._specs)): np.asarray(found)}
+        except GarrisonError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("the fields of the request cannot be read") from error
+
+
+def _fitted(x: Array, spec: InputFacts) -> Array:
+    if x.ndim != len(spec.shape) + 1 or x.shape[1:] != spec.shape:
+        raise InputError(f"expected rows of shape {list(spec.shape)} for {spec.name!r}, found {list(x.shape)}")
+    if not np.can_cast(x.dtype, spec.dtype, "same_kind"):
+        raise InputError(f"expected {spec.dtype} for {spec.name!r}, found {x.dtype}")
+    return np.array(x, dtype=spec.dtype, order="C")
+
+
+def why_not(facts: ModelFacts, inputs: Fields, output: str, label: str | None, keep: Sequence[str]) -> str:
+    """What is wrong with the names of fields; "" for nothing."""
+    names, shape = [spec.name for spec in facts.inputs], facts.inputs[0].shape
+    if isinstance(inputs, str) and len(names) != 1:
+        return f"the model takes {', '.join(names)}; give inputs={{tensor: field}} for each of them"
+    if isinstance(inputs, Mapping) and (set(inputs) != set(names) or len(set(inputs.values())) != len(names)):
+        return f"inputs must name a field for each of {', '.join(names)}, found {', '.join(inputs)}"
+    if is_columns(inputs):
+        columns = tuple(inputs)  # type: ignore[arg-type]
+        if len(names) != 1 or shape != (len(columns),) or len(set(columns)) != len(columns):
+            return f"inputs names {len(columns)} features; the model's rows are {shape}"
+    if label is not None and not facts.labels:
+        return "label needs a model with class labels"
+    made = {output, label, "classes", "uncertain"}
+    if made & set(keep) or label in {output, "classes", "uncertain"}:
+        return f"a field that the guard writes cannot be kept or stand twice: {', '.join(sorted(filter(None, made)))}"
+    return ""

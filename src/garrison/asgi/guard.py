@@ -1,0 +1,233 @@
+"""The guard of a bundle around answers that are computed elsewhere.
+
+A question goes through ADMIT and INSPECT before anything is computed; its answer goes through ANSWER, RELEASE and RECORD, and is charged,
+before anything leaves. Of the bundle's own graphs only f' is run, and only for rows that get misinformation.
+
+Invariants: nothing leaves but what RELEASE made; an answer that is not what the manifest says (shape, finite, probabilities) is used for
+nothing; rows are charged before an answer leaves, also where the guard refuses, and not where a request is at fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from garrison.bundle.key_files import read_public_key
+from garrison.bundle.reader import VerifiedBundle, verify
+from garrison.bundle.secret import check_secret, read_secret, secret_path
+from garrison.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    GarrisonError,
+    RefusedError,
+    ServiceError,
+)
+from garrison.guard.defenses.budget import Budget
+from garrison.guard.pipeline import Pipeline, Progress, tighten
+from garrison.limits import Limits
+from garrison.runtime.runner import VALUES_OUTPUT, Runner, example_inputs
+from garrison.server.budgets import BudgetBook, ModelBudget, default_folder
+from garrison.types import Array, Batch, Caller, FloatArray, ModelFacts, RawScores, Released, Task
+
+logger = logging.getLogger(__name__)
+
+SUM_TOLERANCE = 1e-3
+"""How far the probabilities of one row may be from a sum of 1."""
+INLINE_SECONDS = 0.01
+"""What is expected to take longer is not computed on the event loop's thread."""
+
+Result = TypeVar("Result")
+
+
+class TurnedDownError(GarrisonError):
+    """The guard turned a request down; `code` is what the client is told, and `detail` why, where it is its own fault."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.told = code
+
+
+class AppGuard:
+    """The chain of a bundle, for one model that is computed elsewhere. To be used on one event loop.
+
+    Args:
+        bundle: folder of the sealed model; verified here.
+        trust: files of public keys that may have signed it.
+        secret: file of its misinformation key; None for the one beside the bundle.
+        state: folder where budgets are kept; None for the user's own.
+        changes: by defense name, what is tightened of the signed guard.
+        limits: sizes and counts.
+
+    Raises:
+        BundleError: the bundle must not be used.
+        ConfigError: the owner demands sealed requests, which end in an enclave.
+        GuardError: the chain cannot be built without the model itself, or would be loosened.
+        KeyFileError: a key cannot be read, or belongs to another model.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        trust: Sequence[Path],
+        *,
+        secret: Path | None,
+        state: Path | None,
+        changes: Mapping[str, Mapping[str, Any]],
+        limits: Limits,
+    ) -> None:
+        verified = verify(bundle, [read_public_key(file) for file in trust])
+        manifest = verified.manifest
+        if manifest.require_sealed:
+            raise ConfigError(f"{bundle}: its owner demands sealed requests; serve it with `garrison serve`")
+        self.name, self.version = manifest.name, str(manifest.version)
+        self.facts: ModelFacts = replace(manifest.facts(), has_logits=False)  # an app answers no logits
+        self.answer_name = VALUES_OUTPUT[manifest.task]
+        key = _secret(bundle, secret, verified) if manifest.key_commitment else None
+        self._pipeline = Pipeline(tighten(manifest.guard, changes), self.facts, key)
+        self.released = tuple(name for name, _, _ in self._pipeline.release_defense.describe_outputs(self.facts))
+        self._limits = limits
+        self._lock = asyncio.Lock()
+        self._wrong: Runner | None = None
+        self._row_seconds = 0.0
+        if any(defense.needs_key for defense in self._pipeline.defenses):
+            self._wrong = Runner(verified, limits)
+            self._row_seconds = _seconds(self._wrong, verified)
+        budget = self._pipeline.find(Budget.name)
+        rows, period = (budget.rows, budget.period) if isinstance(budget, Budget) else (0, "")
+        self._book = BudgetBook(state or default_folder()) if rows else None
+        self._budget = ModelBudget(self.name, rows, period, self._book)
+
+    async def ask(self, inputs: dict[str, Array], caller: str) -> Progress:
+        """ADMIT and INSPECT.
+
+        Raises:
+            TurnedDownError: the request must not be computed.
+        """
+        remaining = self._budget.remaining_at_once(caller)
+        if remaining is None:
+            remaining = await asyncio.to_thread(self._budget.remaining, caller)
+        rows = len(next(iter(inputs.values())))
+        batch = Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (remaining,))
+        progress = Progress.begin(batch)
+        await self._run(self._look, progress)
+        await self._check(progress)
+        return progress
+
+    async def answer(self, progress: Progress, values: Array) -> Released:
+        """ANSWER, RELEASE and RECORD, and the charge.
+
+        Args:
+            progress: from `ask`.
+            values: what the app's model answers, shape (rows, outputs), in any real type.
+
+        Raises:
+            ServiceError: this is no answer of such a model.
+            TurnedDownError: the answer must not leave.
+        """
+        answer = self._checked(values, progress.batch.rows)
+        released = await self._run(self._release, progress, answer)
+        await self._check(progress)
+        await self._charge(progress)
+        return released
+
+    def close(self) -> None:
+        if self._book is not None:
+            self._book.close()
+
+    async def _run(self, call: Callable[..., Result], progress: Progress, *more: Any) -> Result:
+        """On this thread where it is quick; one call at a time, as a chain expects it."""
+        rows = progress.batch.rows
+        quick = rows <= self._limits.inline_rows and rows * self._row_seconds <= INLINE_SECONDS
+        if quick and not self._lock.locked():
+            return call(progress, *more)
+        await self._lock.acquire()
+        try:
+            running = asyncio.get_running_loop().run_in_executor(None, call, progress, *more)
+        except BaseException:
+            self._lock.release()
+            raise
+        running.add_done_callback(lambda _: self._lock.release())
+        return await asyncio.shield(running)  # the thread cannot be stopped, so the lock is held until it ends
+
+    def _look(self, progress: Progress) -> None:
+        self._pipeline.admit(progress)
+        if progress.refused[0] is None:
+            self._pipeline.inspect(progress)
+
+    def _release(self, progress: Progress, answer: FloatArray) -> Released:
+        self._pipeline.answer(progress, RawScores(answer, None, self._misinformation(progress.batch.inputs)))
+        released = self._pipeline.release(progress)
+        self._pipeline.record(progress, released)
+        return released
+
+    def _misinformation(self, inputs: dict[str, Array]) -> Callable[[npt.NDArray[np.intp]], FloatArray] | None:
+        runner = self._wrong
+        if runner is None:
+            return None
+
+        def wrong(rows: npt.NDArray[np.intp]) -> FloatArray:
+            found = runner.run({name: x[rows] for name, x in inputs.items()}).misinformation
+            if found is None:
+                raise ServiceError("the bundle has no misinformation model")
+            return found(np.arange(len(rows)))
+
+        return wrong
+
+    def _checked(self, values: Array, rows: int) -> FloatArray:
+        facts = self.facts
+        if values.shape != (rows, facts.outputs):
+            raise ServiceError(f"expected an answer of shape ({rows}, {facts.outputs}), found {values.shape}")
+        answer: FloatArray = np.ascontiguousarray(values, dtype=facts.value_dtype)
+        if facts.task is Task.CLASSIFICATION:  # each comparison is false for NaN
+            off = np.abs(answer.sum(axis=1) - 1.0)
+            if not ((answer >= 0).all() and (off <= SUM_TOLERANCE).all()):
+                raise ServiceError("the answer's rows are no probabilities: finite, non-negative, with sum 1")
+        elif not np.isfinite(answer).all():
+            raise ServiceError("the answer holds NaN or an infinite value")
+        return answer
+
+    async def _check(self, progress: Progress) -> None:
+        """Turn the request down where a defense refused it; what is not the client's fault is charged."""
+        code = progress.refused[0]
+        if code is None:
+            return
+        if code.startswith("request."):
+            raise TurnedDownError(code, progress.detail[0])
+        await self._charge(progress)
+        raise TurnedDownError(RefusedError.code, "the service refuses this request")
+
+    async def _charge(self, progress: Progress) -> None:
+        wants = [(progress.batch.callers[0].id, progress.batch.rows)]
+        granted = self._budget.charge_at_once(wants)
+        if granted is None:
+            granted = await asyncio.to_thread(self._budget.charge, wants)
+        if not granted[0]:  # used up meanwhile, by another request
+            rows, period = self._budget.rows, self._budget.period
+            detail = f"the caller's budget of {rows} rows ({period}) does not cover this request"
+            raise TurnedDownError(BudgetExhaustedError.code, detail)
+
+
+def _secret(bundle: Path, given: Path | None, verified: VerifiedBundle) -> bytes:
+    file = given or secret_path(bundle)
+    return check_secret(verified.manifest, read_secret(file), str(file))
+
+
+def _seconds(runner: Runner, verified: VerifiedBundle) -> float:
+    """What one row of misinformation takes; the first run allocates, and does not count."""
+    rows = example_inputs(verified.manifest.inputs, 1)
+    took = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        found = runner.run(rows).misinformation
+        if found is not None:
+            found(np.zeros(1, dtype=np.intp))
+        took = time.perf_counter() - start
+    return took

@@ -1,0 +1,103 @@
+"""An owner's key pair as files: OWNER.key, which seals and stays with its owner, and OWNER.pub, which is given to all who verify."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from garrison.crypto.owner import OwnerKey, OwnerPublicKey
+from garrison.errors import KeyFileError
+
+MOST_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """Where a pair lies; the fingerprint is the SHA-256 of the public key's PEM form, in hex."""
+
+    private: Path
+    public: Path
+    fingerprint: str
+
+
+def check_pair_target(out: Path, *, force: bool) -> tuple[Path, Path]:
+    """The two files' paths; raises `KeyFileError` where one is there already and may not be replaced."""
+    private, public = (out.with_name(out.name + suffix) for suffix in (".key", ".pub"))
+    for file in (private, public):
+        if file.exists() and not force:
+            raise KeyFileError(f"{file} exists already; give another name, or --force to replace it")
+    return private, public
+
+
+def make_pair(out: Path, passphrase: bytes | None = None, *, force: bool = False) -> KeyPair:
+    """Make a key pair and write OUT.key (mode 0600) and OUT.pub.
+
+    Args:
+        passphrase: encrypts the private key; None leaves it plain.
+        force: replace an older pair.
+
+    Raises:
+        KeyFileError: a file is there already, or cannot be written.
+    """
+    private, public = check_pair_target(out, force=force)
+    owner = OwnerKey.generate()
+    _write(private, owner.to_pem(passphrase), 0o600)
+    _write(public, owner.public.pem, 0o644)
+    return KeyPair(private, public, owner.public.fingerprint)
+
+
+def read_key_file(file: Path, what: str) -> bytes:
+    """A key file's bytes.
+
+    Args:
+        what: of what, for the message.
+
+    Raises:
+        KeyFileError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MOST_BYTES)
+    except OSError as error:
+        raise KeyFileError(f"{file}: the {what} cannot be read: {error.strerror}") from error
+
+
+def read_private_key(file: Path, passphrase: bytes | None) -> OwnerKey:
+    """The owner's key.
+
+    Raises:
+        KeyFileError: it cannot be read, or the passphrase is missing or wrong.
+    """
+    try:
+        return OwnerKey.from_pem(read_key_file(file, "owner's key"), passphrase)
+    except KeyFileError as error:
+        raise error if str(error).startswith(str(file)) else KeyFileError(f"{file}: {error}") from error
+
+
+def read_public_key(file: Path) -> OwnerPublicKey:
+    """A public key from its PEM file.
+
+    Raises:
+        KeyFileError: it cannot be read or holds no public key.
+    """
+    pem = read_key_file(file, "trusted key")
+    try:
+        return OwnerPublicKey.from_pem(pem)
+    except KeyFileError as error:
+        raise KeyFileError(f"{file}: {error}") from error
+
+
+def _write(file: Path, data: bytes, mode: int) -> None:
+    """The file appears whole, and is never readable by others on the way."""
+    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(data)
+        new.replace(file)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise KeyFileError(f"{file}: cannot be written: {error.strerror}") from error

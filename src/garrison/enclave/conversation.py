@@ -1,0 +1,148 @@
+"""The host's end of one pipe to an enclave's process: one message of ours, one answer, in turn."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from garrison.enclave.talk import (
+    FROM_WORKER,
+    Answered,
+    Call,
+    Failed,
+    FromHost,
+    FromWorker,
+    most_answer_bytes,
+    most_call_bytes,
+    raised_again,
+)
+from garrison.errors import FrameError, UnavailableError
+from garrison.limits import Limits
+from garrison.protocol.frames import Channel, bound_times, send_buffer_bytes
+from garrison.protocol.messages import Ask, Reply
+
+_ASK_BYTES = 256
+"""What an ask takes beside its body, at most: short words and one number."""
+
+Pipe = Channel[FromHost, FromWorker]
+
+
+class Asked:
+    """A batch that an enclave's process computes; see `garrison.enclave.host.Pending`."""
+
+    __slots__ = ("_asks", "_conversation")
+
+    def __init__(self, conversation: Conversation, asks: int) -> None:
+        self._conversation = conversation
+        self._asks = asks
+
+    def wait(self, seconds: float) -> bool:
+        return self._conversation.wait(seconds)
+
+    def result(self) -> list[Reply]:
+        return replies_of(self._conversation.finish(), self._asks)
+
+
+class Conversation:
+    """Safe to use from several threads.
+
+    Args:
+        connection: the pipe.
+        limits: of the service at its other end.
+        seconds: most that one answer may take.
+        broken: called when the pipe has ended, or what comes over it lies; it cannot be used any more.
+    """
+
+    def __init__(
+        self, connection: socket.socket, limits: Limits, seconds: float, broken: Callable[[FrameError], None]
+    ) -> None:
+        self._lock = threading.Lock()
+        self._connection = connection
+        self._broken = broken
+        self._pipe: Pipe = Channel(
+            connection, FROM_WORKER, most_sent=most_call_bytes(limits), most_received=most_answer_bytes(limits)
+        )
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._at_once_bytes = send_buffer_bytes(connection)
+        self.bound(seconds)
+
+    def bound(self, seconds: float) -> None:
+        """Change how long an answer may take."""
+        bound_times(self._connection, seconds)
+
+    def ask(self, message: FromHost) -> FromWorker:
+        """One message, one answer.
+
+        Raises:
+            FrameError: the process has died, is late, or sends nonsense.
+            GarrisonError: what the process says went wrong.
+        """
+        with self._lock:
+            self._send(message)
+            return self._receive()
+
+    def begin(self, asks: Sequence[Ask]) -> Asked | None:
+        """Send a batch; None where that might block, because the pipe is in use or the batch is too long to lie in it.
+
+        Raises:
+            FrameError: as `ask` does.
+        """
+        if sum(len(ask.body) + _ASK_BYTES for ask in asks) > self._at_once_bytes:
+            return None
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._send(Call(list(asks)))
+        except BaseException:
+            self._lock.release()
+            raise
+        return Asked(self, len(asks))
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something is there to be read, or comes within that time."""
+        return bool(self._poll.poll(seconds * 1000.0))
+
+    def finish(self) -> FromWorker:
+        """The answer to what `begin` sent.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        try:
+            return self._receive()
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        self._pipe.close()
+
+    def _send(self, message: FromHost) -> None:
+        try:
+            self._pipe.send(message)
+        except FrameError as error:
+            self._broken(error)
+            raise
+
+    def _receive(self) -> FromWorker:
+        try:
+            answer = self._pipe.receive()
+        except FrameError as error:
+            self._broken(error)
+            raise
+        if isinstance(answer, Failed):
+            raise raised_again(answer)
+        return answer
+
+
+def replies_of(answer: FromWorker, asks: int) -> list[Reply]:
+    """The replies in an answer.
+
+    Raises:
+        UnavailableError: it holds others than were asked for.
+    """
+    if not isinstance(answer, Answered) or len(answer.replies) != asks:
+        raise UnavailableError("the enclave's process did not answer what it was asked")
+    return answer.replies

@@ -1,0 +1,87 @@
+"""Joins the traced guard and the model's graph into one graph.
+
+    guarded = fuse(model, traced)       # asked inputs -> marks, what may be released, scores
+
+The model's nodes, names and parameters stay as they are; only the guard's own tensors are renamed. A model of an older operator set is raised
+to the guard's, which `garrison.sealing.seal` checks by its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from garrison.errors import MissingExtraError
+from garrison.sealing.tracing import Traced, UntracedError
+
+try:
+    import onnx
+    from onnx import compose, version_converter
+except ImportError as error:
+    raise MissingExtraError("onnx", "seal") from error
+
+_PLAIN = {"", "ai.onnx"}
+
+
+def fuse(model: onnx.ModelProto, traced: Traced) -> onnx.ModelProto:
+    """One graph from three. Its outputs are the guard's, then the model's.
+
+    Raises:
+        UntracedError: the model cannot be raised to the guard's operator set, or a name stands in both.
+    """
+    raised = _raised(model, _version(traced.before))
+    before, after = _apart(traced.before, "guard.before/"), _apart(traced.after, "guard.after/")
+    _check_names(raised.graph, before.graph, after.graph)
+    made = {output.name for graph in (before.graph, raised.graph) for output in graph.output}
+    graph = onnx.helper.make_graph(
+        [*before.graph.node, *raised.graph.node, *after.graph.node],
+        "guarded",
+        [*before.graph.input, *(value for value in after.graph.input if value.name not in made)],
+        [*_own(before, {value.name for value in raised.graph.input}), *after.graph.output, *raised.graph.output],
+        [*before.graph.initializer, *raised.graph.initializer, *after.graph.initializer],
+        value_info=raised.graph.value_info,
+    )
+    joined = onnx.ModelProto()
+    joined.CopyFrom(raised)
+    joined.graph.CopyFrom(graph)
+    joined.ir_version = max(raised.ir_version, before.ir_version)
+    return joined
+
+
+def _version(model: onnx.ModelProto) -> int:
+    return next((opset.version for opset in model.opset_import if opset.domain in _PLAIN), 0)
+
+
+def _raised(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    found = _version(model)
+    if found == version:
+        return model
+    if found > version:
+        raise UntracedError(f"the model's operator set {found} is newer than the guard's, {version}")
+    try:
+        return version_converter.convert_version(model, version)
+    except Exception as error:  # the converter knows no errors of its own
+        raise UntracedError(f"the model's operator set {found} cannot be raised to {version}") from error
+
+
+def _apart(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+    """Inner tensors and nodes under a name of their own."""
+    return compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
+
+
+def _own(before: onnx.ModelProto, models: set[str]) -> list[onnx.ValueInfoProto]:
+    return [value for value in before.graph.output if value.name not in models]
+
+
+def _check_names(*graphs: onnx.GraphProto) -> None:
+    """No tensor is made twice."""
+    made: set[str] = set()
+    for graph in graphs:
+        names = [*_outputs(graph.node), *(tensor.name for tensor in graph.initializer)]
+        twice = made & set(names)
+        if twice:
+            raise UntracedError(f"the name {min(twice)!r} stands in the model and in the guard")
+        made |= set(names)
+
+
+def _outputs(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
+    return (name for node in nodes for name in node.output if name)

@@ -1,0 +1,124 @@
+"""The traced guard as files of a bundle, and the proof that it answers like the numpy form.
+
+A chain or a model that cannot be traced runs in numpy; the manifest says why. So does one whose graphs answer otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from garrison.bundle.manifest import GraphEntry, GuardedGraphs
+from garrison.bundle.reader import VerifiedBundle
+from garrison.crypto.canonical import sha256_hex
+from garrison.errors import MissingExtraError
+from garrison.guard.graph_form import GraphForm, settings_of
+from garrison.guard.numpy_form import NumpyForm
+from garrison.guard.pipeline import Pipeline, Progress
+from garrison.runtime.runner import Runner
+from garrison.sealing.fuse import fuse
+from garrison.sealing.place import GUARDED_FILE, LATE_FILE
+from garrison.sealing.tracing import trace
+from garrison.types import Array, Batch, Caller, DefenseSpec, ModelFacts, Released
+
+try:
+    import onnx
+except ImportError as error:
+    raise MissingExtraError("onnx", "seal") from error
+
+TOLERANCE = 1e-5
+"""Largest difference between the forms that is put down to rounding: absolute, and relative to the value. The model's graph may be
+optimised otherwise with the guard around it."""
+_MOST_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GuardFiles:
+    """Manifest entries of a traced guard, and its files."""
+
+    graphs: GuardedGraphs
+    files: dict[str, bytes]
+
+
+def trace_guard(chain: tuple[DefenseSpec, ...], facts: ModelFacts, model: GraphEntry, graph: bytes) -> GuardFiles:
+    """Trace a chain around a model.
+
+    Args:
+        model, graph: the model's entry in the manifest and its graph, whose parameters lie in chunks.
+
+    Raises:
+        UntracedError: it cannot be done; says why.
+    """
+    traced = trace(chain, facts)
+    fused = fuse(onnx.load_model_from_string(graph), traced)
+    late = traced.late
+    files = {GUARDED_FILE: fused.SerializeToString(deterministic=True)}
+    if late is not None:
+        files[LATE_FILE] = late.SerializeToString(deterministic=True)
+    graphs = GuardedGraphs(
+        graph=_entry(GUARDED_FILE, files[GUARDED_FILE], fused, model.whole),
+        late=None if late is None else _entry(LATE_FILE, files[LATE_FILE], late, "it has no parameters"),
+        settings=_settings(fused, chain),
+        late_settings=() if late is None else _settings(late, chain),
+    )
+    return GuardFiles(graphs, files)
+
+
+def _entry(file: str, data: bytes, model: onnx.ModelProto, whole: str) -> GraphEntry:
+    outputs = tuple(output.name for output in model.graph.output)
+    return GraphEntry(file=file, size=len(data), sha256=sha256_hex(data), outputs=outputs, whole=whole)
+
+
+def _settings(model: onnx.ModelProto, chain: tuple[DefenseSpec, ...]) -> tuple[str, ...]:
+    """Inputs without dimensions, named after a defense."""
+    names = {spec.name for spec in chain}
+    found = (value for value in model.graph.input if not value.type.tensor_type.shape.dim)
+    return tuple(value.name for value in found if value.name.split(".")[0] in names)
+
+
+def why_different(bundle: VerifiedBundle, key: bytes | None, rows: dict[str, Array]) -> str:
+    """How the traced guard answers otherwise than the numpy form; "" where it does not.
+
+    Args:
+        rows: inputs as they come; some of them are also tried with values that must be refused.
+    """
+    pipeline = Pipeline(bundle.manifest.guard, bundle.manifest.facts(), key)
+    batch = _trial(rows, bundle.manifest.facts())
+    try:
+        graph = GraphForm(pipeline, Runner(bundle, settings=settings_of(pipeline)))(batch)
+    except Exception as error:  # noqa: BLE001  whatever it is, this bundle runs in numpy
+        return f"the runtime does not run the traced guard ({type(error).__name__}: {error})"
+    if graph is None:
+        return "the traced guard leaves a plain batch to numpy"
+    return _difference(graph, NumpyForm(pipeline, Runner(bundle).run)(batch))
+
+
+def _trial(rows: dict[str, Array], facts: ModelFacts) -> Batch:
+    """One request a row: rows as they are, then rows with one value that is out of range, infinite or unknown."""
+    inputs = {name: x[:_MOST_ROWS] for name, x in rows.items()}
+    bad = []
+    for spec in facts.inputs:
+        for value in (math.nan, math.inf, -math.inf, float(np.max(spec.high)) * 2 + 1):
+            if spec.dtype.kind == "f":
+                odd = {name: x[:1].copy() for name, x in inputs.items()}
+                odd[spec.name].reshape(1, -1)[0, -1] = value
+                bad.append(odd)
+    inputs = {name: np.concatenate([x, *(odd[name] for odd in bad)]) for name, x in inputs.items()}
+    count = len(next(iter(inputs.values())))
+    return Batch(inputs, np.arange(count, dtype=np.intp), (Caller("trial"),) * count, (-1,) * count)
+
+
+def _difference(graph: tuple[Progress, Released], numpy: tuple[Progress, Released]) -> str:
+    (found, said), (wanted, expected) = graph, numpy
+    if found.refused != wanted.refused:
+        return "the traced guard refuses other requests than numpy does"
+    kept = np.array([code is None for code in wanted.refused])
+    if not np.array_equal(found.replaced[kept], wanted.replaced[kept]):
+        return "the traced guard replaces other answers than numpy does"
+    for name, value in expected.outputs.items():
+        mine, theirs = said.outputs[name][kept], value[kept]
+        if mine.dtype != theirs.dtype or not np.allclose(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            return f"the traced guard releases other values of {name!r} than numpy does"
+    return ""

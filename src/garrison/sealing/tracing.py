@@ -1,0 +1,234 @@
+"""Traces a chain's arithmetic into three ONNX graphs, with ndonnx: the very lines that numpy runs.
+
+    before   the model's inputs -> the same, safe to compute with; marks of ADMIT and INSPECT; signals
+    after    the model's outputs -> marks of ANSWER, what may be released
+    late     scores and noise of some rows -> their marks, what may be released of them
+
+A row that an armed ADMIT defense refuses leaves `before` as the lower bounds of the range, so that no value that was not admitted reaches
+the model. Settings (tau, the scale of rounding) are inputs. Not traced: budgets, and whatever else looks at the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from garrison.bundle.manifest import asked
+from garrison.errors import GarrisonError, MissingExtraError
+from garrison.guard import marks
+from garrison.guard.base import Marks, Noise, ReleaseDefense, RowDefense, Rows, View
+from garrison.guard.keyed import PICKS
+from garrison.guard.pipeline import load_defense
+from garrison.runtime.runner import LOGITS, MISINFORMATION, VALUES_OUTPUT
+from garrison.sealing.unbranch import unbranch
+from garrison.types import Array, Batch, DefenseSpec, InputFacts, ModelFacts, Phase, RawScores
+
+try:
+    import ndonnx as ndx
+    import onnx
+except ImportError as error:
+    raise MissingExtraError("ndonnx", "seal") from error
+
+
+class UntracedError(GarrisonError):
+    """Why a chain runs in numpy. Never leaves sealing: it is no fault."""
+
+    code = "sealing.untraced"
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The graphs of a chain. `late` is None where no new answer needs noise."""
+
+    before: onnx.ModelProto
+    after: onnx.ModelProto
+    late: onnx.ModelProto | None
+
+
+def trace(chain: tuple[DefenseSpec, ...], facts: ModelFacts) -> Traced:
+    """Trace a chain.
+
+    Raises:
+        UntracedError: it cannot be; says why.
+    """
+    if len(chain) > marks.MOST_DEFENSES:
+        raise UntracedError(f"a chain of {len(chain)} defenses; at most {marks.MOST_DEFENSES} are traced")
+    tracer = _Tracer(chain, facts)
+    try:
+        before = tracer.before()
+        return Traced(before, tracer.after(), tracer.late() if tracer.draws else None)
+    except Exception as error:  # the tracer refuses in many ways what a graph cannot hold
+        raise UntracedError(f"the chain cannot be traced ({type(error).__name__}: {error})") from error
+
+
+@dataclass
+class _State:
+    """What the defenses so far have marked, and the answer that they leave."""
+
+    answer: Any = None
+    signals: dict[str, Any] = field(default_factory=dict)
+    flags: dict[int, Any] = field(default_factory=dict)
+    refused: dict[int, Any] = field(default_factory=dict)
+    shadow: dict[int, Any] = field(default_factory=dict)
+
+    def add(self, number: int, found: Marks, *, shadow: bool) -> None:
+        self.signals |= found.signals
+        if shadow:
+            minded = [rows for rows in (found.refuse, found.replace) if rows is not None]
+            if minded:
+                self.shadow[number] = minded[0] if len(minded) == 1 else minded[0] | minded[1]
+            return
+        if found.refuse is not None:
+            self.refused[number] = found.refuse
+        for flag, rows in ((marks.REPLACED, found.replace), (marks.UNCERTAIN, found.uncertain)):
+            self.flag(flag, rows)
+
+    def flag(self, flag: int, rows: Any) -> None:
+        if rows is not None:
+            self.flags[flag] = self.flags[flag] | rows if flag in self.flags else rows
+
+    def marks(self, some_tensor: Any) -> Any:
+        found = marks.encode(ndx, self.flags, self.refused, self.shadow)
+        return _none(some_tensor) if found is None else found
+
+
+class _Tracer:
+    """Walks one chain once a graph.
+
+    Attributes:
+        draws: whether an armed defense's new answers need noise.
+    """
+
+    def __init__(self, chain: tuple[DefenseSpec, ...], facts: ModelFacts) -> None:
+        self._facts = replace(facts, inputs=tuple(_compact(spec) for spec in facts.inputs))
+        self._links = [(i, spec.shadow, load_defense(spec)) for i, spec in enumerate(chain)]
+        self._settings = {
+            i: {name: _argument(value) for name, value in defense.settings(facts).items()}
+            for i, _, defense in self._links
+        }
+        self._early_signals: set[str] = set()
+        for _, _, defense in self._links:
+            if (
+                isinstance(defense, RowDefense)
+                and not defense.in_graph
+                and (defense.phase is Phase.ANSWER or defense.gives)
+            ):
+                raise UntracedError(
+                    f"{defense.name} cannot be part of a graph, and comes after the model or gives a signal"
+                )
+        self.draws = any(defense.draws for _, shadow, defense in self._rows_of(Phase.ANSWER) if not shadow)
+
+    def before(self) -> onnx.ModelProto:
+        inputs = {spec.name: _argument_of(spec.dtype, spec.shape) for spec in self._facts.inputs}
+        state = _State()
+        for i, shadow, defense in self._rows_of(Phase.ADMIT, Phase.INSPECT):
+            view = View(_batch(inputs), self._facts, signals=state.signals)
+            state.add(i, defense.judge(ndx, view, self._settings[i]), shadow=shadow)
+        self._early_signals = set(state.signals)
+        outputs = {spec.name: _safe(inputs[spec.name], spec, state.refused) for spec in self._facts.inputs}
+        outputs[marks.ADMIT] = state.marks(next(iter(inputs.values())))
+        outputs |= {marks.signal(name): value for name, value in state.signals.items()}
+        return self._build({asked(name): value for name, value in inputs.items()}, outputs)
+
+    def after(self) -> onnx.ModelProto:
+        scores = self._scores()
+        return self._answered(scores, {})
+
+    def late(self) -> onnx.ModelProto:
+        facts = self._facts
+        scores = self._scores() | {MISINFORMATION: _argument_of(np.dtype(np.float32), (facts.outputs,))}
+        noises: dict[int, dict[str, Any]] = {}
+        for i, _, defense in self._rows_of(Phase.ANSWER):
+            draw = defense.noise_drawer(facts)
+            if draw is not None:
+                width = draw(np.random.default_rng(0), 1).shape[1]
+                real = np.dtype(np.float32)
+                noises[i] = {
+                    marks.picks(defense.name): _argument_of(real, (PICKS, width)),
+                    marks.uniform(defense.name): _argument_of(real, ()),
+                }
+        return self._answered(scores, noises)
+
+    def _answered(self, scores: dict[str, Any], noises: Mapping[int, dict[str, Any]]) -> onnx.ModelProto:
+        """ANSWER and RELEASE; without noises, rows whose new answer needs some are marked and left as they are."""
+        facts, values = self._facts, scores[VALUES_OUTPUT[self._facts.task]]
+        signals = {name: scores[marks.signal(name)] for name in self._early_signals}
+        state, raw = _State(values, signals), RawScores(values, scores.get(LOGITS))
+        for i, shadow, defense in self._rows_of(Phase.ANSWER):
+            view = View(_batch({}), facts, raw, state.answer, None, state.signals)
+            found = defense.judge(ndx, view, self._settings[i])
+            state.add(i, found, shadow=shadow)
+            if shadow or found.replace is None:
+                continue
+            if defense.draws and i not in noises:
+                state.flag(marks.LATE, found.replace)
+                continue
+            noise = Noise(*noises[i].values()) if defense.draws else None
+            rows = Rows(state.answer, state.signals, scores.get(MISINFORMATION) if defense.draws else None, noise)
+            new = defense.rewrite(ndx, rows, self._settings[i])
+            state.answer = ndx.where(ndx.expand_dims(found.replace, axis=1), new, state.answer)
+        number, release = next((i, d) for i, _, d in self._links if isinstance(d, ReleaseDefense))
+        said = release.say(ndx, state.answer, facts, self._settings[number])
+        outputs = {marks.MARKS: state.marks(values)} | {marks.released(name): value for name, value in said.items()}
+        return self._build(scores | {name: value for n in noises.values() for name, value in n.items()}, outputs)
+
+    def _rows_of(self, *phases: Phase) -> Iterator[tuple[int, bool, RowDefense]]:
+        for i, shadow, defense in self._links:
+            if isinstance(defense, RowDefense) and defense.in_graph and defense.phase in phases:
+                yield i, shadow, defense
+
+    def _scores(self) -> dict[str, Any]:
+        facts = self._facts
+        found = {VALUES_OUTPUT[facts.task]: _argument_of(facts.value_dtype, (facts.outputs,))}
+        if facts.has_logits:
+            found[LOGITS] = _argument_of(facts.value_dtype, (facts.outputs,))
+        return found | {marks.signal(name): _argument_of(np.dtype(np.float32), ()) for name in self._early_signals}
+
+    def _build(self, arguments: dict[str, Any], outputs: dict[str, Any]) -> onnx.ModelProto:
+        for i, _, defense in self._links:
+            arguments |= {marks.setting(defense.name, name): value for name, value in self._settings[i].items()}
+        return unbranch(ndx.build(arguments, outputs))
+
+
+def _argument(value: Array) -> Any:
+    return ndx.argument(shape=value.shape, dtype=ndx.asarray(value).dtype)
+
+
+def _argument_of(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    return ndx.argument(shape=("rows", *shape), dtype=ndx.asarray(np.zeros(1, dtype)).dtype)
+
+
+def _batch(inputs: dict[str, Any]) -> Batch:
+    """Rows without requests: what is traced looks at tensors alone."""
+    return Batch(inputs, np.zeros(0, dtype=np.intp), (), ())
+
+
+def _compact(spec: InputFacts) -> InputFacts:
+    """Bounds that are the same for every feature, as one number: a smaller graph, and a faster one."""
+
+    def one(x: Array) -> Array:
+        return x[:1] if (x == x[:1]).all() else x
+
+    return replace(spec, low=one(spec.low), high=one(spec.high), may_be_missing=one(spec.may_be_missing))
+
+
+def _safe(x: Any, spec: InputFacts, refused: Mapping[int, Any]) -> Any:
+    """The input, where no armed defense refuses the row; else the lower bounds."""
+    if not refused:
+        return ndx.asarray(x, copy=True)
+    bad = None
+    for rows in refused.values():
+        bad = rows if bad is None else bad | rows
+    low = spec.low.reshape(spec.shape if spec.low.size > 1 else (1,) * len(spec.shape))
+    return ndx.where(ndx.reshape(bad, (-1, *(1 for _ in spec.shape))), ndx.asarray(low), x)
+
+
+def _none(tensor: Any) -> Any:
+    """Marks of a chain that marks nothing, as many as the tensor has rows."""
+    features = math.prod(tensor.shape[1:])
+    one_a_row = ndx.reshape(tensor, (-1, features))[:, 0]
+    return ndx.where(one_a_row == one_a_row, ndx.asarray(np.int32(0)), ndx.asarray(np.int32(0)))

@@ -1,0 +1,83 @@
+"""Takes out of a traced graph the branches for tensors without elements.
+
+The tracer guards every reduction over a tensor that could be empty (`If(Size(x) == 0)`). Here a batch has at least one row and a row at least
+one number, and each such branch costs as much time as the reduction itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from garrison.errors import MissingExtraError
+
+try:
+    import onnx
+    from onnx import numpy_helper
+except ImportError as error:
+    raise MissingExtraError("onnx", "seal") from error
+
+
+def unbranch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph for tensors that are not empty. Inputs that nothing reads are dropped."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    makers = {name: node for node in changed.graph.node for name in node.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in changed.graph.node:
+        if node.op_type == "If" and _asks_for_emptiness(node, makers):
+            nodes += _inlined(node)
+        else:
+            nodes.append(node)
+    kept = _used(nodes, {output.name for output in changed.graph.output})
+    del changed.graph.node[:]
+    changed.graph.node.extend(kept)
+    read = {name for node in kept for name in _reads(node)}
+    inputs = [value for value in changed.graph.input if value.name in read]
+    del changed.graph.input[:]
+    changed.graph.input.extend(inputs)
+    return changed
+
+
+def _asks_for_emptiness(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:
+    test = makers.get(node.input[0])
+    if test is None or test.op_type != "Equal":
+        return False
+    sides = [makers.get(name) for name in test.input]
+    sizes = [side for side in sides if side is not None and side.op_type == "Size"]
+    return len(sizes) == 1 and any(side is not None and _is_zero(side) for side in sides)
+
+
+def _is_zero(node: onnx.NodeProto) -> bool:
+    if node.op_type != "Constant":
+        return False
+    attribute = node.attribute[0]
+    value = numpy_helper.to_array(attribute.t) if attribute.HasField("t") else np.asarray(attribute.i)
+    return value.size == 1 and not value.any()
+
+
+def _inlined(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    branch = next(a.g for a in node.attribute if a.name == "else_branch")
+    links = [
+        onnx.helper.make_node("Identity", [inner.name], [outer])
+        for inner, outer in zip(branch.output, node.output, strict=True)
+    ]
+    return [*branch.node, *links]
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, its subgraphs' too."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node if attribute.HasField("g") else ():
+            names |= _reads(inner)
+    return names
+
+
+def _used(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that contribute to what is wanted, in order."""
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted |= _reads(node)
+    return kept[::-1]

@@ -1,0 +1,487 @@
+"""The guard in a user's own app: what leaves, and what does not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+from tests.asgi.apps import Caller, own_model, predict, raw, starlette
+from tests.models import BOUNDS, CLASSES, LABELS, RELEASE, SCORE, images, seal_mlp
+from tests.serving import Bundles
+
+from garrison.asgi import Guarded, Question
+from garrison.asgi.guard import AppGuard
+from garrison.enclave.service import Service
+from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError
+from garrison.limits import Limits
+from garrison.protocol.oip_client import decode_response, encode_request
+from garrison.types import DefenseSpec
+
+Settings = Callable[..., dict[str, Any]]
+JSON = {"content-type": "application/json"}
+GOOD = [0.2] * CLASSES
+
+
+def expected(bundles: Bundles, x: Any, name: str = "mlp-1") -> Any:
+    """What the sealed model answers behind its guard."""
+    sealed = bundles.sealed[name]
+    return Service(sealed.verified(), key=sealed.key).predict({"image": x}).outputs["probabilities"]
+
+
+def test_answers_go_through_the_guard(bundles: Bundles, settings: Settings) -> None:
+    x = images(40)
+    found = Caller(starlette(**settings())).ask(json={"x": x.tolist()})
+    assert found.status_code == 200
+    answer = found.json()
+    assert set(answer) == {"probabilities"}, "fields that were not named are dropped"
+    guarded = np.array(answer["probabilities"])
+    assert np.allclose(guarded, expected(bundles, x), atol=1e-5)
+    assert not np.allclose(guarded, own_model(x), atol=1e-2), "control: some rows are misinformed"
+
+
+@pytest.mark.parametrize("shape", ["nested", "flat", "one", "one flat"])
+def test_rows_may_be_nested_or_flat_many_or_one(bundles: Bundles, settings: Settings, shape: str) -> None:
+    x = images(1 if shape.startswith("one") else 3, seed=4)
+    given = {"nested": x, "flat": x.reshape(3, -1) if len(x) == 3 else x, "one": x[0], "one flat": x[0].ravel()}[shape]
+    found = Caller(starlette(**settings(), label="label")).ask(json={"x": given.tolist()})
+    answer = found.json()
+    values = np.array(answer["probabilities"])
+    assert values.shape == ((CLASSES,) if shape.startswith("one") else (3, CLASSES))
+    assert np.allclose(values, expected(bundles, x).reshape(values.shape), atol=1e-5)
+    classes = values.reshape(-1, CLASSES).argmax(axis=1)
+    labels = [LABELS[k] for k in classes]
+    assert answer["label"] == (labels[0] if shape.startswith("one") else labels), (
+        "of the guarded answer, not the endpoint's"
+    )
+
+
+def test_fields_are_kept_on_request_alone(settings: Settings) -> None:
+    app = starlette(**settings(), keep=["note"])
+    answer = Caller(app).ask(json={"x": images(1).tolist(), "note": "mine"}).json()
+    assert answer["note"] == "mine"
+    assert "secret" not in answer
+
+
+def test_release_policy(settings: Settings) -> None:
+    answer = Caller(starlette(**settings("plain"), label="label")).ask(json={"x": images(2).tolist()}).json()
+    assert set(answer) == {"classes", "label"}
+    assert answer["label"] == [LABELS[row[0]] for row in answer["classes"]]
+
+
+def test_uncertain_rows_are_marked(settings: Settings) -> None:
+    x = images(64)
+    unsure = own_model(x).max(axis=1) <= 0.6
+    assert 0 < unsure.sum() < 64
+    caller = Caller(starlette(**settings("reserved"), label="label"))
+    answer = caller.ask(json={"x": x.tolist()}).json()
+    assert answer["uncertain"] == unsure.tolist()
+    assert [label is None for label in answer["label"]] == unsure.tolist()
+    assert "uncertain" not in caller.ask(json={"x": x[~unsure].tolist()}).json()
+    assert caller.ask(json={"x": x[unsure][0].tolist()}).json()["uncertain"] is True
+
+
+def test_what_the_guard_refuses_is_told_as_no_more_than_that(settings: Settings, tmp_path: Path) -> None:
+    refuse = DefenseSpec(name="reject-option", parameters={"tau": 0.6, "action": "refuse"})
+    sealed = seal_mlp(tmp_path / "refusing", chain=(BOUNDS, SCORE, refuse, RELEASE))
+    (tmp_path / "owner.pub").write_bytes(sealed.owner.public.pem)
+    x = images(64)
+    sure = own_model(x).max(axis=1) > 0.6
+    caller = Caller(starlette(**settings() | {"bundle": sealed.path, "trust": tmp_path / "owner.pub"}))
+    found = caller.ask(json={"x": x[~sure][:1].tolist()})
+    assert found.status_code == 403
+    assert found.json() == {"error": "the service refuses this request", "code": "refused"}
+    assert caller.ask(json={"x": x[sure].tolist()}).status_code == 200
+
+
+def test_a_guard_that_fails_answers_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("raw")
+
+    body = {"x": images(1).tolist()}
+    for phase in ("ask", "answer"):
+        monkeypatch.setattr(AppGuard, phase, broken)
+        found = Caller(starlette(**settings())).ask(json=body)
+        assert found.status_code == 500
+        assert found.json()["code"] == "internal"
+        monkeypatch.undo()
+    assert Caller(starlette(**settings())).ask(json=body).status_code == 200
+
+
+def test_bad_input_does_not_reach_the_endpoint(settings: Settings) -> None:
+    asked = []
+
+    async def endpoint(request: Request) -> Response:
+        asked.append(request)
+        return await predict(request)
+
+    x = images(1)[0].tolist()
+    high = np.full((1, 8, 8), 7.0).tolist()
+    caller = Caller(starlette(endpoint, **settings()))
+    for body in (
+        b"", b"[]", b"nonsense", b'{"x": NaN}', b'{"y": 1}', b'{"x": []}', b'{"x": [[]]}', b'{"x": "1"}', b'{"x": null}',
+        json.dumps({"x": high}).encode(), json.dumps({"x": [[["1"] * 8] * 8]}).encode(),
+        json.dumps({"x": [[[True] * 8] * 8]}).encode(), json.dumps({"x": [x[0], x[0][:-1]]}).encode(),
+        b'{"x": [' + b"[" * 5000 + b"]" * 5000 + b"]}", b'{"x": 1e999}', b'{"x": [' + b"0.5," * 63 + b"1e39]}",
+        b"\xff\xfe" + json.dumps({"x": x}).encode("utf-16-le"), b'{"x": [0.5, null]}',
+    ):  # fmt: skip
+        found = caller.ask(content=body, headers=JSON)
+        assert found.status_code == 400, body[:60]
+        assert found.json()["code"].startswith("request.")
+    for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/json; charset=utf-16"}):
+        assert caller.ask(content=json.dumps({"x": x}).encode(), headers=headers).status_code == 400
+    packed = gzip.compress(json.dumps({"x": x}).encode())
+    assert caller.ask(content=packed, headers=JSON | {"content-encoding": "gzip"}).status_code == 400
+    assert not asked
+    assert caller.ask(json={"x": x}).status_code == 200
+    assert len(asked) == 1, "control"
+
+
+def test_guard_and_endpoint_read_the_same(settings: Settings) -> None:
+    """A field that stands twice, and a text in another encoding, are no way to show the guard one input and the model another."""
+    seen = []
+
+    async def endpoint(request: Request) -> Response:
+        body = await request.body()
+        seen.append((body, request.scope["garrison"]))
+        return await predict(request)
+
+    inside, outside = images(1)[0].tolist(), np.full((1, 8, 8), 9.0).tolist()
+    caller = Caller(starlette(endpoint, **settings()))
+    both = b'{"x": %s, "x": %s}' % (json.dumps(outside).encode(), json.dumps(inside).encode())
+    assert caller.ask(content=both, headers=JSON).status_code == 200
+    body, question = seen[0]
+    assert body.count(b'"x"') == 1
+    assert isinstance(question, Question)
+    assert np.allclose(question.inputs["image"][0], json.loads(body)["x"])
+    assert question.caller == "ip:192.0.2.1"
+    with pytest.raises(ValueError, match="read-only"):
+        question.inputs["image"][0] = 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/predict", 405), ("PUT", "/predict", 405), ("HEAD", "/predict", 405), ("OPTIONS", "/predict", 405),
+     ("POST", "/predict%0A", 404), ("POST", "/predict%0a%0a", 404), ("POST", "/%70redict", 400), ("POST", "/predict/", 307),
+     ("POST", "//predict", 404), ("POST", "/PREDICT", 404), ("POST", "/other%0d", 404)],
+)  # fmt: skip
+def test_no_way_around_by_method_or_spelling(settings: Settings, method: str, path: str, status: int) -> None:
+    found = Caller(starlette(**settings())).ask(method, path, content=b"{}", headers=JSON)
+    assert found.status_code == status
+    assert "probabilities" not in found.text
+
+
+def test_a_router_takes_a_line_end_for_nothing() -> None:
+    """Control: without the guard's own look at it, such a path would reach the endpoint."""
+    bare = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
+    assert Caller(bare).ask(path="/predict%0A", json={"x": images(1).tolist()}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[[0.2] * 4], [[0.2] * 6], GOOD + GOOD, [GOOD, GOOD], [[0.5] * CLASSES], [[-0.2, 0.6, 0.2, 0.2, 0.2]], "text", None,
+     [["0.2"] * CLASSES], [[True] * CLASSES], {"a": 1}, [[0.2, 0.2], [0.6]], [], 0.5, [[None] * CLASSES], [[1e400] * CLASSES]],
+    ids=str,
+)  # fmt: skip
+def test_an_answer_that_is_no_answer_does_not_leave(settings: Settings, values: Any) -> None:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return Response(json.dumps({"probabilities": values, "secret": "raw"}), headers={"x-raw": "raw"} | JSON)
+
+    found = Caller(starlette(endpoint, **settings())).ask(json={"x": images(1).tolist()})
+    assert found.status_code == 500
+    assert found.json() == {"error": "the service failed on this request", "code": "internal"}
+    assert "raw" not in found.text
+    assert "x-raw" not in found.headers
+
+
+RAW = json.dumps({"probabilities": [GOOD]})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: Response("raw"),
+        lambda: Response(b"\xff\x00raw", media_type="application/json"),
+        lambda: Response(gzip.compress(RAW.encode()), headers={"content-encoding": "gzip"}),
+        lambda: Response(status_code=204),
+        lambda: Response(RAW, status_code=201),
+        lambda: Response(RAW, status_code=500),
+        lambda: Response(RAW, status_code=503),
+        lambda: RedirectResponse("/raw?p=raw"),
+        lambda: FileResponse(__file__),
+        lambda: Response("[" * 100_000),
+    ],
+)
+def test_other_answers_do_not_leave(settings: Settings, answer: Callable[[], Response]) -> None:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return answer()
+
+    found = Caller(starlette(endpoint, **settings())).ask(json={"x": images(1).tolist()})
+    assert found.status_code in {500, 503}
+    assert found.json()["code"] == "internal"
+    assert "location" not in found.headers
+
+
+def test_a_streamed_answer_is_put_together(bundles: Bundles, settings: Settings) -> None:
+    x = images(2)
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        text = json.dumps({"probabilities": own_model(x).tolist()})
+        return StreamingResponse(iter([text[:7], text[7:20], "", text[20:]]), media_type="application/json")
+
+    found = Caller(starlette(endpoint, **settings())).ask(json={"x": x.tolist()})
+    assert np.allclose(found.json()["probabilities"], expected(bundles, x), atol=1e-5)
+
+
+def test_a_stream_that_breaks_off_leaks_nothing(settings: Settings) -> None:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+
+        def parts() -> Any:
+            yield RAW[:-4]
+            raise RuntimeError("broken")
+
+        return StreamingResponse(parts(), media_type="application/json")
+
+    found = Caller(starlette(endpoint, **settings())).ask(json={"x": images(1).tolist()})
+    assert found.status_code == 500
+    assert "0.2" not in found.text
+
+
+def test_an_endless_answer_is_cut(settings: Settings) -> None:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return StreamingResponse((" " * 10_000 for _ in range(100)), media_type="application/json")
+
+    options = settings() | {"limits": Limits(request_body_bytes=100_000)}
+    found = Caller(starlette(endpoint, **options)).ask(json={"x": images(1).tolist()})
+    assert found.status_code == 500
+
+
+def test_exceptions_of_the_endpoint(settings: Settings) -> None:
+    async def broken(request: Request) -> Response:
+        raise RuntimeError("raw")
+
+    async def finds_fault(request: Request) -> Response:
+        raise HTTPException(422, "x must be nice")
+
+    body = {"x": images(1).tolist()}
+    found = Caller(starlette(broken, **settings())).ask(json=body)
+    assert found.status_code == 500
+    assert "raw" not in found.text
+    found = Caller(starlette(finds_fault, **settings())).ask(json=body)
+    assert (found.status_code, found.text) == (422, "x must be nice"), "the app's own messages get through"
+
+
+def test_the_answer_does_not_wait_for_work_in_the_background(settings: Settings) -> None:
+    order: list[str] = []
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return JSONResponse({"probabilities": [GOOD]}, background=BackgroundTask(order.append, "background"))
+
+    app = starlette(endpoint, **settings())
+
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        async def send_noted(message: Any) -> None:
+            order.append(message["type"])
+            await send(message)
+
+        await app(scope, receive, send_noted)
+
+    Caller(noted).ask(json={"x": images(1).tolist()})
+    assert order == ["http.response.start", "http.response.body", "background"]
+
+
+def test_compression_works_on_either_side(bundles: Bundles, settings: Settings) -> None:
+    x = images(64)
+    for first, last in ((Guarded, GZipMiddleware), (GZipMiddleware, Guarded)):
+        app = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
+        for kind in (first, last):
+            given = settings() | {"path": "/predict", "inputs": "x"} if kind is Guarded else {}
+            app.add_middleware(kind, **given)
+        found = Caller(app).ask(json={"x": x.tolist()}, headers={"accept-encoding": "gzip"})
+        assert np.allclose(found.json()["probabilities"], expected(bundles, x), atol=1e-5)
+        assert ("content-encoding" in found.headers) == (last is GZipMiddleware)
+
+
+def test_limits(settings: Settings) -> None:
+    options = settings() | {"limits": Limits(request_body_bytes=5_000, request_rows=2)}
+    caller = Caller(starlette(**options))
+    assert caller.ask(content=b'{"x": "' + b"a" * 6_000 + b'"}', headers=JSON).status_code == 413
+    assert caller.ask(json={"x": np.zeros((3, 64)).tolist()}).status_code == 413
+    assert caller.ask(json={"x": np.zeros((2, 64)).tolist()}).status_code == 200
+    parts = [{"type": "http.request", "body": b" " * 3_000, "more_body": True} for _ in range(9)]
+    sent = raw(starlette(**options), {"headers": [(b"content-type", b"application/json")]}, *parts)
+    assert sent[0]["status"] == 413, "without a length that was said before"
+    assert raw(starlette(**options), {}, parts[0]) == [], "a client that goes gets no answer"
+
+
+def test_headers_that_stand_twice(settings: Settings) -> None:
+    body = json.dumps({"x": images(1)[0].tolist()}).encode()
+    message = {"type": "http.request", "body": body}
+    once = [(b"content-type", b"application/json")]
+    app = starlette(**settings())
+    assert raw(app, {"headers": once}, message)[0]["status"] == 200
+    assert raw(app, {"headers": once * 2}, message)[0]["status"] == 400
+
+
+def test_callers(settings: Settings) -> None:
+    known = {b"k1": "ann", b"k2": "bob"}
+
+    def who(scope: Any) -> str | None:
+        return known.get(dict(scope["headers"]).get(b"x-key", b""))
+
+    async def who_async(scope: Any) -> str | None:
+        return who(scope)
+
+    async def echo(request: Request) -> Response:
+        return JSONResponse({"probabilities": [GOOD], "who": request.scope["garrison"].caller})
+
+    body = {"x": images(1).tolist()}
+    for function in (who, who_async):
+        caller = Caller(starlette(echo, **settings(), caller=function, keep=["who"]))
+        assert caller.ask(json=body).status_code == 401
+        assert caller.ask(json=body, headers={"x-key": "k2"}).json()["who"] == "bob"
+    for wrong in (lambda _: 5, lambda scope: scope["nothing"], lambda _: "x" * 1000):
+        assert Caller(starlette(echo, **settings(), caller=wrong)).ask(json=body).status_code == 500
+
+
+def test_budgets_are_charged_and_kept(settings: Settings) -> None:
+    fails = [False]
+
+    async def endpoint(request: Request) -> Response:
+        return JSONResponse({}, status_code=400) if fails[0] else await predict(request)
+
+    one, other = (Caller(starlette(endpoint, **settings("metered")), address) for address in ("192.0.2.1", "192.0.2.9"))
+    rows = {"x": images(60).tolist()}
+    assert one.ask(json={"x": [[9.0] * 64] * 60}).status_code == 400, "not charged: the client's own fault"
+    fails[0] = True
+    assert one.ask(json=rows).status_code == 400, "not charged: no answer"
+    fails[0] = False
+    assert one.ask(json=rows).status_code == 200
+    assert one.ask(json=rows).status_code == 429
+    assert one.ask(json={"x": images(40).tolist()}).status_code == 200
+    assert one.ask(json={"x": images(1).tolist()}).status_code == 429
+    again = Caller(starlette(endpoint, **settings("metered")))
+    assert again.ask(json={"x": images(1).tolist()}).status_code == 429, "a restart gives nothing back"
+    assert other.ask(json=rows).status_code == 200, "another caller"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_open_inference_protocol(bundles: Bundles, settings: Settings, binary: bool) -> None:
+    x = images(5)
+
+    async def endpoint(request: Request) -> Response:
+        body, length = await request.body(), request.headers.get("inference-header-content-length")
+        assert (length is not None) == binary
+        values = own_model(request.scope["garrison"].inputs["image"])
+        output = {
+            "name": "probabilities",
+            "datatype": "FP32",
+            "shape": list(values.shape),
+            "data": values.ravel().tolist(),
+        }
+        return JSONResponse({"model_name": "mine", "outputs": [output], "raw": len(body)})
+
+    app = starlette(endpoint, **settings() | {"inputs": None, "output": None})
+    body, length = encode_request({"image": x}, binary=binary, request_id="7")
+    headers = {"inference-header-content-length": str(length)} if binary else JSON
+    found = Caller(app).ask(content=body, headers=headers)
+    assert found.status_code == 200
+    answer = decode_response(found.content, int(found.headers.get("inference-header-content-length", -1)))
+    assert (answer.id, answer.model) == ("7", "mlp")
+    assert np.allclose(answer.outputs["probabilities"], expected(bundles, x), atol=1e-5)
+    assert Caller(app).ask(content=body[:-2], headers=headers).status_code == 400
+
+
+def test_columns_and_functions(bundles: Bundles, settings: Settings) -> None:
+    def pixels(body: dict[str, Any]) -> Any:
+        return np.array(body["image"]["pixels"], dtype=np.float32).reshape(-1, 1, 8, 8)
+
+    async def endpoint(request: Request) -> Response:
+        values = own_model(request.scope["garrison"].inputs["image"])
+        return JSONResponse({"probabilities": values.tolist()})
+
+    x = images(2)
+    app = starlette(endpoint, **settings() | {"inputs": pixels})
+    found = Caller(app).ask(json={"image": {"pixels": x.tolist()}})
+    assert np.allclose(found.json()["probabilities"], expected(bundles, x), atol=1e-5)
+    for bad in ({}, {"image": 3}, {"image": {"pixels": [1, 2]}}, {"image": {"pixels": "x"}}):
+        assert Caller(app).ask(json=bad).status_code == 400
+    app = starlette(endpoint, **settings() | {"inputs": {"image": "picture"}})
+    assert Caller(app).ask(json={"picture": x.tolist()}).status_code == 200
+
+
+# What is wrong with the settings stops the start ------------------------------------------------------------------------
+
+
+def failure(app: Any) -> str:
+    """Why the app does not start."""
+    sent = raw(app, {"type": "lifespan"}, {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+    if sent[0]["type"] == "lifespan.startup.complete":
+        return ""
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    return str(sent[0]["message"])
+
+
+async def other(request: Request) -> Response:
+    return Response("other")
+
+
+def test_a_good_app_starts(settings: Settings) -> None:
+    assert failure(starlette(**settings())) == ""
+    assert failure(starlette(predict, Route("/other", other), **settings("metered"))) == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "words"),
+    [
+        ((), {"path": "/predit"}, "no route answers POST /predit"),
+        ((), {"path": "/predict/"}, "no route answers"),
+        ((), {"path": "predict"}, "path must name"),
+        ((), {"path": ()}, "path must name"),
+        ((), {"path": "/{name}"}, "without parameters"),
+        ((Route("/again", predict, methods=["POST"]),), {}, "also reached at /again"),
+        ((Route("/predict", other, methods=["GET"]),), {}, "GET /predict is answered by another function"),
+        ((), {"inputs": ["a", "b"]}, "2 features"),
+        ((), {"inputs": {"a": "b"}}, "for each of image"),
+        ((), {"inputs": None, "label": "label"}, "go with an app's own JSON"),
+        ((), {"keep": ["probabilities"]}, "cannot be kept"),
+        ((), {"label": "classes"}, "stand twice"),
+        ((), {"tighten": {"nothing": {}}}, "no such defense"),
+        ((), {"trust": "nowhere.pub"}, "cannot be read"),
+        ((), {"bundle": "nowhere"}, "BundleError"),
+        ((), {"secret": "nowhere.secret"}, "cannot be read"),
+    ],
+)
+def test_mistakes_stop_the_start(settings: Settings, more: Any, options: dict[str, Any], words: str) -> None:
+    app = starlette(predict, *more, **settings() | options)
+    assert words.removeprefix("BundleError") in failure(app)
+    if words == "BundleError":
+        assert "Error" in failure(app)
+    with pytest.raises((ConfigError, GuardError, KeyFileError, BundleError)):
+        raw(app, {})
+    with pytest.raises((ConfigError, GuardError, KeyFileError, BundleError)):
+        raw(app, {"path": "/unguarded"})
+
+
+def test_two_paths_of_one_endpoint_may_both_be_guarded(settings: Settings) -> None:
+    again = Route("/again", predict, methods=["POST"])
+    app = starlette(predict, again, **settings() | {"path": ["/predict", "/again"]})
+    assert failure(app) == ""
+    assert "secret" not in Caller(app).ask(path="/again", json={"x": images(1).tolist()}).text

@@ -1,0 +1,250 @@
+"""The traced guard against the numpy form, over the whole registry and on every edge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tests.guard.test_contract import CASES, ids
+from tests.models import BOUNDS, CLASSES, PIXELS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
+
+from garrison.bundle.manifest import InputSpec, Provenance
+from garrison.bundle.reader import verify
+from garrison.crypto.owner import OwnerKey
+from garrison.enclave.service import Service
+from garrison.errors import InputError
+from garrison.guard.graph_form import GraphForm, settings_of
+from garrison.guard.numpy_form import NumpyForm
+from garrison.guard.pipeline import Pipeline, Progress, load_defense
+from garrison.runtime.runner import Runner
+from garrison.sealing import guarded
+from garrison.sealing.draft import Draft
+from garrison.sealing.seal import seal
+from garrison.sealing.tracing import trace
+from garrison.types import Array, Batch, Caller, DefenseSpec, Phase, Released, Task
+
+TOLERANCE = 1e-5
+"""Stated in docs/architecture.md: absolute, and relative to the value."""
+
+
+def chain_around(spec: DefenseSpec, *, bounds: bool = True) -> tuple[DefenseSpec, ...]:
+    """A chain that holds the defense and what it needs."""
+    defense = load_defense(spec)
+    chain = [BOUNDS] if bounds and spec.name != "bounds" else []
+    if "confidence" in defense.needs:
+        chain.append(SCORE)
+    others = [spec] if defense.phase is Phase.RELEASE else [spec, RELEASE]
+    return tuple(sorted([*chain, *others], key=lambda s: load_defense(s).phase))
+
+
+def batch_of(x: Array, rows: tuple[int, ...] | None = None, remaining: int = -1) -> Batch:
+    counts = rows or (1,) * len(x)
+    callers = tuple(Caller(f"caller {i}") for i in range(len(counts)))
+    owners = np.repeat(np.arange(len(counts), dtype=np.intp), counts)
+    return Batch({"image": x}, owners, callers, (remaining,) * len(counts))
+
+
+class Forms:
+    """Both forms of one sealed bundle."""
+
+    def __init__(self, sealed: Sealed) -> None:
+        bundle = sealed.verified()
+        assert bundle.manifest.guarded is not None, bundle.manifest.numpy_because
+        pipeline = Pipeline(bundle.manifest.guard, bundle.manifest.facts(), sealed.key)
+        self.graph = GraphForm(pipeline, Runner(bundle, settings=settings_of(pipeline)))
+        self.numpy = NumpyForm(pipeline, Runner(bundle).run)
+
+    def agree(self, batch: Batch) -> tuple[Progress, Released]:
+        found, wanted = self.graph(batch), self.numpy(batch)
+        assert found is not None
+        (progress, said), (expected, known) = found, wanted
+        assert progress.refused == expected.refused
+        assert progress.detail == expected.detail
+        kept = np.array([code is None for code in expected.refused])[batch.request_of_row]
+        np.testing.assert_array_equal(progress.replaced[kept], expected.replaced[kept])
+        np.testing.assert_array_equal(said.uncertain[kept], expected.uncertain[kept])
+        assert {n: c.tolist() for n, c in progress.shadow.items()} == {
+            n: c.tolist() for n, c in expected.shadow.items()
+        }
+        assert progress.signals.keys() <= expected.signals.keys()
+        for name, signal in progress.signals.items():
+            np.testing.assert_allclose(signal[kept], expected.signals[name][: len(signal)][kept], rtol=1e-4, atol=1e-4)
+        for name, value in known.outputs.items():
+            assert said.outputs[name].dtype == value.dtype
+            np.testing.assert_allclose(said.outputs[name][kept], value[kept], rtol=TOLERANCE, atol=TOLERANCE)
+        return progress, said
+
+
+@pytest.fixture(scope="module", params=CASES, ids=ids)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Forms:
+    name, parameters = request.param
+    chain = chain_around(DefenseSpec(name=name, parameters=parameters))
+    return Forms(seal_mlp(tmp_path_factory.mktemp("case") / "bundle", chain))
+
+
+class TestEveryDefense:
+    @pytest.mark.parametrize("rows", [1, 2, 37])
+    def test_answers_as_in_numpy(self, case: Forms, rows: int) -> None:
+        case.agree(batch_of(images(rows, seed=rows)))
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.5, -0.1])
+    def test_refuses_one_bad_value_at_every_position(self, case: Forms, value: float) -> None:
+        features = int(np.prod(PIXELS))
+        x = images(2 * features)
+        x.reshape(len(x), -1)[np.arange(features) * 2, np.arange(features)] = value
+        progress, _ = case.agree(batch_of(x))
+        assert [code is not None for code in progress.refused[::2]] == [True] * features
+        assert "request.input" not in progress.refused[1::2]  # the good row beside each bad one is judged for itself
+
+    def test_refuses_the_whole_request_and_no_other(self, case: Forms) -> None:
+        x = images(9)
+        x[4, 0, 0, 0] = np.nan
+        progress, _ = case.agree(batch_of(x, (3, 3, 3)))
+        assert progress.refused[1] == "request.input"
+
+    def test_ties_and_equal_rows(self, case: Forms) -> None:
+        case.agree(batch_of(np.zeros((5, *PIXELS), np.float32)))
+
+
+@pytest.mark.parametrize(("name", "parameters"), CASES, ids=ids)
+def test_a_value_that_nobody_checks(name: str, parameters: dict[str, Any], tmp_path: Path) -> None:
+    """Without bounds NaN reaches the model in both forms, and whatever comes out of that is treated alike."""
+    if name == "bounds":
+        pytest.skip("the chain without bounds")
+    forms = Forms(
+        seal_mlp(tmp_path / "bundle", chain_around(DefenseSpec(name=name, parameters=parameters), bounds=False))
+    )
+    x = images(6)
+    x[2, 0, 3, 3], x[4, 0, 0, 1] = np.nan, np.inf
+    forms.agree(batch_of(x))
+
+
+@pytest.mark.parametrize("name", ["bounds", "max-probability", "adaptive-misinformation", "reject-option"])
+def test_shadow_counts_alike(name: str, tmp_path: Path) -> None:
+    parameters = {"tau": 0.9} if name in {"adaptive-misinformation", "reject-option"} else {}
+    spec = DefenseSpec(name=name, parameters=parameters, shadow=True)
+    forms = Forms(seal_mlp(tmp_path / "bundle", chain_around(spec, bounds=False)))
+    x = images(12)
+    x[5] += 3
+    progress, _ = forms.agree(batch_of(x, (4, 4, 4)))
+    counted = progress.shadow[name].sum()
+    assert counted > 0 if name != "max-probability" else counted == 0
+
+
+def test_shadow_after_a_refusal_counts_only_who_came_so_far(tmp_path: Path) -> None:
+    shadow = DefenseSpec(name="reject-option", parameters={"tau": 2.0}, shadow=True)
+    forms = Forms(seal_mlp(tmp_path / "bundle", (BOUNDS, SCORE, shadow, RELEASE)))
+    x = images(4)
+    x[1] += 3
+    progress, _ = forms.agree(batch_of(x, (2, 2)))
+    assert progress.shadow["reject-option"].tolist() == [0, 2]
+
+
+def test_a_network_of_its_own_for_misinformation(tmp_path: Path) -> None:
+    forms = Forms(seal_mlp(tmp_path / "bundle", (BOUNDS, SCORE, misinform(0.6), RELEASE), own_network=True))
+    progress, _ = forms.agree(batch_of(images(37)))
+    assert 0 < np.count_nonzero(progress.replaced) < 37
+
+
+def test_two_defenses_that_replace(tmp_path: Path) -> None:
+    reject = DefenseSpec(name="reject-option", parameters={"tau": 0.5})
+    forms = Forms(seal_mlp(tmp_path / "bundle", (BOUNDS, SCORE, misinform(0.7), reject, RELEASE)))
+    _, released = forms.agree(batch_of(images(64)))
+    assert released.uncertain.any()
+
+
+def test_exhausted_budgets_are_left_to_numpy(tmp_path: Path) -> None:
+    """Nothing is computed for a caller who has nothing left."""
+    budget = DefenseSpec(name="budget", parameters={"rows": 10})
+    forms = Forms(seal_mlp(tmp_path / "bundle", (BOUNDS, budget, SCORE, misinform(0.6), RELEASE)))
+    forms.agree(batch_of(images(3), remaining=1))
+    assert forms.graph(batch_of(images(3), remaining=0)) is None
+
+
+def test_ties_are_broken_by_the_lower_class(tmp_path: Path) -> None:
+    chain = (DefenseSpec(name="release", parameters={"mode": "top-k", "k": 3}),)
+    facts = seal_mlp(tmp_path / "bundle", chain).verified().manifest.facts()
+    session = ort.InferenceSession(trace(chain, facts).after.SerializeToString())
+    values = np.array(
+        [[0.25, 0.25, 0.0, 0.25, 0.25], [0.1, 0.3, 0.3, 0.3, 0.0], [np.nan, 0.5, 0.2, 0.3, np.nan]], np.float32
+    )
+    (classes,) = session.run(["released.classes"], {"probabilities": values})
+    assert classes.tolist() == [[0, 1, 3], [1, 2, 3], [1, 3, 2]]
+
+
+def test_a_host_may_raise_tau_and_keep_the_graph(tmp_path: Path) -> None:
+    sealed = seal_mlp(tmp_path / "bundle")
+    signed = Service(sealed.verified(), key=sealed.key)
+    raised = Service(sealed.verified(), key=sealed.key, tightened={"adaptive-misinformation": {"tau": 0.999}})
+    coarser = Service(sealed.verified(), key=sealed.key, tightened={"release": {"mode": "labels"}})
+    assert signed.guard_form == raised.guard_form == "graph"
+    assert coarser.guard_form.startswith("numpy: the chain that runs is not")
+    answers = [service.predict({"image": images(64)}).outputs for service in (signed, raised)]
+    moved = np.abs(answers[0]["probabilities"] - answers[1]["probabilities"]).max(axis=1) > 1e-6
+    assert 0 < np.count_nonzero(moved) < 64
+
+
+def test_a_guard_that_answers_otherwise_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control arm of everything above: a graph without the check of the range is seen, and numpy runs."""
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            guarded, "trace", lambda chain, facts: trace(tuple(s for s in chain if s.name != "bounds"), facts)
+        )
+        manifest = seal_mlp(tmp_path / "bundle").verified().manifest
+    assert manifest.guarded is None
+    assert "refuses other requests" in manifest.numpy_because
+    assert not (tmp_path / "bundle" / "guarded.onnx").exists()
+    honest = seal_mlp(tmp_path / "honest").verified().manifest
+    assert honest.guarded is not None
+    assert not honest.numpy_because
+
+
+def lookup(rows_of_table: int = 7) -> onnx.ModelProto:
+    """A model whose runtime fails on what is out of range: whole numbers (n, 3) -> a row of a table."""
+    rng = np.random.default_rng(0)
+    table = numpy_helper.from_array(rng.random((rows_of_table, CLASSES)).astype(np.float32), "table")
+    axes = numpy_helper.from_array(np.array([1], np.int64), "axes")
+    nodes = [
+        helper.make_node("Gather", ["table", "words"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Softmax", ["sum"], ["probabilities"], axis=1),
+    ]
+    inputs = [helper.make_tensor_value_info("words", TensorProto.INT64, ["n", 3])]
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", CLASSES])]
+    graph = helper.make_graph(nodes, "lookup", inputs, outputs, [table, axes])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_what_is_refused_never_reaches_the_model(tmp_path: Path) -> None:
+    owner = OwnerKey.generate()
+    draft = Draft(
+        name="lookup",
+        version=1,
+        model=lookup(),
+        task=Task.CLASSIFICATION,
+        labels=(),
+        inputs=(InputSpec(name="words", datatype="INT64", shape=(3,), minimum=0, maximum=6),),
+        guard=(BOUNDS, RELEASE),
+        provenance=Provenance(created="2026-01-01T00:00:00Z", source_format="onnx", source_sha256="0" * 64),
+        rows={"words": np.array([[0, 1, 2], [6, 5, 4]])},
+    )
+    seal(draft, owner, tmp_path / "bundle")
+    bundle = verify(tmp_path / "bundle", [owner.public])
+    service = Service(bundle)
+    assert service.guard_form == "graph"
+    words = np.array([[0, 1, 2], [0, 99, 2]])
+    with pytest.raises(Exception, match=r"(?i)gather|indices"):  # control: the bare model fails on it
+        Runner(bundle).run({"words": words})
+    pipeline = Pipeline(bundle.manifest.guard, bundle.manifest.facts())
+    done = GraphForm(pipeline, Runner(bundle, settings={}))(
+        Batch({"words": words}, np.arange(2), (Caller("a"), Caller("b")), (-1, -1))
+    )
+    assert done is not None
+    assert done[0].refused == [None, "request.input"]
+    with pytest.raises(InputError):
+        service.predict({"words": words[1:]})
