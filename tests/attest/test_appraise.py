@@ -194,7 +194,12 @@ def test_the_policy_says_how_far_off_the_keys_end_may_be(world: World) -> None:
     assert failed(judge(evidence, world.policy(most_key_seconds=2 * DAY))) == []
 
 
-@pytest.mark.parametrize("manifest", [b"", b"{", b"[]", b'{"name": "digits"}', b"\xff", b'{"name": 1, "version": 3}'])
+DEEP = b'{"name": "digits", "version": 3, "more": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"", b"{", b"[]", b'{"name": "digits"}', b"\xff", b'{"name": 1, "version": 3}', DEEP]
+)
 def test_a_manifest_that_names_nothing_is_refused(world: World, manifest: bytes) -> None:
     evidence = make_evidence(world, bound={"manifest": manifest}, manifest=manifest)
     assert failed(judge(evidence, world.policy())) == ["manifest"]

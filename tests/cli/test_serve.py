@@ -40,7 +40,7 @@ def test_serve_tells_a_person_loudly_that_there_is_no_enclave(
         on_ready("http://here")
         assembly.close()
 
-    monkeypatch.setattr(importlib.import_module("garrison.cli.serve"), "run", ready_and_done)
+    monkeypatch.setattr(importlib.import_module("garrison.cli.serving"), "run", ready_and_done)
     words = ["serve", str(bundles.sealed["metered"].path), "--trust", str(bundles.folder / "owner.pub")]
     cli.main([*words, "--isolation", "none", "--state", str(tmp_path), "--port", "0"], standalone_mode=False)
     out, err = capfd.readouterr()
@@ -69,7 +69,7 @@ def test_serve_isolates_unless_told_otherwise_and_says_how(
         on_ready("http://here")
         assembly.close()
 
-    monkeypatch.setattr(importlib.import_module("garrison.cli.serve"), "run", ready_and_done)
+    monkeypatch.setattr(importlib.import_module("garrison.cli.serving"), "run", ready_and_done)
     words = ["serve", str(bundles.sealed["metered"].path), "--trust", str(bundles.folder / "owner.pub")]
     words += ["--state", str(tmp_path), "--port", "0"]
     cli.main([*words, "--json", "--require-isolation", "process-basic"], standalone_mode=False)

@@ -78,7 +78,15 @@ def test_every_code_that_a_server_may_show_has_its_type() -> None:
     assert all(issubclass(kind, GarrisonError) and kind.code == code for code, kind in ERRORS.items())
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"\xff", b'{"code": "request.input"}'])
+DEEP = b'{"error": "e", "more": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+def test_an_answer_that_is_nested_without_end_is_a_service_error() -> None:
+    with pytest.raises(ServiceError, match="cannot be read"):
+        play(core().metadata(), Response(200, {}, DEEP))
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"\xff", b'{"code": "request.input"}', DEEP])
 def test_an_error_without_an_explanation_is_a_service_error(body: bytes) -> None:
     with pytest.raises(ServiceError, match="status 500"):
         play(core().metadata(), Response(500, {}, body))

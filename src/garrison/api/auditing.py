@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from garrison.api.keys import Trust, trusted
-from garrison.datasets.roads import Progress
 from garrison.audit.cache import TrialCache
-from garrison.audit.data import load_data
+from garrison.audit.data import Progress, load_data, silent
 from garrison.audit.opening import Opening, open_arms
 from garrison.audit.plan import Plan, load_plan
 from garrison.audit.report.content import Report
 from garrison.audit.report.write import load_format, paths_of, write_report
 from garrison.audit.run import run_audit as run
-from garrison.hardening.scoring import silent
 
 
 def run_audit(

@@ -118,7 +118,7 @@ def _check_service(evidence: Evidence, policy: Policy, now: float, checks: Check
     checks.note("keys", now < keys.expires <= last, f"an end after {now:.0f}, and by {last:.0f}", f"{keys.expires}")
     try:
         manifest = msgspec.json.decode(evidence.manifest, type=_Named)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         checks.stop("manifest", "a manifest that names the model", str(error))
     named, said = f"{manifest.name} {manifest.version}", f"{evidence.model} {evidence.version}"
     checks.note("manifest", named == said, f"the model that the evidence names, {said}", named)

@@ -104,7 +104,7 @@ def fetch_evidence(
         raise AttestationError(f"{url} gives no evidence: status {response.status_code}, {said}")
     try:
         return msgspec.json.decode(body, type=Evidence)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AttestationError(f"{url} sent no evidence that can be read: {error}") from error
 
 

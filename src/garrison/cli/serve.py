@@ -1,27 +1,27 @@
-"""`garrison serve`: a guarded prediction service."""
+"""`garrison serve`: a guarded prediction service. Loads little before the enclaves' programs are started (see `garrison.cli.serving`)."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from garrison.bundle.manifest import parse_manifest
-from garrison.cli.output import json_option, notes, show_json
-from garrison.cli.trust import trust_option, trusted_keys
+from garrison.cli.output import json_option
+from garrison.cli.trust import trust_option
 from garrison.config import Config, load_config
-from garrison.enclave.backends import BACKENDS
-from garrison.enclave.host import ServiceCard
-from garrison.enclave.levels import HARDWARE, LEVELS, NONE, level_reached
-from garrison.server.root import assemble, run, state_folder
-from garrison.server.workers import run_workers
+from garrison.enclave.backends import BACKENDS, OF_A_PROGRAM
+from garrison.enclave.levels import LEVELS
+from garrison.enclave.program import Program, spawn
+from garrison.limits import MIB
 
+_SERVING = "garrison.cli.serving"
 RELEASE_MODES = ("full", "rounded", "top-k", "labels", "label")
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -54,6 +54,11 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | 
     help="File with a model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
 )
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
+@click.option(
+    "--collateral",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of what the hardware's vendor says of this machine; handed on with quotes (snp, tdx, sgx).",
+)
 @click.option("--release", type=click.Choice(RELEASE_MODES), help="Release no more than this of each answer.")
 @click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key.")
 @click.option(
@@ -87,28 +92,30 @@ def serve(
     """Serve the sealed models in each BUNDLE behind their guards, until interrupted."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = _with_options(load_config(config_file), options)
-    trusted = trusted_keys(trust, config.trust)
+    programs = _begin(config, len(bundles))
+    try:
+        # Loaded now, while the programs load what they need.
+        importlib.import_module(_SERVING).serve_bundles(config, bundles, trust, programs, as_json=as_json)
+    finally:
+        for program in programs:
+            program.end()
 
-    def on_ready(url: str, cards: Sequence[ServiceCard]) -> None:
-        cards = sorted(cards, key=_place)
-        if as_json:
-            show_json(_as_json(config, cards, url))
-            sys.stdout.flush()
-        else:
-            _show(config, cards, url)
 
-    if config.server.workers > 1:
-        run_workers(config, bundles, trusted, on_ready)
-        return
-    assembly = assemble(config, bundles, trusted)
-    run(assembly, lambda url: on_ready(url, [enclave.card for enclave in assembly.enclaves]))
+def _begin(config: Config, count: int) -> list[Program]:
+    """Start the enclaves' programs: they take as long to load as we do."""
+    server = config.server
+    if server.isolation not in OF_A_PROGRAM:
+        return []
+    lines = server.workers if server.workers > 1 else 0
+    heap = server.secret_heap_mib * MIB if server.secret_heap else 0
+    return [spawn(heap, lines) for _ in range(count)]
 
 
 def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     """The settings, with what the command line says in their place."""
     plain = ("host", "port", "isolation", "require_isolation", "workers")
     given = {name: options[name] for name in plain if options[name] is not None}
-    given |= {name: str(options[name].absolute()) for name in ("keys", "state") if options[name] is not None}
+    given |= {name: str(options[name].absolute()) for name in ("keys", "state", "collateral") if options[name] is not None}
     if options["secret"]:
         given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
     given |= {name: True for name in ("allow_anonymous", "secret_heap") if options[name]}
@@ -119,77 +126,3 @@ def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
         mode = "labels" if options["release"] == "label" else options["release"]
         guard["release"] = guard.get("release", {}) | {"mode": mode}
     return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given), guard=guard)
-
-
-def _place(card: ServiceCard) -> tuple[str, int]:
-    manifest = parse_manifest(card.manifest_json)
-    return manifest.name, manifest.version
-
-
-def _state(config: Config, cards: Sequence[ServiceCard]) -> Path | None:
-    """Where budgets are kept, if there are any."""
-    return state_folder(config) if any(card.budget_rows for card in cards) else None
-
-
-def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
-    for card in cards:
-        chain = ", ".join(f"{spec.name}{' (shadow)' if spec.shadow else ''}" for spec in card.chain)
-        name, version = _place(card)
-        notes.print(f"model     {name}, version {version}", markup=False)
-        notes.print(f"  guard   {chain}", markup=False)
-        notes.print(f"  gives   {', '.join(output.name for output in card.outputs)}", markup=False)
-        notes.print(f"  budget  {_budget(card)}", markup=False)
-        notes.print(f"  key     {card.public_key.hex()}", markup=False, soft_wrap=True)
-        if card.parameters not in {"", "resident"}:
-            notes.print(f"  parameters: {card.parameters}", markup=False, soft_wrap=True)
-        _show_isolation(card)
-    callers = "by API key" if config.server.keys else "by address, no key needed"
-    notes.print(f"callers   {callers}", markup=False)
-    if (state := _state(config, cards)) is not None:
-        notes.print(f"budgets   kept in {state}", markup=False, soft_wrap=True)
-    if config.server.workers > 1:
-        what = "each runs the models" if config.server.isolation == NONE else "one enclave a model for all"
-        notes.print(f"workers   {config.server.workers}, {what}", markup=False)
-    click.echo(url)
-
-
-def _show_isolation(card: ServiceCard) -> None:
-    if card.isolation == NONE:
-        notes.print("[bold red]  isolation: none (no enclave)[/] whoever runs this machine sees inputs and secrets")
-        return
-    style = "bold red" if ":" in card.isolation else ""
-    notes.print(f"  isolation: {card.isolation}", style=style, markup=False, soft_wrap=True)
-    if level_reached(card.isolation, card.technology) != HARDWARE:
-        note = "  (a simulation of an enclave: it stops neither root who injects code nor a hypervisor)"
-        notes.print(note, markup=False, soft_wrap=True)
-
-
-def _budget(card: ServiceCard) -> str:
-    return f"{card.budget_rows} rows a caller ({card.budget_period})" if card.budget_rows else "none"
-
-
-def _as_json(config: Config, cards: Sequence[ServiceCard], url: str) -> dict[str, Any]:
-    state = _state(config, cards)
-    return {
-        "url": url,
-        "callers": "keys" if config.server.keys else "addresses",
-        "state": None if state is None else str(state),
-        "workers": config.server.workers,
-        "models": [
-            {
-                "name": _place(card)[0],
-                "version": _place(card)[1],
-                "guard": [msgspec.to_builtins(spec) for spec in card.chain],
-                "outputs": [output.name for output in card.outputs],
-                "budget_rows": card.budget_rows,
-                "budget_period": card.budget_period,
-                "public_key": card.public_key.hex(),
-                "manifest_digest": card.manifest_digest,
-                "guard_digest": card.guard_digest,
-                "parameters": card.parameters,
-                "isolation": card.isolation,
-                "capabilities": card.capabilities,
-            }
-            for card in cards
-        ],
-    }

@@ -52,6 +52,8 @@ ERRORS: dict[str, type[GarrisonError]] = {
 }
 _OK, _UNAVAILABLE = 200, 503
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_LONGEST_WAIT_SECONDS, _MOST_DIGITS = 30, 6
+"""A server may ask for so much patience between two attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def bearer(api_key: str | None) -> dict[str, str]:
 
 
 def exchange(request: Request, attempts: int) -> Talk[Response]:
-    """One request, repeated while the server cannot be reached or has no time. Nothing is charged in either case.
+    """One request, repeated while the server cannot be reached or says when to come again. Nothing is charged in either case.
 
     Raises:
         UnavailableError: after so many attempts.
@@ -119,16 +121,30 @@ def exchange(request: Request, attempts: int) -> Talk[Response]:
     pause = _FIRST_PAUSE_SECONDS
     for attempt in range(1, attempts + 1):
         found = yield request
-        if isinstance(found, Response) and found.status != _UNAVAILABLE:
+        asked = _retry_after(found) if isinstance(found, Response) else 0.0
+        if isinstance(found, Response) and asked is None:
             return _checked(found)
         if attempt == attempts:
             break
-        yield Pause(pause)
+        yield Pause(max(pause, asked or 0.0))
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     if isinstance(found, Response):
         return _checked(found)
     reason = found.reason if isinstance(found, Unreachable) else "no answer"
     raise UnavailableError(f"the server cannot be reached after {attempts} attempts: {reason}")
+
+
+def _retry_after(response: Response) -> float | None:
+    """Seconds to wait before the request is made again; None where it must not be.
+
+    Only a 503 with `Retry-After` says that nothing was computed, and so nothing charged: one without it may come from a proxy that lost
+    an answer. Who asks for more patience than is reasonable gets an error to the caller instead.
+    """
+    if response.status != _UNAVAILABLE:
+        return None
+    text = response.headers.get("retry-after", "")
+    seconds = int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
+    return None if seconds is None or seconds > _LONGEST_WAIT_SECONDS else float(seconds)
 
 
 def _checked(response: Response) -> Response:
@@ -137,7 +153,7 @@ def _checked(response: Response) -> Response:
         return response
     try:
         body = msgspec.json.decode(response.body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ServiceError(f"the server answered with status {response.status} and no explanation") from error
     kind = ERRORS.get(body.code, ServiceError)
     raise kind(body.error if kind is not ServiceError else f"{body.error} (status {response.status})")
@@ -146,5 +162,5 @@ def _checked(response: Response) -> Response:
 def decode(body: bytes, kind: type[Result], what: str) -> Result:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ServiceError(f"{what} cannot be read: {error}") from error

@@ -14,6 +14,7 @@ from garrison.attest.evidence import Evidence
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.backends import BACKENDS
 from garrison.enclave.levels import NONE, check_level
+from garrison.enclave.program import Program
 from garrison.errors import ConfigError
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Reply
@@ -38,6 +39,7 @@ class Launch:
         secret_heap_bytes: size of the enclave's heap in secret memory; 0 for an ordinary heap.
         lines: front workers that each want a pipe of their own to the enclave; 0 where the server is one process.
         signing_key: 32 random bytes that several processes without an enclave make the same signing key of; None for a fresh one.
+        program: the inner program, where it is running already and loads its libraries meanwhile; None to start it.
         collateral: what the operator fetched from the hardware's vendor, by name; goes with every quote, and who verifies checks it.
     """
 
@@ -52,6 +54,7 @@ class Launch:
     secret_heap_bytes: int = 0
     lines: int = 0
     signing_key: bytes | None = None
+    program: Program | None = None
     collateral: Mapping[str, bytes] = field(default_factory=dict)
 
 

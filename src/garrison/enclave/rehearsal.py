@@ -12,7 +12,6 @@ import sys
 import msgspec
 
 from garrison.enclave import secret_heap
-from garrison.enclave.backends.process import clean_environment, command
 from garrison.enclave.confine.landlock import lock_paths
 from garrison.enclave.confine.leave import leave_surroundings
 from garrison.enclave.confine.one_thread import one_thread
@@ -20,6 +19,7 @@ from garrison.enclave.confine.readers import no_core, no_new_privileges, not_dum
 from garrison.enclave.confine.seccomp import filter_calls
 from garrison.enclave.confine.step import Step
 from garrison.enclave.host import DEFAULT_USER
+from garrison.enclave.program import clean_environment, command
 from garrison.errors import IsolationError
 
 MODULE = "garrison.enclave.rehearsal"

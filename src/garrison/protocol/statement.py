@@ -73,7 +73,7 @@ def verify_answer(proof: bytes, public_key: bytes, *, request: bytes, answer: by
     try:
         decoded = _DECODER.decode(proof)
         statement = msgspec.json.decode(decoded.statement, type=Statement)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProofError("the answer's proof cannot be read") from error
     root = _root(_hash(_LEAF + decoded.statement), decoded)
     verify_ed25519(public_key, decoded.signature, _LABEL + root)

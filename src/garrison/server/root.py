@@ -31,6 +31,7 @@ from garrison.bundle.secret import read_secret, secret_path
 from garrison.config import Config
 from garrison.crypto.owner import OwnerPublicKey, key_commitment
 from garrison.enclave.host import Enclave, Launch, launch
+from garrison.enclave.program import Program
 from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError, UnavailableError
 from garrison.limits import MIB
 from garrison.server.app import App
@@ -103,10 +104,14 @@ class _Peek(msgspec.Struct):
 
 
 def assemble(
-    config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey], signing_keys: Sequence[bytes] = ()
+    config: Config,
+    bundles: Sequence[Path],
+    trusted: Sequence[OwnerPublicKey],
+    signing_keys: Sequence[bytes] = (),
+    programs: Sequence[Program] = (),
 ) -> Assembly:
     """Verify and start all models, and put a server around them; see `launch_all`."""
-    enclaves = launch_all(config, bundles, trusted, signing_keys=signing_keys)
+    enclaves = launch_all(config, bundles, trusted, signing_keys=signing_keys, programs=programs)
     try:
         return assemble_enclaves(config, enclaves)
     except BaseException:
@@ -126,6 +131,7 @@ def launch_all(
     *,
     lines: int = 0,
     signing_keys: Sequence[bytes] = (),
+    programs: Sequence[Program] = (),
 ) -> list[Enclave]:
     """Verify and start all models.
 
@@ -135,6 +141,7 @@ def launch_all(
         trusted: keys that may have signed them.
         lines: front workers that each want a pipe to each model.
         signing_keys: one a bundle, where several processes without an enclave must sign alike.
+        programs: one a bundle, where they run already; to be ended by who started them, also if this fails.
 
     Raises:
         ConfigError: settings that cannot be, or are not safe.
@@ -152,7 +159,8 @@ def launch_all(
         for k, (bundle, peek) in enumerate(zip(bundles, peeks, strict=True)):
             start = _start(config, bundle, peek, trusted)
             key = signing_keys[k] if signing_keys else None
-            enclaves.append(_launch(config, replace(start, lines=lines, signing_key=key)))
+            program = programs[k] if programs else None
+            enclaves.append(_launch(config, replace(start, lines=lines, signing_key=key, program=program)))
     except BaseException:
         stop_all(enclaves)
         raise

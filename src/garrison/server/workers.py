@@ -29,6 +29,7 @@ from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.backends.process import YOUNG_SECONDS, pause
 from garrison.enclave.host import Enclave, ServiceCard
 from garrison.enclave.levels import NONE
+from garrison.enclave.program import Program
 from garrison.enclave.talk import Failed, failure, raised_again
 from garrison.errors import ConfigError, FrameError, GarrisonError, UnavailableError
 from garrison.server.control import Line, Listening, Lost, ServerEnd, Setup, Stop, Told, Wish
@@ -81,37 +82,42 @@ class Workers:
 
     Args:
         config: the settings.
-        setup: what each front worker is told first.
-        enclaves: started; none where front workers run the models themselves.
         listener: the socket that connections come to.
     """
 
-    def __init__(self, config: Config, setup: Setup, enclaves: Sequence[Shared], listener: socket.socket) -> None:
+    def __init__(self, config: Config, listener: socket.socket) -> None:
         self._config = config
-        self._setup = setup
-        self._enclaves = enclaves
         self._listener = listener
+        self._setup: Setup | None = None
+        self._enclaves: Sequence[Shared] = ()
+        self._set_up = threading.Event()
         self._events: queue.SimpleQueue[_Front | None] = queue.SimpleQueue()
         self._fronts: dict[int, _Front] = {}
         self._failures: dict[int, int] = {}
         self._due: dict[int, float] = {}
         self._stopping = False
-        for k, enclave in enumerate(enclaves):
-            enclave.on_change = lambda k=k: self._renew_all(k)
+        for number in range(config.server.workers):
+            self._spawn(number)  # they load their libraries while enclaves start
 
     @property
     def processes(self) -> list[int]:
         """Process ids of the front workers, by place."""
         return [front.process.pid for _, front in sorted(self._fronts.items())]
 
-    def start(self) -> Sequence[ServiceCard]:
-        """Start all front workers, and wait until they listen.
+    def start(self, setup: Setup, enclaves: Sequence[Shared]) -> Sequence[ServiceCard]:
+        """Let all front workers begin, and wait until they listen.
+
+        Args:
+            setup: what each front worker is told first.
+            enclaves: started; none where front workers run the models themselves.
 
         Raises:
             GarrisonError: why one of them does not start.
         """
-        for number in range(self._config.server.workers):
-            self._spawn(number)
+        self._setup, self._enclaves = setup, enclaves
+        for k, enclave in enumerate(enclaves):
+            enclave.on_change = lambda k=k: self._renew_all(k)
+        self._set_up.set()
         while not all(front.cards for front in self._fronts.values()):
             front = self._events.get()
             if front is None:
@@ -143,6 +149,7 @@ class Workers:
     def stop(self) -> None:
         """Let the front workers finish what is in flight, and end them."""
         self._stopping = True
+        self._set_up.set()
         self._listener.close()
         for front in self._fronts.values():
             with suppress(FrameError):
@@ -187,7 +194,10 @@ class Workers:
 
     def _attend(self, front: _Front) -> None:
         """All that is said to and by one front worker, until it has gone."""
+        self._set_up.wait()
         try:
+            if self._setup is None:
+                raise FrameError("the server stops before it has started")
             front.end.send(self._setup)
             for k in range(len(self._enclaves)):
                 while not self._send_line(front, k):
@@ -248,33 +258,39 @@ def _evidence(enclave: Enclave, nonce: bytes) -> Told:
         return Told(nonce, None, failure(error))
 
 
-def run_workers(config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey], on_ready: OnReady) -> None:
+def run_workers(
+    config: Config,
+    bundles: Sequence[Path],
+    trusted: Sequence[OwnerPublicKey],
+    on_ready: OnReady,
+    programs: Sequence[Program] = (),
+) -> None:
     """Serve with `server.workers` front workers until SIGTERM or SIGINT, then finish what is in flight.
 
     Args:
         on_ready: called with the server's URL and what it serves, once all front workers listen.
+        programs: see `garrison.server.root.launch_all`.
 
     Raises:
         GarrisonError: as `garrison.server.root.assemble` and `run` do.
     """
     check_exposure(config)
     alone = config.server.isolation == NONE
-    enclaves = [] if alone else launch_all(config, bundles, trusted, lines=config.server.workers)
+    listener = listen(config.server.host, config.server.port)
+    url, enclaves = url_of(listener), list[Enclave]()
+    workers = Workers(config, listener)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: workers.tell_to_stop())
     try:
+        if not alone:
+            enclaves = launch_all(config, bundles, trusted, lines=config.server.workers, programs=programs)
         shared = [enclave for enclave in enclaves if isinstance(enclave, Shared)]
         if len(shared) < len(enclaves):
             raise ConfigError(f"--isolation {config.server.isolation} takes one worker")
-        listener = listen(config.server.host, config.server.port)
-        url = url_of(listener)
-        workers = Workers(config, _setup(config, bundles, trusted, alone=alone), shared, listener)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: workers.tell_to_stop())
-        try:
-            on_ready(url, workers.start())
-            workers.serve()
-        finally:
-            workers.stop()
+        on_ready(url, workers.start(_setup(config, bundles, trusted, alone=alone), shared))
+        workers.serve()
     finally:
+        workers.stop()
         stop_all(enclaves)
 
 

@@ -107,6 +107,28 @@ def test_a_worker_that_cannot_start_again_is_tried_ever_more_slowly(sealed: Seal
         started.stop()
 
 
+def test_a_bundle_that_was_exchanged_meanwhile_is_not_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An older model of the same owner, put into the folder while the server runs: it must not count because the worker died."""
+    owner = OwnerKey.generate()
+    newer = seal_mlp(tmp_path / "newer", owner=owner, version=2)
+    older = seal_mlp(tmp_path / "older", owner=owner, version=1)
+    folder = tmp_path / "served"
+    shutil.copytree(newer.path, folder)
+    started = ProcessEnclave(Launch(folder, [owner.public], newer.key))
+    try:
+        folder.rename(tmp_path / "away")
+        shutil.copytree(older.path, folder)
+        os.kill(started.process_id, signal.SIGKILL)
+        wait_until(lambda: "another model than at the start" in caplog.text)
+        assert not started.ready
+        shutil.rmtree(folder)
+        (tmp_path / "away").rename(folder)
+        wait_until(lambda: started.ready)
+        assert started.call([question(images(1))])[0].code == "", "control: with its own model back it serves again"
+    finally:
+        started.stop()
+
+
 def test_pauses_double_and_end() -> None:
     pauses = [pause(failures) for failures in range(20)]
     assert pauses[:5] == [0.0, 0.0, 0.5, 1.0, 2.0]

@@ -59,7 +59,7 @@ class SimVerifier:
     ) -> Claims:
         try:
             found = msgspec.json.decode(quote.quote, type=_SimQuote)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             checks.stop("format", "a simulated quote", str(error))
         checks.note("format", canonical_json(found) == quote.quote, "canonical JSON", f"{len(quote.quote)} bytes")
         checks.skip("certificates", "a simulation has none: nobody vouches for its key")

@@ -9,3 +9,5 @@ BACKENDS: dict[str, str] = {
     "snp": "garrison.enclave.backends.confidential_vm:SnpVm",
     "tdx": "garrison.enclave.backends.confidential_vm:TdxVm",
 }
+OF_A_PROGRAM = frozenset({"process", "snp", "tdx"})
+"""Those that start the inner program (`garrison.enclave.program`)."""

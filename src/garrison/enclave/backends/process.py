@@ -12,24 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-import garrison
 from garrison.attest.evidence import Evidence
-from garrison.enclave import secret_heap
 from garrison.enclave.conversation import Asked, Conversation, replies_of
 from garrison.enclave.host import Launch, ServiceCard
 from garrison.enclave.levels import FULL, check_level
+from garrison.enclave.program import Program, spawn
 from garrison.enclave.quotes import Quoter
 from garrison.enclave.talk import Attest, Attested, Call, Ready, Start
 from garrison.errors import FrameError, GarrisonError, IsolationError, UnavailableError
@@ -37,7 +32,6 @@ from garrison.protocol.messages import Ask, Reply
 
 logger = logging.getLogger(__name__)
 
-WORKER = "garrison.enclave.worker"
 START_SECONDS = 120.0
 """A worker that is not ready after this is ended: a large bundle takes a while to verify."""
 YOUNG_SECONDS = 10.0
@@ -46,30 +40,6 @@ SPARE_AFTER_SECONDS = 0.25
 """A worker that lives this long gets a spare, which waits with its libraries loaded."""
 FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.5, 30.0
 _END_SECONDS = 5.0
-_PYTHON_FLAGS = ("-s", "-P", "-B")
-
-SPARE_LINES = 32
-"""Pipes beyond those of the front workers: each one who takes another's place uses one up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """The inner program, running: it has loaded its libraries, or is about to, and waits for its start message.
-
-    Attributes:
-        pipe: ours.
-        lines: for front workers.
-    """
-
-    process: subprocess.Popen[bytes]
-    pipe: socket.socket
-    lines: tuple[socket.socket, ...] = ()
-
-    def end(self) -> None:
-        for end in (self.pipe, *self.lines):
-            end.close()
-        self.process.kill()
-        self.process.wait()
 
 
 class Worker:
@@ -87,7 +57,7 @@ class Worker:
 
     def __init__(self, start: Launch, program: Program | None = None) -> None:
         self.born = time.monotonic()
-        running = _spawn(start.secret_heap_bytes, start.lines) if program is None else program
+        running = spawn(start.secret_heap_bytes, start.lines) if program is None else program
         self.process = running.process
         self._lines = list(running.lines)
         self._talk = Conversation(running.pipe, start.limits, START_SECONDS, self._kill)
@@ -158,7 +128,7 @@ class ProcessEnclave:
         self._start = start
         self._quoter = quoter
         self._stopping = threading.Event()
-        self._spare: Program | None = None
+        self._spare = start.program
         try:
             self._worker: Worker | None = self._checked()
         except FrameError as error:
@@ -283,14 +253,27 @@ class ProcessEnclave:
             return worker.process.wait(SPARE_AFTER_SECONDS)
         if self._spare is None and not self._stopping.is_set():
             try:
-                self._spare = _spawn(self._start.secret_heap_bytes, self._start.lines)
+                self._spare = spawn(self._start.secret_heap_bytes, self._start.lines)
             except IsolationError as error:
                 logger.warning("there is no spare for the enclave's process: %s", error)
         return worker.process.wait()
 
+    def _check_same(self, worker: Worker) -> None:
+        """A fresh worker serves what the server was started with: files that were exchanged meanwhile must not count unnoticed."""
+        found, expected = worker.card.manifest_digest, self._card.manifest_digest
+        if found != expected:
+            worker.end()
+            where = f"{self._start.bundle} (manifest {found}, not {expected})"
+            raise IsolationError(
+                f"another model than at the start of the server lies in {where}: start the server anew"
+            )
+        if self._vouched(worker.card).isolation != self._card.isolation:
+            _tell(worker)
+
     def _renew(self) -> bool:
         try:
             worker = self._checked()
+            self._check_same(worker)
         except GarrisonError as error:
             logger.error("the enclave does not start: %s", error)  # noqa: TRY400
             return False
@@ -322,67 +305,3 @@ def _tell(worker: Worker) -> None:
     for name in FULL:
         if name in worker.mend:
             logger.warning("isolation: no %s: %s", name, worker.mend[name])
-
-
-def clean_environment(secret_bytes: int) -> dict[str, str]:
-    """All that a confined program sees of the host's environment.
-
-    Args:
-        secret_bytes: size of its heap in secret memory, 0 for an ordinary heap.
-
-    Raises:
-        IsolationError: the library of the secret heap is not built.
-    """
-    environment = {
-        "PYTHONPATH": str(Path(garrison.__file__).parent.parent),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "ORT_DISABLE_TELEMETRY": "1",
-        "TZ": "UTC0",
-        "LANG": "C.UTF-8",
-        "HOME": "/",
-    }
-    if secret_bytes:
-        environment |= {
-            "LD_PRELOAD": str(secret_heap.built_library()),
-            "PYTHONMALLOC": "malloc",
-            "GARRISON_SECRET_HEAP_BYTES": str(secret_bytes),
-        }
-    return environment
-
-
-def command(module: str, *words: str) -> list[str]:
-    """How a module of this package is run as a program of its own: without the user's site packages, current folder or bytecode."""
-    return [sys.executable, *_PYTHON_FLAGS, "-m", module, *words]
-
-
-def _spawn(secret_bytes: int, lines: int) -> Program:
-    """The program, with nothing of our environment, no terminal, and the pipes beside its log.
-
-    Args:
-        secret_bytes: see `clean_environment`.
-        lines: how many front workers there are.
-    """
-    pairs = [socket.socketpair() for _ in range(1 + (lines + SPARE_LINES if lines else 0))]
-    descriptors = [theirs.fileno() for _, theirs in pairs]
-    ours = [pair[0] for pair in pairs]
-    try:
-        process = subprocess.Popen(
-            command(WORKER, *map(str, descriptors)),
-            env=clean_environment(secret_bytes),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            cwd=os.sep,
-            start_new_session=True,
-        )
-    except BaseException as error:
-        for end in ours:
-            end.close()
-        if isinstance(error, OSError):
-            raise IsolationError(f"the enclave's process cannot be started: {error.strerror}") from error
-        raise
-    finally:
-        for _, theirs in pairs:
-            theirs.close()
-    return Program(process, ours[0], tuple(ours[1:]))

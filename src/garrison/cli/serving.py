@@ -1,0 +1,121 @@
+"""What `garrison serve` does once it knows what is asked for: start, say what is served, serve."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from garrison.bundle.manifest import parse_manifest
+from garrison.cli.output import notes, show_json
+from garrison.cli.trust import trusted_keys
+from garrison.config import Config
+from garrison.enclave.host import ServiceCard
+from garrison.enclave.levels import HARDWARE, NONE, level_reached
+from garrison.enclave.program import Program
+from garrison.server.root import assemble, run, state_folder
+from garrison.server.workers import run_workers
+
+
+def serve_bundles(
+    config: Config, bundles: Sequence[Path], trust: Sequence[Path], programs: Sequence[Program], *, as_json: bool
+) -> None:
+    """Serve until interrupted.
+
+    Args:
+        trust: key files named on the command line.
+        programs: of the enclaves, where they run already.
+    """
+    trusted = trusted_keys(trust, config.trust)
+
+    def on_ready(url: str, cards: Sequence[ServiceCard]) -> None:
+        cards = sorted(cards, key=_place)
+        if as_json:
+            show_json(_as_json(config, cards, url))
+            sys.stdout.flush()
+        else:
+            _show(config, cards, url)
+
+    if config.server.workers > 1:
+        run_workers(config, bundles, trusted, on_ready, programs)
+        return
+    assembly = assemble(config, bundles, trusted, programs=programs)
+    run(assembly, lambda url: on_ready(url, [enclave.card for enclave in assembly.enclaves]))
+
+
+def _place(card: ServiceCard) -> tuple[str, int]:
+    manifest = parse_manifest(card.manifest_json)
+    return manifest.name, manifest.version
+
+
+def _state(config: Config, cards: Sequence[ServiceCard]) -> Path | None:
+    """Where budgets are kept, if there are any."""
+    return state_folder(config) if any(card.budget_rows for card in cards) else None
+
+
+def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
+    for card in cards:
+        chain = ", ".join(f"{spec.name}{' (shadow)' if spec.shadow else ''}" for spec in card.chain)
+        name, version = _place(card)
+        notes.print(f"model     {name}, version {version}", markup=False)
+        notes.print(f"  guard   {chain}", markup=False)
+        notes.print(f"  gives   {', '.join(output.name for output in card.outputs)}", markup=False)
+        notes.print(f"  budget  {_budget(card)}", markup=False)
+        notes.print(f"  key     {card.public_key.hex()}", markup=False, soft_wrap=True)
+        if card.parameters not in {"", "resident"}:
+            notes.print(f"  parameters: {card.parameters}", markup=False, soft_wrap=True)
+        _show_isolation(card)
+    callers = "by API key" if config.server.keys else "by address, no key needed"
+    notes.print(f"callers   {callers}", markup=False)
+    if (state := _state(config, cards)) is not None:
+        notes.print(f"budgets   kept in {state}", markup=False, soft_wrap=True)
+    if config.server.workers > 1:
+        what = "each runs the models" if config.server.isolation == NONE else "one enclave a model for all"
+        notes.print(f"workers   {config.server.workers}, {what}", markup=False)
+    click.echo(url)
+
+
+def _show_isolation(card: ServiceCard) -> None:
+    if card.isolation == NONE:
+        notes.print("[bold red]  isolation: none (no enclave)[/] whoever runs this machine sees inputs and secrets")
+        return
+    style = "bold red" if ":" in card.isolation else ""
+    notes.print(f"  isolation: {card.isolation}", style=style, markup=False, soft_wrap=True)
+    if level_reached(card.isolation, card.technology) != HARDWARE:
+        note = "  (a simulation of an enclave: it stops neither root who injects code nor a hypervisor)"
+        notes.print(note, markup=False, soft_wrap=True)
+
+
+def _budget(card: ServiceCard) -> str:
+    return f"{card.budget_rows} rows a caller ({card.budget_period})" if card.budget_rows else "none"
+
+
+def _as_json(config: Config, cards: Sequence[ServiceCard], url: str) -> dict[str, Any]:
+    state = _state(config, cards)
+    return {
+        "url": url,
+        "callers": "keys" if config.server.keys else "addresses",
+        "state": None if state is None else str(state),
+        "workers": config.server.workers,
+        "models": [
+            {
+                "name": _place(card)[0],
+                "version": _place(card)[1],
+                "guard": [msgspec.to_builtins(spec) for spec in card.chain],
+                "outputs": [output.name for output in card.outputs],
+                "budget_rows": card.budget_rows,
+                "budget_period": card.budget_period,
+                "public_key": card.public_key.hex(),
+                "manifest_digest": card.manifest_digest,
+                "guard_digest": card.guard_digest,
+                "parameters": card.parameters,
+                "isolation": card.isolation,
+                "capabilities": card.capabilities,
+            }
+            for card in cards
+        ],
+    }

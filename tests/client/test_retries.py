@@ -1,0 +1,173 @@
+"""Both clients keep their connection, and repeat a request only where nothing can have been charged."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from tests.models import images
+from tests.serving import Served
+
+from garrison.client import AsyncClient, Client
+from garrison.client.talk import Pause, Request, Response, Unreachable, exchange
+from garrison.errors import BudgetExhaustedError, GarrisonError, ServiceError, UnavailableError
+
+BUSY = b'{"error": "busy", "code": "unavailable"}'
+
+
+class Script(ThreadingHTTPServer):
+    """Answers as it is told to, one answer a request; counts connections and requests."""
+
+    daemon_threads = True
+
+    def __init__(self, *answers: tuple[int, dict[str, str], bytes] | None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers = list(answers)
+        self.requests = 0
+        self.connections = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Script
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.requests += 1
+        answer = self.server.answers.pop(0) if self.server.answers else (200, {}, b"[]")
+        if answer is None:  # break off
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        status, headers, body = answer
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def script(*answers: tuple[int, dict[str, str], bytes] | None) -> Iterator[Script]:
+    server = Script(*answers)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(server: Script, *, asynchronous: bool, times: int = 1) -> Any:
+    """`index()` is the shortest question."""
+    url = f"http://127.0.0.1:{server.server_port}"
+    if not asynchronous:
+        with Client(url) as client:
+            return [client.index() for _ in range(times)]
+
+    async def main() -> Any:
+        async with AsyncClient(url) as client:
+            return [await client.index() for _ in range(times)]
+
+    return asyncio.run(main())
+
+
+both = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+
+
+@both
+def test_a_connection_is_used_again(asynchronous: bool) -> None:
+    with script() as server:
+        ask(server, asynchronous=asynchronous, times=5)
+        assert (server.requests, server.connections) == (5, 1)
+
+
+def test_questions_of_one_event_loop_share_connections(served: Served) -> None:
+    async def main() -> None:
+        async with AsyncClient(served.url, model="mlp") as client:
+            answers = await asyncio.gather(*(client.predict(images(1, seed)) for seed in range(20)))
+            assert all(answer.proved for answer in answers)
+
+    asyncio.run(main())
+
+
+@both
+def test_a_busy_server_is_asked_again_when_it_says(asynchronous: bool) -> None:
+    with script((503, {"retry-after": "1"}, BUSY)) as server:
+        started = time.monotonic()
+        ask(server, asynchronous=asynchronous)
+        assert server.requests == 2
+        assert time.monotonic() - started >= 1.0
+
+
+@both
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (503, {}, BUSY),
+        (503, {"retry-after": "3600"}, BUSY),
+        (503, {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, BUSY),
+        (503, {}, b"<html>"),
+        (500, {"retry-after": "0"}, b'{"error": "failed", "code": "internal"}'),
+        (429, {"retry-after": "0"}, b'{"error": "no more", "code": "request.budget_exhausted"}'),
+        None,
+    ],
+    ids=["503", "much later", "at a date", "a proxy's 503", "500", "429", "broken off"],
+)
+def test_what_may_have_been_charged_is_not_asked_again(answer: Any, asynchronous: bool) -> None:
+    with script(answer) as server:
+        with pytest.raises((UnavailableError, ServiceError, BudgetExhaustedError)) as found:
+            ask(server, asynchronous=asynchronous)
+        assert server.requests == 1
+        if answer is None:
+            assert "may have been charged" in str(found.value)
+
+
+@both
+def test_a_server_that_is_not_there_yet_is_asked_again(asynchronous: bool) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+    client = Client(f"http://127.0.0.1:{port}", attempts=2)
+    if not asynchronous:
+        with client, pytest.raises(UnavailableError, match="after 2 attempts"):
+            client.index()
+        return
+
+    async def main() -> None:
+        async with AsyncClient(f"http://127.0.0.1:{port}", attempts=2) as other:
+            await other.index()
+
+    with pytest.raises(UnavailableError, match="after 2 attempts"):
+        asyncio.run(main())
+
+
+def test_patience_grows_and_ends() -> None:
+    talk = exchange(Request("GET", "/"), 4)
+    steps: list[Any] = [next(talk)]
+    answers: list[Response | Unreachable] = [
+        Unreachable("refused"),
+        Response(503, {"retry-after": "2"}, BUSY),
+        Unreachable("refused"),
+    ]
+    for answer in answers:
+        steps.append(talk.send(answer))
+        steps.append(talk.send(None))
+    assert [step.seconds for step in steps if isinstance(step, Pause)] == [0.1, 2.0, 0.4]
+    with pytest.raises(GarrisonError, match="busy"):
+        talk.send(Response(503, {"retry-after": "2"}, BUSY))
