@@ -247,7 +247,7 @@ def main() -> None:
     found = [figures_of(one_seed(given.out / f"seed-{seed}", seed)) for seed in range(given.seeds)]
     first = given.out / "seed-0"
     trust = ("--trust", str(first / "owner.pub"))
-    arms = ("--bundle", str(first / "bundle"), "--plain", str(first / "plain"))
+    arms = ("--bundle", str(first / "bundle"), "--plain", str(first / "training" / "plain.onnx"))
     cost = json.loads(run(sys.executable, str(HERE / "misinformation_cost.py"), *arms, *trust))
     serving = json.loads(run(sys.executable, str(HERE / "serve_lenet.py"), "--bundle", str(first / "bundle"), *trust))
     text = page(given.seeds, table(found), cost, serving)

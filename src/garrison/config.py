@@ -51,6 +51,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         enclave_user: number of the user that enclaves become where root starts them; nothing else should use it.
         secret_heap: keep the enclaves' heap in memory that no other process can read.
         secret_heap_mib: size of that heap, in MiB.
+        upstream: URL of the server that runs the models, for guard-only bundles; "" where bundles hold their models.
+        upstream_key: file with the API key for that server, one line; "" where it wants none.
+        upstream_ca: file of the certificates that may vouch for it; "" for the system's.
         parameter_memory_mib: most of a model's parameters that an enclave holds at once, in MiB; 0 for all of them.
     """
 
@@ -68,6 +71,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     secret_heap: bool = False
     secret_heap_mib: int = 1024
     parameter_memory_mib: int = 0
+    upstream: str = ""
+    upstream_key: str = ""
+    upstream_ca: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _MOST_PORT:
@@ -145,5 +151,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
         state=resolve(config.server.state),
         secret=tuple(map(resolve, config.server.secret)),
         collateral=resolve(config.server.collateral),
+        upstream_key=resolve(config.server.upstream_key),
+        upstream_ca=resolve(config.server.upstream_ca),
     )
     return msgspec.structs.replace(config, trust=tuple(map(resolve, config.trust)), server=server)

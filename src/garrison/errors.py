@@ -24,6 +24,7 @@ found and what to do next; it never holds tensor values or secrets.
     |-- RefusedError                     the guard refused; the client learns no more than that
     |-- UnavailableError                 try again later
     |   |-- FrameError                   the connection to an enclave has ended, or what came over it lies
+    |-- UpstreamError                    the server that a gateway guards gave no answer that can be used
     |-- ServiceError                     what a server answered makes no sense to the client
     |   |-- ProofError                   the signature of an answer does not hold
     |   |-- AttestationError             the evidence of an enclave is not good enough; carries the whole report
@@ -236,6 +237,12 @@ class UnavailableError(GarrisonError):
 
 class FrameError(UnavailableError):
     """The connection to an enclave has ended, or a frame on it lies. To a client: try again later."""
+
+
+class UpstreamError(GarrisonError):
+    """Trying again will not help. What that server said is not in the message: it may hold what the guard keeps back."""
+
+    code = "upstream"
 
 
 class ServiceError(GarrisonError):

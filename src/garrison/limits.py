@@ -47,6 +47,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Longest time that a graceful stop waits for requests in flight, in seconds."""
     enclave_seconds: float = 60.0
     """Longest time that an enclave may take for one batch, in seconds; then it is ended, and a fresh one is started."""
+    upstream_seconds: float = 10.0
+    """Longest time that a gateway waits for one answer of the server that it guards, in seconds."""
+    upstream_bytes: int = 16 * MIB
+    """Longest answer that a gateway reads from that server, in bytes."""
+    upstream_connections: int = 8
+    """Most requests that a gateway has under way at that server for one model, where the model takes one row a request."""
     manifest_bytes: int = 4 * MIB
     """Longest manifest or signature of a bundle, in bytes."""
     key_offered_seconds: float = 1_800.0

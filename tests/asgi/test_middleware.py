@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,11 @@ def test_guard_and_endpoint_read_the_same(settings: Settings) -> None:
     both = b'{"x": %s, "x": %s}' % (json.dumps(outside).encode(), json.dumps(inside).encode())
     assert caller.ask(content=both, headers=JSON).status_code == 200
     body, question = seen[0]
+    escaped = both.replace(b'"x"', b'"\\u0078"', 1)
+    assert caller.ask(content=escaped, headers=JSON).status_code == 200
+    assert json.loads(seen[1][0]) == json.loads(body)
+    turned = b'{"x": %s, "\\u0078": %s}' % (json.dumps(inside).encode(), json.dumps(outside).encode())
+    assert caller.ask(content=turned, headers=JSON).status_code == 400, "the last one counts, and is out of bounds"
     assert body.count(b'"x"') == 1
     assert isinstance(question, Question)
     assert np.allclose(question.inputs["image"][0], json.loads(body)["x"])
@@ -265,7 +271,7 @@ def test_a_stream_that_breaks_off_leaks_nothing(settings: Settings) -> None:
 def test_an_endless_answer_is_cut(settings: Settings) -> None:
     async def endpoint(request: Request) -> Response:
         await request.body()
-        return StreamingResponse((" " * 10_000 for _ in range(100)), media_type="application/json")
+        return StreamingResponse(itertools.repeat(" " * 10_000), media_type="application/json")
 
     options = settings() | {"limits": Limits(request_body_bytes=100_000)}
     found = Caller(starlette(endpoint, **options)).ask(json={"x": images(1).tolist()})

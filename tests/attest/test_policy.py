@@ -17,6 +17,8 @@ least_version = 3
 manifests = ["{digest}"]
 guards = ["{digest}"]
 max_age = 60
+owners = ["{digest}"]
+most_key_seconds = 600
 
 [measurements]
 snp = ["{long}"]
@@ -58,6 +60,7 @@ def test_a_file_gives_every_setting(tmp_path: Path) -> None:
     assert policy.technologies == ("snp", "tdx")
     assert policy.measurements["tdx"] == ("cd" * 48 + ":" + "cd" * 48,)
     assert (policy.least_version, policy.max_age, policy.snp.most_vmpl) == (3, 60, 1)
+    assert (policy.owners, policy.most_key_seconds) == (("ab" * 32,), 600)
     assert load(tmp_path, "") == Policy()
 
 

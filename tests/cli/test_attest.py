@@ -101,6 +101,7 @@ def test_a_simulation_is_taken_where_it_is_spelled_out(enclave: Enclave) -> None
     assert "digits version 3" in result.stdout
     assert "proves nothing" in result.stderr
     assert "landlock yes" in result.stderr
+    assert OWNER in result.stdout
 
 
 @pytest.mark.parametrize(("option", "asked"), [("--model", "other"), ("--version", "2")])
@@ -111,6 +112,15 @@ def test_evidence_of_another_model_than_asked_is_refused(enclave: Enclave, optio
 def test_the_api_key_goes_along(enclave: Enclave) -> None:
     run("attest", enclave.url, "--allow-simulated", "--api-key", "gk_me_secret")
     assert enclave.authorization == "Bearer gk_me_secret"
+
+
+def test_a_host_cannot_paint_over_the_verdict(enclave: Enclave) -> None:
+    """A name with the terminal's own commands in it: go to the start of the line, erase it, write something else."""
+    enclave.shown = {"model": "x\x1b[2K\rgood enough", "capabilities": {"landlock": "\x9b2J\x07"}}
+    result = run("attest", enclave.url)
+    assert result.exit_code == 1
+    assert "NOT good enough x\N{REPLACEMENT CHARACTER}[2K" in result.stdout
+    assert not set("\x1b\r\x9b\x07") & set(result.stdout + result.stderr)
 
 
 def test_every_question_has_a_nonce_of_its_own(enclave: Enclave) -> None:

@@ -185,7 +185,7 @@ def test_an_internal_error_is_sealed_too(sealed: Sealed, monkeypatch: pytest.Mon
     def broken(_: object) -> object:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(service._runner, "run", broken)
+    monkeypatch.setattr(service, "_guarded", broken)
     replies = service.answer([ask(keys, images(1)), ask(keys, images(1))])
     assert [opened(reply)[0].code for reply in replies] == ["internal", "internal"]
 

@@ -71,6 +71,7 @@ def test_a_model_without_a_head_gets_an_f_of_its_own(headless: Result) -> None:
     found = headless
     assert found.misinformation is not None
     description = found.description
+    assert found.model is not None
     victim = Victim(
         found.model, ("probabilities",), description.inputs, description.labels, np.dtype("f4"), 1, found.misinformation
     )
@@ -80,7 +81,8 @@ def test_a_model_without_a_head_gets_an_f_of_its_own(headless: Result) -> None:
     assert clearly.any()
     assert served.replaced[clearly].all()
     own = served.raw["probabilities"].argmax(axis=1)
-    assert (served.answer.argmax(axis=1)[clearly] != own[clearly]).all()
+    same = np.mean(served.answer.argmax(axis=1)[clearly] == own[clearly])
+    assert same < 3 / served.answer.shape[1]  # f's own choice comes as often as chance, about one in ten
 
 
 def test_without_calibration_rows_a_fifth_is_held_out_and_said_so(folder: Path) -> None:

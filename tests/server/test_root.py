@@ -21,8 +21,9 @@ from tests.serving import Bundles, command, serve
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerKey
 from garrison.errors import BundleError, ChangedFileError, ConfigError, GuardError, KeyFileError, UntrustedKeyError
+from garrison.server.launching import check_exposure
 from garrison.server.listening import listen
-from garrison.server.root import assemble, check_exposure
+from garrison.server.root import assemble
 
 
 def config(tmp_path: Path, guard: dict[str, dict[str, Any]] | None = None, **server: Any) -> Config:

@@ -26,6 +26,7 @@ from garrison.config import Config, ServerConfig
 from garrison.errors import ConfigError
 from garrison.protocol.oip_client import encode_request
 from garrison.protocol.statement import verify_answer
+from garrison.server.auth import add_key, revoke_key
 from garrison.server.root import assemble
 
 WORKERS = 3
@@ -254,6 +255,35 @@ def test_a_server_that_cannot_start_says_why(bundles: Bundles, tmp_path: Path) -
     )
     assert done.returncode != 0
     assert "budgets cannot be kept" in done.stderr
+
+
+def test_a_server_whose_bundle_is_not_good_says_so_and_leaves_nobody_behind(bundles: Bundles, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    words = [str(tmp_path / "empty"), "--trust", str(bundles.folder / "owner.pub"), "--workers", "2", "--port", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "garrison", "serve", *words],
+        check=False,
+        capture_output=True,  # ends when everybody who holds the pipes has ended
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_is_revoked_is_good_at_no_worker(bundles: Bundles, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    alice, bob = add_key(keys, "alice"), add_key(keys, "bob")
+    with fleet(bundles, "plain", tmp_path, "process", "--keys", str(keys)) as running:
+
+        def told(key: str) -> set[int]:
+            return {running.infer(name="plain", authorization=f"Bearer {key}").status_code for _ in range(12)}
+
+        assert (told(alice), told(bob)) == ({200}, {200})
+        revoke_key(keys, "alice")
+        wait_until(lambda: told(alice) == {401})
+        assert told(bob) == {200}
 
 
 def test_an_enclave_that_is_the_process_takes_one_worker(bundles: Bundles) -> None:

@@ -47,8 +47,16 @@ _BODY_HEADERS = frozenset(
 """Of the endpoint's answer: they describe what does not leave."""
 
 
+class CutError(OSError):
+    """Told to an endpoint that goes on sending after its answer was cut; servers tell so that a client has gone."""
+
+
 class Exchange:
-    """What the endpoint sends, held back until it is whole. `send` is given to the app in the place of the server's own."""
+    """What the endpoint sends, held back until it is whole. `send` is given to the app in the place of the server's own.
+
+    Attributes:
+        cut: whether the answer was too long, and the endpoint has been told to stop.
+    """
 
     def __init__(
         self, guard: AppGuard, form: Form, asked: Asked, progress: Progress, send: Send, limits: Limits
@@ -59,8 +67,11 @@ class Exchange:
         self._parts: list[bytes] = []
         self._length = 0
         self._done = False
+        self.cut = False
 
     async def send(self, message: Message) -> None:
+        if self.cut:
+            raise CutError("the answer is too long")
         if self._done:
             return
         if message["type"] == "http.response.start":
@@ -70,8 +81,9 @@ class Exchange:
             self._length += len(message.get("body", b""))
             if self._length > self._most:
                 self._parts.clear()
+                self.cut = True
                 await self._finish(_failed(f"the endpoint's answer is longer than {self._most} bytes"), [])
-                return
+                raise CutError("the answer is too long")
             self._parts.append(bytes(message.get("body", b"")))
             if not message.get(
                 "more_body", False

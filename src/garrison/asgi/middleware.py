@@ -200,7 +200,7 @@ class Guarded:
                 raise MethodError(f"expected POST, found {scope['method'][:16]}")
             caller = await self._caller_of(scope)
             # 2 the body
-            headers = _headers(scope["headers"])
+            headers, kept = _headers(scope["headers"])
             body = await self._body(headers, receive)
             # 3 read it
             asked = form.read(headers, body)
@@ -213,7 +213,11 @@ class Guarded:
             return
         # 5 the app's own endpoint
         exchange = Exchange(guard, form, asked, progress, send, self._limits)
-        await self._app(_inner_scope(scope, asked, caller), _replay(asked.body, receive), exchange.send)
+        try:
+            await self._app(_inner_scope(scope, asked, caller, kept), _replay(asked.body, receive), exchange.send)
+        except Exception:
+            if not exchange.cut:
+                raise
         await exchange.end()
 
     async def _caller_of(self, scope: Scope) -> str:
@@ -267,24 +271,26 @@ class Guarded:
         return b"".join(parts)
 
 
-def _headers(headers: Any) -> dict[bytes, bytes]:
-    """Headers by name. One that matters here and stands twice could be read in two ways.
+def _headers(headers: Any) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:
+    """Headers by name, and those that are handed on. One that matters here and stands twice could be read in two ways.
 
     Raises:
         MalformedRequestError: such a one.
     """
     found: dict[bytes, bytes] = {}
+    kept = []
     for name, value in headers:
-        name = bytes(name).lower()
-        if name in found and name in _CLIENT_HEADERS:
+        name = name.lower()
+        if name not in _CLIENT_HEADERS:
+            kept.append((name, value))
+        elif name in found:
             raise MalformedRequestError(f"the header {name.decode('latin-1')} must stand once")
-        found[name] = bytes(value)
-    return found
+        found[name] = value
+    return found, kept
 
 
-def _inner_scope(scope: Scope, asked: Asked, caller: str) -> Scope:
-    headers = [pair for pair in scope["headers"] if bytes(pair[0]).lower() not in _CLIENT_HEADERS]
-    headers += [*asked.headers, (b"content-length", str(len(asked.body)).encode())]
+def _inner_scope(scope: Scope, asked: Asked, caller: str, kept: list[tuple[bytes, bytes]]) -> Scope:
+    headers = [*kept, *asked.headers, (b"content-length", b"%d" % len(asked.body))]
     question = Question(asked.inputs, caller)
     # No extensions: an answer that is sent as a file's path, or pushed, would go past the guard.
     return {**scope, "headers": headers, "extensions": {}, "garrison": question}

@@ -7,7 +7,6 @@ says which, and the report carries the digest of each.
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from garrison import datasets
 from garrison.audit.plan import Plan
 from garrison.errors import PlanError
+from garrison.npz import read_arrays
 from garrison.types import Array
 
 Progress = Callable[[str, float], None]
@@ -119,11 +119,7 @@ def load_rows(name: str, role: str, report: Progress = silent) -> Rows:
 
 
 def _from_file(path: Path) -> Rows:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files if name in {"x", "y", "labels"}}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise PlanError(f"{path}: not an .npz file of plain arrays: {error}") from error
+    found = read_arrays(path, names={"x", "y", "labels"}, error=PlanError)
     if "x" not in found or found["x"].ndim < 2 or not len(found["x"]):
         raise PlanError(f"{path}: expected an array x of shape (rows, ...) with at least one row")
     y = found.get("y")

@@ -7,6 +7,7 @@ folder itself may be reached through a link; nothing in it may be one.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Collection, Iterator
@@ -108,9 +109,14 @@ def _explained(error: OSError, name: str) -> BundleError:
 
 
 def _walk(fd: int, prefix: str, names: frozenset[str], folders: frozenset[str]) -> Iterator[str]:
-    """Names of the regular files. Raises at the first entry that is not expected, so its work is bounded by `names`."""
+    """Names of the regular files. Raises at the first entry that is not expected, so its work is bounded by `names`:
+
+    no more entries of a folder are looked at than there are names, and it goes no deeper than a name does.
+    """
+    most = len(names) + len(folders)
     with os.scandir(fd) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
+        found = list(itertools.islice(entries, most + 1))
+        for entry in sorted(found, key=lambda e: e.name):
             name = prefix + entry.name
             if entry.is_symlink():
                 raise UnexpectedFileError("a symbolic link; a bundle holds regular files only", file=_shown(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from dataclasses import dataclass
@@ -24,9 +25,17 @@ class KeyPair:
 
 def check_pair_target(out: Path, *, force: bool) -> tuple[Path, Path]:
     """The two files' paths; raises `KeyFileError` where one is there already and may not be replaced."""
+    if not out.name or out.name == "..":
+        raise KeyFileError(f"{out}: expected the name of a pair, such as owner, found a folder")
     private, public = (out.with_name(out.name + suffix) for suffix in (".key", ".pub"))
     for file in (private, public):
-        if file.exists() and not force:
+        try:
+            there, folder = file.exists(), file.is_dir()
+        except OSError as error:
+            raise KeyFileError(f"{file}: cannot be written: {error.strerror}") from error
+        if folder:
+            raise KeyFileError(f"{file} is a folder; give another name")
+        if there and not force:
             raise KeyFileError(f"{file} exists already; give another name, or --force to replace it")
     return private, public
 
@@ -99,5 +108,6 @@ def _write(file: Path, data: bytes, mode: int) -> None:
             stream.write(data)
         new.replace(file)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
         raise KeyFileError(f"{file}: cannot be written: {error.strerror}") from error

@@ -9,6 +9,8 @@ A bundle is a folder:
     late.onnx                the guard's arithmetic for answers that need keyed noise
     parameters/0000.bin ...  the parameters, in chunks
     model.sig                OpenSSF model-signing signature over all of the above
+
+A guard-only bundle, for a model that another server runs, has no victim's graph: its manifest says which model there it is for.
 """
 
 from __future__ import annotations
@@ -117,6 +119,37 @@ class GuardedGraphs(_Strict, frozen=True):
     late_settings: tuple[str, ...] = ()
 
 
+class UpstreamEntry(_Strict, frozen=True, kw_only=True):
+    """The model on another Open Inference Protocol server that a guard-only bundle is for.
+
+    It names the model; it proves nothing of that server's parameters.
+
+    Attributes:
+        model, version: as that server names them; no version means the one it gives by default.
+        platform: what it says it runs the model with; told, not compared.
+        metadata_sha256: digest of the model's inputs and outputs as that server describes them.
+        digest: digest of the model where that server tells one (another Garrison does), else empty.
+        output: the tensor that holds the answer.
+        gives, datatype: what that tensor is.
+        most_rows: rows that one request may carry.
+        batched: whether tensors have a first dimension for rows.
+    """
+
+    model: str
+    version: str = ""
+    platform: str = ""
+    metadata_sha256: str
+    digest: str = ""
+    output: str
+    gives: Literal["probabilities", "logits"] = "probabilities"
+    datatype: Datatype = "FP32"
+    most_rows: int = 1
+    batched: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.model}, version {self.version}" if self.version else self.model
+
+
 class Provenance(_Strict, frozen=True):
     """Where the model comes from.
 
@@ -139,13 +172,15 @@ class Provenance(_Strict, frozen=True):
     outlier_exposure: bool = False
 
 
-class Manifest(_Strict, frozen=True):
+class Manifest(_Strict, frozen=True, kw_only=True):
     """See the module's docstring.
 
     Attributes:
         name: the model's name, as clients ask for it.
         version: a whole number, at least 1; a client's policy may refuse older ones.
         labels: class labels, empty for regression.
+        victim: the model's graph, "graph" in JSON; None in a guard-only bundle.
+        upstream: in a guard-only bundle, the model that the guard is for.
         guard: the chain of defenses, with its calibrated values.
         guarded: the same chain traced into the model's graph; None where it runs in numpy, and `numpy_because` says why.
         key_commitment: tells the right misinformation key from a wrong one; empty where the guard needs none.
@@ -160,7 +195,7 @@ class Manifest(_Strict, frozen=True):
     outputs: int
     output_datatype: Datatype
     labels: tuple[str, ...]
-    graph: GraphEntry
+    victim: GraphEntry | None = msgspec.field(default=None, name="graph")
     misinformation: GraphEntry | None
     guard: tuple[DefenseSpec, ...]
     key_commitment: str
@@ -168,12 +203,27 @@ class Manifest(_Strict, frozen=True):
     require_sealed: bool = False
     guarded: GuardedGraphs | None = None
     numpy_because: str = ""
+    upstream: UpstreamEntry | None = None
+
+    @property
+    def graph(self) -> GraphEntry:
+        """The model's own graph.
+
+        Raises:
+            ManifestError: a guard-only bundle has none.
+        """
+        if self.victim is None:
+            raise ManifestError(
+                f"this bundle guards a model that another server runs ({self.upstream}) and holds no model: "
+                "`garrison gateway BUNDLE --upstream URL` serves it"
+            )
+        return self.victim
 
     @property
     def graphs(self) -> tuple[GraphEntry, ...]:
         """Every graph of the bundle."""
         guarded = () if self.guarded is None else (self.guarded.graph, self.guarded.late)
-        return tuple(graph for graph in (self.graph, self.misinformation, *guarded) if graph is not None)
+        return tuple(graph for graph in (self.victim, self.misinformation, *guarded) if graph is not None)
 
     def facts(self) -> ModelFacts:
         """What the guard may know of the model."""
@@ -183,9 +233,15 @@ class Manifest(_Strict, frozen=True):
             labels=self.labels,
             outputs=self.outputs,
             value_dtype=NUMPY_DTYPES[self.output_datatype],
-            has_logits="logits" in self.graph.outputs,
-            has_misinformation=self.misinformation is not None or "misinformation" in self.graph.outputs,
+            has_logits="logits" in self._outputs,
+            has_misinformation=self.misinformation is not None or "misinformation" in self._outputs,
         )
+
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        if self.victim is not None:
+            return self.victim.outputs
+        return ("logits",) if self.upstream is not None and self.upstream.gives == "logits" else ()
 
     def guard_digest(self) -> str:
         """SHA-256 of the signed chain, in hex."""
@@ -248,6 +304,20 @@ def _check(manifest: Manifest) -> None:
         _check_input(spec)
     for graph in manifest.graphs:
         _check_graph(graph)
+    _expect((manifest.victim is None) != (manifest.upstream is None), "there must be either a graph or an upstream")
+    if manifest.upstream is not None:
+        _check_upstream(manifest, manifest.upstream)
+
+
+def _check_upstream(manifest: Manifest, upstream: UpstreamEntry) -> None:
+    for name in (upstream.model, upstream.output):
+        _expect(name != "" and name.isprintable(), "upstream: model and output must be printable names")
+    _expect(upstream.version.isprintable(), "upstream: the version must be printable")
+    _expect(upstream.datatype == manifest.output_datatype, "upstream: datatype must be output_datatype")
+    _expect(upstream.most_rows >= 1, "upstream: most_rows must be at least 1")
+    _expect(manifest.task is Task.CLASSIFICATION, "upstream: only classifiers are guarded on another server")
+    _expect(manifest.guarded is None, "upstream: without a graph there is none to guard")
+    _expect(not manifest.require_sealed, "upstream: no enclave can open sealed requests for another server")
 
 
 def _check_input(spec: InputSpec) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from typing import Any
 
 import click
 
 from garrison import __version__
-from garrison.cli.output import show_error
+from garrison.cli.output import quiet_pipe, show_error, show_unexpected
 from garrison.errors import GarrisonError
 
 COMMANDS: dict[str, str] = {
@@ -17,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "connect": "garrison.cli.connect:connect",
     "datasets": "garrison.cli.datasets:datasets",
     "doctor": "garrison.cli.doctor:doctor",
+    "gateway": "garrison.cli.gateway:gateway",
     "harden": "garrison.cli.harden:harden",
     "inspect": "garrison.cli.inspect:inspect",
     "keygen": "garrison.cli.keygen:keygen",
@@ -42,17 +45,39 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)  # prints, for --help
+        except BrokenPipeError:
+            quiet_pipe()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            quiet_pipe()
+        return found
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="garrison")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error; also GARRISON_DEBUG=1.")
+def cli(*, debug: bool) -> None:
     """Guard a machine-learning prediction service, and measure what an attacker still gets."""
 
 
 def main() -> None:
-    """Entry point. A GarrisonError becomes one clear message and exit code 1; wrong usage is 2, an interruption 130."""
+    """Entry point.
+
+    Exit codes: 1 a GarrisonError or a failure of the system (one clear message), 2 wrong usage, 70 a defect of Garrison, 130 an
+    interruption, 141 where the reader of the output has gone.
+    """
+    words, debug = _without_debug(sys.argv[1:])
     try:
-        cli.main(standalone_mode=False)
+        cli.main(words, standalone_mode=False)
     except GarrisonError as error:
         show_error(error)
         sys.exit(1)
@@ -64,3 +89,14 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(show_unexpected(error))
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The words of the command line without --debug, which may stand anywhere before "--"; whether it was asked for."""
+    end = words.index("--") if "--" in words else len(words)
+    rest = [word for word in words[:end] if word != "--debug"]
+    return rest + words[end:], len(rest) < end or os.environ.get("GARRISON_DEBUG", "") not in {"", "0"}

@@ -141,6 +141,7 @@ def _show(evidence: Evidence, report: Report) -> None:
     for name, value in (
         ("measurement", report.measurement or "none that holds"),
         ("manifest", evidence.manifest_sha256),
+        ("owner", evidence.owner),
         ("guard", evidence.guard),
     ):
         console.print(f"  {name:12}{value}", markup=False, soft_wrap=True)

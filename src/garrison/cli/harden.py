@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from garrison.cli.output import console, json_option, notes, progress, show_json
+from garrison.cli.upstream import upstream_model_options, upstream_wish
 from garrison.hardening.artifact import Hardened, check_target, write_hardened
 from garrison.hardening.data import read_npz
 from garrison.hardening.harden import Options
+from garrison.hardening.upstream import harden_upstream
 from garrison.sealing.formats import read_source
 from garrison.sealing.harden import harden_source
 
@@ -29,7 +31,7 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 
 
 @click.command()
-@click.argument("model", type=FILE)
+@click.argument("model", type=FILE, required=False)
 @click.option("--data", "data", type=FILE, required=True, help="Training rows: an .npz with x, y and perhaps labels.")
 @click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="HARDENED folder.")
 @click.option(
@@ -82,15 +84,22 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 @click.option("--outlier-exposure", is_flag=True, help="Note down that the model was trained with outlier exposure.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out rows and of training.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the runtime and of training.")
+@upstream_model_options
 @click.option("--force", is_flag=True, help="Replace an earlier HARDENED folder.")
 @json_option
-def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **given: Any) -> None:
+def harden(model: Path | None, data: Path, target: Path, force: bool, as_json: bool, **given: Any) -> None:
     """Calibrate MODEL's guard on your data, and train a misinformation model where it has none.
 
     MODEL is a file that `garrison seal` takes too: .onnx, .skops, .pt2, .json or .ubj (XGBoost), .txt (LightGBM).
 
     A graph with an output `misinformation` keeps it. The folder is what `garrison seal` takes.
+
+    With --upstream URL --model NAME there is no file: the model stays on the Open Inference Protocol server that runs it, and is asked.
+    `garrison gateway` serves the bundle that is sealed then.
     """
+    wish = upstream_wish(given)
+    if (model is None) == (wish is None):
+        raise click.UsageError("give either a MODEL file or --upstream URL with --model NAME")
     check_target(target, force=force)
     options = Options(
         benign_loss=given["benign_loss"],
@@ -108,8 +117,12 @@ def harden(model: Path, data: Path, target: Path, force: bool, as_json: bool, **
     )
     files = {name: None if given[name] is None else read_npz(given[name]) for name in ("calibration", "outliers")}
     with progress("hardening") as report:
-        source = read_source(model)
-        result = harden_source(source, read_npz(data), files["calibration"], files["outliers"], options, report)
+        rows = read_npz(data)
+        if model is not None:
+            source = read_source(model)
+            result = harden_source(source, rows, files["calibration"], files["outliers"], options, report)
+        elif wish is not None:
+            result = harden_upstream(*wish, rows, files["calibration"], files["outliers"], options, report)
     written = write_hardened(target, result.description, result.model, result.misinformation, force=force)
     if as_json:
         show_json({"path": str(target), "notes": result.notes, "hardened": written})

@@ -62,6 +62,9 @@ def _show(manifest: Manifest, signer: str, *, verified: bool) -> None:
     labels = f"; labels {_some(manifest.labels)}" if manifest.labels else ""
     answer = f"{manifest.task.value}, {manifest.outputs} x {manifest.output_datatype}{labels}"
     console.print(_plain(f"answers  {answer}"), soft_wrap=True)
+    if manifest.upstream is not None:
+        told = f"guards   {manifest.upstream}, on another server; holds no model, and proves nothing of the parameters there"
+        console.print(_plain(told), soft_wrap=True)
     console.print(_inputs(manifest.inputs))
     console.print(_guard(manifest.guard))
     key = "needs the misinformation key (BUNDLE.secret)" if manifest.key_commitment else "needs no key"

@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from garrison.errors import GarrisonError
 
-console = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+BROKEN_PIPE = 141
+DEFECT = 70
+_CONTROL = {
+    number: "\N{REPLACEMENT CHARACTER}" for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"
+}
+
+
+_C1 = {number: f"\\u{number:04x}" for number in range(127, 160)}
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """A text of others (a server's, a file's) with all that is not printable made visible, by escapes as Python writes them.
+
+    Args:
+        lines: keep line feeds, where the text may have several lines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or (lines and c == "\n") else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def plain(text: object) -> Text:
+    """A text of others for a cell of a table: printable, and nothing in it is markup."""
+    return Text(printable(str(text)))
+
+
+class SafeConsole(Console):
+    """Shows control characters in a text as a mark: what a server says must not move the cursor or paint over our own words."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=segment.text.translate(_CONTROL))
+
+    def on_broken_pipe(self) -> None:
+        quiet_pipe()
+
+
+def quiet_pipe() -> NoReturn:
+    """End as a program does whose reader has gone (`garrison ... | head`): nothing more is said, exit code 141."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    raise SystemExit(BROKEN_PIPE)
+
+
+console = SafeConsole(highlight=False)
+notes = SafeConsole(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
@@ -25,11 +76,27 @@ def show_error(error: GarrisonError) -> None:
     if "--json" in sys.argv:
         show_json({"error": {"code": error.code, "message": str(error)}})
     notes.print(f"[bold red]error[/] ({error.code}): ", end="")
-    notes.print(str(error), markup=False, soft_wrap=True)
+    notes.print(printable(str(error), lines=True), markup=False, soft_wrap=True)
+
+
+def show_unexpected(error: Exception) -> int:
+    """One line about an error that nobody foresaw; the exit code."""
+    told = printable(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError) and error.errno is not None:  # no space, no permission: the machine's, not a defect
+        code, told = 1, printable(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        kind, help_ = "system", "run again with --debug for the traceback"
+    else:
+        code, kind, help_ = DEFECT, "internal", "this is a defect; run again with --debug for the traceback"
+    if "--json" in sys.argv:
+        show_json({"error": {"code": kind, "message": told}})
+    notes.print(f"[bold red]error[/] ({kind}): ", end="")
+    notes.print(f"{told}; {help_}", markup=False, soft_wrap=True)
+    return code
 
 
 def show_json(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    # JSON itself escapes what is below 32; a terminal also obeys 127 to 159.
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode().translate(_C1))
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from garrison.crypto.owner import OwnerKey
 from garrison.errors import KeyFileError
 
 VARIABLE = "GARRISON_PASSPHRASE"
+MOST_PASSPHRASE_BYTES = 1023
+"""More than that the key format's encryption does not take."""
 
 passphrase_option = click.option(
     "--passphrase-file",
@@ -31,11 +33,11 @@ def given_passphrase(file: Path | None) -> bytes | None:
         text = os.environ.get(VARIABLE)
         if text == "":
             raise KeyFileError(f"{VARIABLE} is set and empty; give a passphrase or unset it")
-        return None if text is None else text.encode()
+        return None if text is None else _checked(os.fsencode(text), VARIABLE)
     lines = read_key_file(file, "passphrase").splitlines()
     if not lines or not lines[0]:
         raise KeyFileError(f"{file}: expected a passphrase on the first line, found none")
-    return lines[0]
+    return _checked(lines[0], str(file))
 
 
 def ask_passphrase(prompt: str, *, confirm: bool = False) -> bytes:
@@ -44,10 +46,23 @@ def ask_passphrase(prompt: str, *, confirm: bool = False) -> bytes:
     Raises:
         KeyFileError: nobody is there to be asked.
     """
-    if not sys.stdin.isatty():
+    if not _somebody_is_there():
         raise KeyFileError(f"a passphrase is needed and nobody can be asked: give --passphrase-file or {VARIABLE}")
     text: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
-    return text.encode()
+    return _checked(text.encode("utf-8", "surrogateescape"), "passphrase")
+
+
+def _somebody_is_there() -> bool:
+    # Python sets None where the program was started with its standard input closed.
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def _checked(passphrase: bytes, source: str) -> bytes:
+    if len(passphrase) > MOST_PASSPHRASE_BYTES:
+        raise KeyFileError(
+            f"{source}: expected a passphrase of at most {MOST_PASSPHRASE_BYTES} bytes, found {len(passphrase)}"
+        )
+    return passphrase
 
 
 def read_owner_key(file: Path, passphrase_file: Path | None) -> OwnerKey:

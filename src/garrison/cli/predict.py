@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import zipfile
+import contextlib
+import os
+import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
-from garrison.cli.output import console, json_option, notes, show_json
+from garrison.cli.output import console, json_option, notes, plain, printable, show_json
 from garrison.client import Client, Prediction, load_policy
-from garrison.errors import InputError
+from garrison.errors import ConfigError, InputError
+from garrison.npz import read_arrays
 from garrison.protocol.oip_metadata import ModelMetadata
 from garrison.types import Array
 
@@ -55,6 +60,8 @@ def predict(
     The file holds an array `x`, or one array for each of the model's inputs under its name; with an array `y` of class
     numbers the share of right answers is printed too.
     """
+    if out is not None:
+        _check_writable(out)  # before rows are charged
     with Client(
         url,
         api_key=api_key,
@@ -77,11 +84,7 @@ def predict(
 
 
 def _read(file: Path, metadata: ModelMetadata, limit: int | None) -> tuple[dict[str, Array], Array | None]:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name][:limit] for name in arrays.files if arrays[name].ndim}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{file} is not an .npz file of plain arrays: {error}") from error
+    found = {name: values[:limit] for name, values in read_arrays(file).items() if values.ndim}
     names = [spec.name for spec in metadata.inputs]
     y = found.get("y")
     if set(names) <= found.keys():
@@ -96,9 +99,28 @@ def _read(file: Path, metadata: ModelMetadata, limit: int | None) -> tuple[dict[
     return inputs, y
 
 
+def _check_writable(out: Path) -> None:
+    """That OUT's folder takes a file. What is at OUT stays as it is until there are answers."""
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+        if out.exists() and not (out.is_file() and os.access(out, os.W_OK)):
+            raise ConfigError(f"-o {out}: cannot be written: it is no file, or may not be written to")
+    except OSError as error:
+        raise ConfigError(f"-o {out}: cannot be written: {error.strerror}") from error
+
+
 def _write(out: Path, answer: Prediction) -> None:
-    with out.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, uncertain=answer.uncertain, **answer.outputs)
+    new = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        with new.open("xb") as file:
+            np.savez_compressed(file, allow_pickle=False, uncertain=answer.uncertain, **answer.outputs)
+        new.replace(out)
+    except OSError as error:
+        raise ConfigError(f"-o {out}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
 def _has_classes(answer: Prediction) -> bool:
@@ -123,9 +145,9 @@ def _as_json(answer: Prediction, accuracy: float | None) -> dict[str, Any]:
 
 
 def _show(answer: Prediction, accuracy: float | None, out: str | None) -> None:
-    table = Table("row", *_heads(answer))
+    table = Table("row", *(escape(printable(head)) for head in _heads(answer)))
     for row in range(min(answer.rows, DEFAULT_ROWS)):
-        table.add_row(str(row), *_cells(answer, row))
+        table.add_row(str(row), *map(plain, _cells(answer, row)))
     console.print(table)
     if answer.rows > DEFAULT_ROWS:
         console.print(f"and {answer.rows - DEFAULT_ROWS} more rows")
@@ -135,7 +157,7 @@ def _show(answer: Prediction, accuracy: float | None, out: str | None) -> None:
         "sealed, signatures checked (key attested)" if answer.attested else "signatures checked (key not attested)"
     )
     proof = checked if answer.proved else "signatures not checked"
-    notes.print(f"model {answer.model}, version {answer.model_version}; {proof}", markup=False)
+    notes.print(printable(f"model {answer.model}, version {answer.model_version}; {proof}"), markup=False)
     if out is not None:
         notes.print(f"written: {out}", markup=False)
 

@@ -115,7 +115,9 @@ def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     """The settings, with what the command line says in their place."""
     plain = ("host", "port", "isolation", "require_isolation", "workers")
     given = {name: options[name] for name in plain if options[name] is not None}
-    given |= {name: str(options[name].absolute()) for name in ("keys", "state", "collateral") if options[name] is not None}
+    given |= {
+        name: str(options[name].absolute()) for name in ("keys", "state", "collateral") if options[name] is not None
+    }
     if options["secret"]:
         given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
     given |= {name: True for name in ("allow_anonymous", "secret_heap") if options[name]}

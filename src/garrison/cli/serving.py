@@ -66,7 +66,11 @@ def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
         notes.print(f"  gives   {', '.join(output.name for output in card.outputs)}", markup=False)
         notes.print(f"  budget  {_budget(card)}", markup=False)
         notes.print(f"  key     {card.public_key.hex()}", markup=False, soft_wrap=True)
-        if card.parameters not in {"", "resident"}:
+        upstream = parse_manifest(card.manifest_json).upstream
+        if upstream is not None:
+            told = f"  asks    {upstream}, at {config.server.upstream}: its parameters and privacy are not vouched for"
+            notes.print(told, markup=False, soft_wrap=True)
+        elif card.parameters not in {"", "resident"}:
             notes.print(f"  parameters: {card.parameters}", markup=False, soft_wrap=True)
         _show_isolation(card)
     callers = "by API key" if config.server.keys else "by address, no key needed"

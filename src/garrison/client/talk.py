@@ -29,6 +29,7 @@ from garrison.errors import (
     SlowRequestError,
     StaleKeyError,
     UnavailableError,
+    UpstreamError,
 )
 
 ERRORS: dict[str, type[GarrisonError]] = {
@@ -48,6 +49,7 @@ ERRORS: dict[str, type[GarrisonError]] = {
         SlowRequestError,
         StaleKeyError,
         UnavailableError,
+        UpstreamError,
     )
 }
 _OK, _UNAVAILABLE = 200, 503

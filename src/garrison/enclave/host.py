@@ -12,13 +12,14 @@ import msgspec
 
 from garrison.attest.evidence import Evidence
 from garrison.crypto.owner import OwnerPublicKey
-from garrison.enclave.backends import BACKENDS
+from garrison.enclave.backends import BACKENDS, GATEWAY
 from garrison.enclave.levels import NONE, check_level
 from garrison.enclave.program import Program
 from garrison.errors import ConfigError
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Reply
 from garrison.types import DefenseSpec
+from garrison.upstream.target import Target
 
 DEFAULT_USER = 61_234
 
@@ -40,6 +41,7 @@ class Launch:
         lines: front workers that each want a pipe of their own to the enclave; 0 where the server is one process.
         signing_key: 32 random bytes that several processes without an enclave make the same signing key of; None for a fresh one.
         program: the inner program, where it is running already and loads its libraries meanwhile; None to start it.
+        upstream: where the model of a guard-only bundle runs.
         collateral: what the operator fetched from the hardware's vendor, by name; goes with every quote, and who verifies checks it.
     """
 
@@ -56,6 +58,7 @@ class Launch:
     signing_key: bytes | None = None
     program: Program | None = None
     collateral: Mapping[str, bytes] = field(default_factory=dict)
+    upstream: Target | None = None
 
 
 class OutputSpec(msgspec.Struct, frozen=True):
@@ -128,6 +131,15 @@ class Elsewhere(Protocol):
 
 
 @runtime_checkable
+class Swept(Protocol):
+    """An enclave that wants to look after itself now and then."""
+
+    def sweep(self) -> None:
+        """Called every second, from any thread."""
+        ...
+
+
+@runtime_checkable
 class Enclave(Protocol):
     """A started enclave."""
 
@@ -171,7 +183,11 @@ def launch(isolation: str, start: Launch) -> Enclave:
     """
     if isolation not in BACKENDS:
         raise ConfigError(f"unknown isolation {isolation!r}; known are {', '.join(sorted(BACKENDS))}")
-    module, _, attribute = BACKENDS[isolation].partition(":")
+    if start.upstream is not None and isolation != NONE:
+        raise ConfigError(
+            f"a gateway asks another server over the network, which {isolation!r} does not let it: --isolation none"
+        )
+    module, _, attribute = (BACKENDS[isolation] if start.upstream is None else GATEWAY).partition(":")
     started: Enclave = getattr(importlib.import_module(module), attribute)(start)
     try:
         card = started.card

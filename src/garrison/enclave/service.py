@@ -23,7 +23,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from garrison.errors import (
     RefusedError,
     RequestError,
     UnavailableError,
+    UpstreamError,
 )
 from garrison.guard.base import Defense
 from garrison.guard.graph_form import GraphForm, fits, settings_of
@@ -59,6 +60,20 @@ logger = logging.getLogger(__name__)
 
 INTERNAL = "internal"
 NO_LIMIT = -1
+ELSEWHERE = "on another server"
+
+
+class Scorer(Protocol):
+    """Computes a guard-only bundle's model elsewhere (see `garrison.upstream.scorer`)."""
+
+    def run(self, inputs: dict[str, Array]) -> RawScores:
+        """Score rows.
+
+        Raises:
+            UnavailableError: the model cannot be asked now.
+            UpstreamError: there is no answer that can be used.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +98,7 @@ class Service:
             evidence and no sealed request is taken.
         parameter_memory: most bytes of parameters that are held at once; None for all of them.
         signing_key: see `garrison.crypto.signing.AnswerSigner`.
+        scorer: asks the model of a guard-only bundle; None for a bundle that holds its model.
 
     Raises:
         ConfigError: `parameter_memory` is too small for this model.
@@ -102,6 +118,7 @@ class Service:
         quoter: Quoter | None = None,
         parameter_memory: int | None = None,
         signing_key: bytes | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.manifest_json = bundle.manifest_json
@@ -119,16 +136,21 @@ class Service:
         # Under an override raw scores can be had, and those of the guarded graph are only good for rows that it admits.
         traced = self.manifest.guarded is not None and override is None and fits(self.manifest.guard, self._pipeline)
         settings = settings_of(self._pipeline) if traced else None
-        self._runner = Runner(bundle, limits, parameter_memory=parameter_memory, settings=settings)
+        runner = None
+        if scorer is None:
+            runner = Runner(bundle, limits, parameter_memory=parameter_memory, settings=settings)
+        self._upstream = "" if scorer is None else str(self.manifest.upstream)
+        self._runner: Scorer = runner or scorer  # type: ignore[assignment]  # one of the two is there
+        self._parameters = ELSEWHERE if runner is None else runner.parameters
         self._numpy_form = NumpyForm(self._pipeline, self._runner.run)
-        self._graph_form = GraphForm(self._pipeline, self._runner) if traced else None
+        self._graph_form = GraphForm(self._pipeline, runner) if traced and runner is not None else None
         self._signer = AnswerSigner(signing_key)
         self._quoter = quoter
         self._keys = None if quoter is None else KeyRing(self._signer.public_key, limits=limits)
         self._mail = Mail(self._keys, limits, sealing_required=self.manifest.require_sealed)
-        self._runner.run(
-            example_inputs(self.manifest.inputs, 1)
-        )  # the first run allocates; better now than on a client's time
+        if runner is not None:
+            # The first run allocates; better now than on a client's time.
+            runner.run(example_inputs(self.manifest.inputs, 1))
 
     @property
     def guard_form(self) -> str:
@@ -140,7 +162,7 @@ class Service:
     @property
     def parameters(self) -> str:
         """How the parameters are held; see `garrison.runtime.runner.Runner`."""
-        return self._runner.parameters
+        return self._parameters
 
     @property
     def public_key(self) -> bytes:
@@ -161,7 +183,11 @@ class Service:
         return self._pipeline.release_defense.describe_outputs(self.facts)
 
     def answer(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Answer a batch of requests; one reply an ask, in order. Never raises for what a client sent."""
+        """Answer a batch of requests; one reply an ask, in order. Never raises for what a client sent.
+
+        Raises:
+            UnavailableError: the model of a guard-only bundle cannot be asked now; nothing was answered.
+        """
         replies: dict[int, Reply] = {}
         # 1 open: the envelopes
         letters = self._unseal(asks, replies)
@@ -246,12 +272,18 @@ class Service:
 
     def _answer_safely(self, asks: Sequence[Ask]) -> list[Reply]:
         """Nothing here is sealed (any more): an envelope opens once, so what is tried again is what was inside."""
+        code, detail = INTERNAL, "the service failed on this request"
         try:
             return self._answer(asks)
+        except UnavailableError:
+            raise
+        except UpstreamError as error:
+            code, detail = error.code, str(error)
+            logger.warning("a batch of %d requests got no answer: %s", len(asks), error)
         except Exception:
             logger.exception("a batch of %d requests failed; answering them one by one", len(asks))
         if len(asks) == 1:
-            return [_error(INTERNAL, "the service failed on this request", Outcome(code=INTERNAL, rows=0))]
+            return [_error(code, detail, Outcome(code=code, rows=0))]
         return [self._answer_safely([ask])[0] for ask in asks]
 
     def _answer(self, asks: Sequence[Ask]) -> list[Reply]:
@@ -313,6 +345,7 @@ class Service:
             guard=self.guard_digest,
             time=int(time.time()),
             nonce=ask.nonce,
+            upstream=self._upstream,
         )
 
 

@@ -115,6 +115,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
         uncertain: shape (rows,), rows already marked uncertain.
         signals: signals of earlier defenses.
         noise: keyed noise for the given row numbers (see `garrison.guard.keyed`); None where the chain needs no key.
+        refused: one entry a request, whether an earlier defense refused it; empty where none was.
     """
 
     batch: Batch
@@ -124,6 +125,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     uncertain: BoolArray | None = None
     signals: Mapping[str, FloatArray] = {}
     noise: KeyedNoise | None = None
+    refused: tuple[bool, ...] = ()
 
 
 class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,6 +12,7 @@ are shows that; an input changed by one bit gets other noise.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -23,8 +24,9 @@ from garrison.types import Array, FloatArray
 TABLE_ROWS = 4096
 PICKS = 4
 KEY_BYTES = 32
-_DIGEST_BYTES = 4 * PICKS
-"""Half of them name the rows, two bytes each; the other half are the number."""
+_DIGEST_BYTES = 2 * PICKS + 8
+_UNPACK = struct.Struct(f"<{PICKS}HQ").unpack
+"""Two bytes name a row each, the last eight are the number."""
 
 
 def table_generator(key: bytes, label: str) -> np.random.Generator:
@@ -55,19 +57,21 @@ class KeyedTable:
     def __init__(self, key: bytes, label: str, draw: Callable[[np.random.Generator, int], FloatArray]) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"the misinformation key must have {KEY_BYTES} bytes, found {len(key)}")
-        self._prf_key = hashlib.blake2b(label.encode(), key=key, digest_size=32, person=b"garrison-prf").digest()
+        prf_key = hashlib.blake2b(label.encode(), key=key, digest_size=32, person=b"garrison-prf").digest()
+        self._keyed = hashlib.blake2b(key=prf_key, digest_size=_DIGEST_BYTES)
         self._table = draw(table_generator(key, label), TABLE_ROWS)
 
     def __call__(self, inputs: dict[str, Array], rows: npt.NDArray[np.intp]) -> Noise:
         """Noise for the given rows."""
         columns = [inputs[name] for name in sorted(inputs)]
-        digests = b"".join([self._digest(columns, row) for row in rows.tolist()])
-        numbers = np.frombuffer(digests, dtype="<u2").reshape(len(rows), 2 * PICKS)
-        uniform = (np.frombuffer(digests, dtype="<u8")[1::2] * 2.0**-64).astype(np.float32)
-        return Noise(self._table[numbers[:, :PICKS] % TABLE_ROWS], uniform)
+        # Whole numbers of Python: mostly it is one row, for which numpy's calls would take longer than the hash.
+        drawn = [_UNPACK(self._digest(columns, row)) for row in rows.tolist()]
+        picks = [[number % TABLE_ROWS for number in numbers[:PICKS]] for numbers in drawn]
+        uniform = np.array([numbers[PICKS] * 2.0**-64 for numbers in drawn], dtype=np.float32)
+        return Noise(self._table[picks], uniform)
 
     def _digest(self, columns: list[Array], row: int) -> bytes:
-        digest = hashlib.blake2b(key=self._prf_key, digest_size=_DIGEST_BYTES)
+        digest = self._keyed.copy()
         for column in columns:
             digest.update(_canonical(column[row]).data)
         return digest.digest()

@@ -192,7 +192,11 @@ class Pipeline:
     def _view(self, progress: Progress, table: KeyedTable | None) -> View:
         noise = None if table is None else lambda rows: table(progress.batch.inputs, rows)
         p = progress
-        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise)
+        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise, _refused(p))
+
+
+def _refused(progress: Progress) -> tuple[bool, ...]:
+    return tuple(c is not None for c in progress.refused) if any(progress.refused) else ()
 
 
 def _judges_of(phase: Phase, links: Sequence[Link]) -> tuple[tuple[Link, RowDefense], ...]:
@@ -337,6 +341,7 @@ def narrow(view: View, rows: np.ndarray[Any, np.dtype[np.intp]], requests: tuple
         uncertain=None if view.uncertain is None else view.uncertain[rows],
         signals={name: signal[rows] for name, signal in view.signals.items()},
         noise=None if noise is None else lambda inner: noise(rows[inner]),
+        refused=tuple(view.refused[r] for r in requests) if view.refused else (),
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from garrison.bundle.manifest import InputSpec
+from garrison.bundle.manifest import InputSpec, UpstreamEntry
 from garrison.errors import ModelFileError, TargetExistsError
 from garrison.types import DefenseSpec, Task
 
@@ -36,7 +36,8 @@ class Hardened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """See the module's docstring.
 
     Attributes:
-        model: the victim's file, relative to the folder.
+        model: the victim's file, relative to the folder; None where another server runs the model.
+        upstream: which model there, then.
         misinformation: the file of f', or None where the victim has a head `misinformation` or the chain needs none.
         sha256: digest of each of those files, in hex.
         task: what the answer means.
@@ -51,7 +52,8 @@ class Hardened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     format: str = FORMAT
-    model: str = MODEL_FILE
+    model: str | None = MODEL_FILE
+    upstream: UpstreamEntry | None = None
     misinformation: str | None = None
     sha256: dict[str, str] = msgspec.field(default_factory=dict)
     task: Task
@@ -65,14 +67,14 @@ class Hardened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 def write_hardened(
-    path: Path, description: Hardened, model: bytes, misinformation: bytes | None = None, *, force: bool = False
+    path: Path, description: Hardened, model: bytes | None, misinformation: bytes | None = None, *, force: bool = False
 ) -> Hardened:
     """Write the folder as a whole: it appears complete or not at all.
 
     Args:
         path: the folder to make.
         description: file names and digests in it are set here.
-        model: the victim's graph.
+        model: the victim's graph; None where another server runs the model.
         misinformation: the graph of f', where it is a network of its own.
         force: replace an earlier HARDENED folder; nothing else is ever replaced.
 
@@ -84,10 +86,11 @@ def write_hardened(
         ModelFileError: the folder cannot be written.
     """
     check_target(path, force=force)
-    files = {MODEL_FILE: model} | ({} if misinformation is None else {MISINFORMATION_FILE: misinformation})
+    given = {MODEL_FILE: model, MISINFORMATION_FILE: misinformation}
+    files = {name: data for name, data in given.items() if data is not None}
     written = msgspec.structs.replace(
         description,
-        model=MODEL_FILE,
+        model=None if model is None else MODEL_FILE,
         misinformation=None if misinformation is None else MISINFORMATION_FILE,
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     )
@@ -139,7 +142,9 @@ def read_hardened(path: Path) -> Hardened:
         ModelFileError: no such folder, a missing or changed file, a description of another format or with unknown fields.
     """
     found = _read_description(path)
-    named = [found.model] if found.misinformation is None else [found.model, found.misinformation]
+    named = [name for name in (found.model, found.misinformation) if name is not None]
+    if (found.model is None) == (found.upstream is None):
+        raise ModelFileError(f"{path / DESCRIPTION_FILE}: expected either a model or an upstream")
     if sorted(named) != sorted(found.sha256):
         raise ModelFileError(f"{path / DESCRIPTION_FILE}: expected digests of {named}, found {sorted(found.sha256)}")
     for name in named:

@@ -5,7 +5,6 @@ Invariant: nothing in the file is ever unpickled. Not checked: whether the rows 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ import numpy.typing as npt
 
 from garrison.errors import CalibrationError, ModelFileError
 from garrison.hardening.artifact import sha256_of_file
+from garrison.npz import read_arrays
 from garrison.types import NUMPY_DTYPES, Array
 
-MOST_DATA_BYTES = 16 * 1024**3
-"""Of all arrays together, unpacked; more than that is taken for a decompression bomb."""
 NOT_INPUTS = frozenset({"y", "labels"})
 
 
@@ -46,10 +44,10 @@ def read_npz(path: Path) -> Rows:
     """Read and check an .npz file.
 
     Raises:
-        ModelFileError: not readable, not an .npz archive, or too large.
-        CalibrationError: no array x, an object array, numbers of an unknown kind, or arrays of unequal length.
+        ModelFileError: not readable, not an .npz archive of plain arrays, or too large.
+        CalibrationError: no array x, numbers of an unknown kind, or arrays of unequal length.
     """
-    arrays = _arrays(path)
+    arrays = read_arrays(path, error=ModelFileError)
     inputs = {name: x for name, x in arrays.items() if name not in NOT_INPUTS}
     if not inputs:
         raise CalibrationError(f"{path}: expected an array x (and y, and labels), found {sorted(arrays) or 'no array'}")
@@ -66,32 +64,6 @@ def read_npz(path: Path) -> Rows:
         raise CalibrationError(f"{path}: there are no rows")
     labels = None if "labels" not in arrays else tuple(str(v) for v in arrays["labels"].reshape(-1).tolist())
     return Rows(inputs, y, labels, sha256_of_file(path))
-
-
-def _arrays(path: Path) -> dict[str, Array]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(entry.file_size for entry in archive.infolist())
-        if total > MOST_DATA_BYTES:
-            raise ModelFileError(f"{path}: unpacks to more than {MOST_DATA_BYTES} bytes")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: _array(path, archive, name) for name in archive.files}
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise ModelFileError(f"{path}: not an .npz archive of numpy arrays: {error}") from error
-
-
-def _array(path: Path, archive: Mapping[str, Array], name: str) -> Array:
-    try:
-        value = archive[name]
-    except ValueError as error:
-        raise CalibrationError(
-            f"{path}: {name}: an array of Python objects is never read; save it as numbers or fixed-length text"
-        ) from error
-    if not isinstance(value, np.ndarray):
-        raise ModelFileError(f"{path}: {name}: not a numpy array")
-    return value
 
 
 def _classes(path: Path, y: Array, labels: Array | None) -> Array:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from garrison.bundle.manifest import UpstreamEntry
 from garrison.errors import CalibrationError, MissingExtraError, UnsupportedModelError
 from garrison.guard.pipeline import load_defense, specs_of
 from garrison.hardening import graphs
@@ -87,13 +88,14 @@ class Result:
 
     Attributes:
         description: see `Hardened`.
-        model, misinformation: the graphs' bytes; the second is None where there is no f' of its own.
+        model, misinformation: the graphs' bytes; the first is None where another server runs the model, the second where there is no
+            f' of its own.
         calibration: what was found.
         notes: in plain English.
     """
 
     description: Hardened
-    model: bytes
+    model: bytes | None
     misinformation: bytes | None
     calibration: Calibration
     notes: tuple[str, ...]
@@ -129,7 +131,7 @@ def harden(
     graph = graphs.load_model(model) if isinstance(model, Path) else model
     wanted = graphs.graph_inputs(graph)
     # 2 HOLD OUT
-    training, held_out = _parts(data, calibration, wanted, options.seed)
+    training, held_out = hold_out(data, calibration, wanted, options.seed)
     victim = _victim(graph, training, held_out, (data, calibration), options)
     # 3 SCORE, 4 CALIBRATE
     found = score(
@@ -140,18 +142,18 @@ def harden(
     # 5 MISINFORM
     if options.on_ood == "misinform" and not victim.facts().has_misinformation:
         victim = replace(
-            victim, misinformation=_own_network(victim, training, options, part(report, "training", 0.3, 0.9))
+            victim, misinformation=train_own_network(victim, training, options, part(report, "training", 0.3, 0.9))
         )
     # 6 CHAIN
     chain = guard_chain(fitted, options, victim)
     # 7 MEASURE
     report("measuring", 0.9)
-    outside = _outliers(outliers, wanted, victim, held_out, options.seed)
+    outside = draw_outliers(outliers, wanted, victim, held_out, options.seed)
     metrics = measure(victim, chain, fitted, held_out, outside)
     digests = {"training": data.sha256} | ({} if calibration is None else {"calibration": calibration.sha256})
-    description = _describe(victim, chain, metrics, digests, options)
+    description = describe_hardened(victim, chain, metrics, digests, options)
     report("", 1.0)
-    notes = _notes(fitted, metrics, in_sample=calibration is None)
+    notes = notes_of(fitted, metrics, in_sample=calibration is None)
     return Result(description, victim.model, victim.misinformation, fitted, notes)
 
 
@@ -160,7 +162,7 @@ def part(report: Report, what: str, start: float, end: float) -> Report:
     return lambda message, fraction: report(f"{what} {message}".strip(), start + (end - start) * fraction)
 
 
-def _parts(data: Rows, calibration: Rows | None, wanted: Wanted, seed: int) -> tuple[Part, Part]:
+def hold_out(data: Rows, calibration: Rows | None, wanted: Wanted, seed: int) -> tuple[Part, Part]:
     """(training, calibration) as the graph takes them."""
     inputs = for_model(data, wanted)
     if calibration is None:
@@ -207,7 +209,7 @@ def _victim(graph: Any, training: Part, held_out: Part, files: tuple[Rows, Rows 
     )
 
 
-def _own_network(victim: Victim, training: Part, options: Options, report: Report) -> bytes:
+def train_own_network(victim: Victim, training: Part, options: Options, report: Report) -> bytes:
     """A network of its own for f'. Only here is torch needed, so only here is it loaded."""
     module, _, name = OWN_NETWORK.partition(":")
     train: OwnNetwork = getattr(importlib.import_module(module), name)
@@ -237,7 +239,7 @@ def guard_chain(fitted: Calibration, options: Options, victim: Victim) -> tuple[
     return specs_of(defenses)
 
 
-def _outliers(given: Rows | None, wanted: Wanted, victim: Victim, held_out: Part, seed: int) -> dict[str, Array] | None:
+def draw_outliers(given: Rows | None, wanted: Wanted, victim: Victim, held_out: Part, seed: int) -> dict[str, Array] | None:
     """Given outliers, or drawn ones for a single real-valued input; None where neither can be had."""
     if given is not None:
         return for_model(given, wanted)
@@ -249,14 +251,17 @@ def _outliers(given: Rows | None, wanted: Wanted, victim: Victim, held_out: Part
     return {name: drawn.astype(x.dtype)}
 
 
-def _describe(
+def describe_hardened(
     victim: Victim,
     chain: tuple[DefenseSpec, ...],
     metrics: dict[str, float],
     digests: dict[str, str],
     options: Options,
+    upstream: UpstreamEntry | None = None,
 ) -> Hardened:
+    """The description of what was done; `upstream` where another server runs the model."""
     return Hardened(
+        upstream=upstream,
         task=Task.CLASSIFICATION,
         labels=victim.labels,
         inputs=victim.inputs,
@@ -268,7 +273,8 @@ def _describe(
     )
 
 
-def _notes(fitted: Calibration, metrics: dict[str, float], *, in_sample: bool) -> tuple[str, ...]:
+def notes_of(fitted: Calibration, metrics: dict[str, float], *, in_sample: bool) -> tuple[str, ...]:
+    """What the owner should know, in plain English."""
     notes = []
     if in_sample:
         notes.append(

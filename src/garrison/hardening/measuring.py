@@ -59,9 +59,13 @@ class Victim:
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """All outputs, that of an f' of its own among them."""
         found = score(open_session(self.model, self.threads), inputs, self.outputs)
-        if self.misinformation is not None:
-            found |= score(open_session(self.misinformation, self.threads), inputs, ["misinformation"])
-        return found
+        return found | self.wrong(inputs)
+
+    def wrong(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """The output of an f' of its own; empty where there is none."""
+        if self.misinformation is None:
+            return {}
+        return score(open_session(self.misinformation, self.threads), inputs, ["misinformation"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,6 +17,7 @@ from garrison.errors import (
     SlowRequestError,
     StaleKeyError,
     UnavailableError,
+    UpstreamError,
 )
 
 INTERNAL = "internal"
@@ -37,5 +38,6 @@ STATUS: dict[str, int] = {
     SealingRequiredError.code: 426,
     BudgetExhaustedError.code: 429,
     INTERNAL: INTERNAL_STATUS,
+    UpstreamError.code: 502,
     UnavailableError.code: 503,
 }

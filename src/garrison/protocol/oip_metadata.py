@@ -10,6 +10,9 @@ from garrison.types import Task
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "garrison_proof")
 BATCH_DIMENSION = -1
+GATEWAY_NOTE = (
+    "another server computes the model and sees the inputs; this one vouches for the guard, and for neither the parameters there nor privacy"
+)
 
 
 class TensorMetadata(msgspec.Struct, frozen=True):
@@ -36,6 +39,7 @@ class ModelExtras(msgspec.Struct, frozen=True, kw_only=True):
         ranges: by input, the values that it may have.
         manifest_digest, guard_digest: SHA-256 in hex, as the signed answers name them.
         budget_rows, budget_period: rows a caller may ask, 0 for no limit; "day" or "ever".
+        upstream: of a gateway, the model on another server that computes the answers; this one vouches for the guard alone.
     """
 
     version: str
@@ -46,6 +50,7 @@ class ModelExtras(msgspec.Struct, frozen=True, kw_only=True):
     guard_digest: str
     budget_rows: int
     budget_period: str
+    upstream: str = ""
 
 
 class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,11 +69,13 @@ class ServerExtras(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         capabilities: by name, how the isolation of every model has it, as it was probed; "" where one has it not.
+        gateway: whether another server computes a model here, and what that means; "" where none does.
     """
 
     isolation: str
     guard_forms: tuple[str, ...]
     capabilities: dict[str, str] = {}
+    gateway: str = ""
 
 
 class ServerMetadata(msgspec.Struct, frozen=True, kw_only=True):

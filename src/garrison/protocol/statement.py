@@ -22,8 +22,12 @@ _LABEL = b"garrison signed answers v1\0"
 _LEAF, _NODE = b"\0", b"\1"
 
 
-class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the enclave says about one answer. Digests are SHA-256 in hex; `time` is in seconds since the epoch, UTC."""
+class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the enclave says about one answer. Digests are SHA-256 in hex; `time` is in seconds since the epoch, UTC.
+
+    `upstream` stands there only where a gateway signs: the model on another server that computed the answer. Who signs then vouches for
+    the guard alone, neither for that model's parameters nor for what became of the input.
+    """
 
     request: str
     answer: str
@@ -31,6 +35,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guard: str
     time: int
     nonce: str
+    upstream: str = ""
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

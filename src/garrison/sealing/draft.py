@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from garrison.bundle.manifest import InputSpec, Provenance
+from garrison.bundle.manifest import InputSpec, Provenance, UpstreamEntry
 from garrison.errors import MissingExtraError
 from garrison.types import Array, DefenseSpec, Task
 
@@ -20,7 +20,8 @@ class Draft:
 
     Attributes:
         name, version: how clients ask for it; the version is at least 1.
-        model: the victim's graph, outputs with their canonical names.
+        model: the victim's graph, outputs with their canonical names; None where another server runs the model.
+        upstream: which model there, then.
         misinformation: the graph of f', where it is a network of its own.
         task: what the answer means.
         labels: class labels; empty for regression.
@@ -34,7 +35,8 @@ class Draft:
 
     name: str
     version: int
-    model: onnx.ModelProto
+    model: onnx.ModelProto | None
+    upstream: UpstreamEntry | None = None
     misinformation: onnx.ModelProto | None = None
     task: Task
     labels: tuple[str, ...]

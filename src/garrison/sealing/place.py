@@ -26,7 +26,18 @@ _OWN_FILES = frozenset({MANIFEST_FILE, SIGNATURE_FILE, GRAPH_FILE, MISINFORMATIO
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Raise `TargetExistsError` where a bundle may not be put; to be called before long work is begun."""
+    """Raise `TargetExistsError` where a bundle may not be put; to be called before long work is begun.
+
+    Raises:
+        SealingError: also where it cannot be looked at (no permission).
+    """
+    try:
+        _check_target(path, force=force)
+    except OSError as error:
+        raise SealingError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _check_target(path: Path, *, force: bool) -> None:
     if not _there(path):
         return
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):

@@ -19,6 +19,7 @@ from garrison.bundle.manifest import (
     FORMAT,
     MANIFEST_FILE,
     SIGNATURE_FILE,
+    Datatype,
     GraphEntry,
     Manifest,
     parse_manifest,
@@ -37,6 +38,7 @@ from garrison.errors import (
 )
 from garrison.guard.pipeline import Pipeline, load_defense
 from garrison.hardening.scoring import open_session, score
+from garrison.runtime.misinformation import Misinformation
 from garrison.runtime.runner import VALUES_OUTPUT, Runner
 from garrison.sealing.draft import Draft
 from garrison.sealing.guarded import trace_guard, why_different
@@ -144,8 +146,16 @@ def _check_secret_target(path: Path, key: bytes, *, force: bool) -> None:
 
 
 def _original_answers(draft: Draft) -> dict[str, Array]:
-    """What the model answers before it is taken apart, by output."""
-    found = score(open_session(draft.model.SerializeToString()), draft.rows)
+    """What the draft's graphs answer before they are taken apart, by output."""
+    found = {} if draft.model is None else _model_answers(draft.model, draft)
+    if draft.misinformation is not None:
+        wrong = score(open_session(draft.misinformation.SerializeToString()), draft.rows)
+        found[WRONG_OUTPUT] = wrong[WRONG_OUTPUT]
+    return found
+
+
+def _model_answers(model: onnx.ModelProto, draft: Draft) -> dict[str, Array]:
+    found = score(open_session(model.SerializeToString()), draft.rows)
     values = found.get(VALUES_OUTPUT[draft.task])
     if values is None:
         raise UnsupportedModelError(f"expected an output {VALUES_OUTPUT[draft.task]!r}, found {sorted(found)}")
@@ -154,39 +164,40 @@ def _original_answers(draft: Draft) -> dict[str, Array]:
             raise UnsupportedModelError(
                 f"output {name!r}: expected real values of shape (rows, k), found {value.shape}"
             )
-    if draft.misinformation is not None:
-        wrong = score(open_session(draft.misinformation.SerializeToString()), draft.rows)
-        found[WRONG_OUTPUT] = wrong[WRONG_OUTPUT]
     return found
 
 
 def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tuple[Manifest, dict[str, bytes]]:
     answers = {name: value for name, value in expected.items() if draft.misinformation is None or name != WRONG_OUTPUT}
-    graph = _graph(draft.model, GRAPH_FILE, draft.rows, answers)
+    graph = None if draft.model is None else _graph(draft.model, GRAPH_FILE, draft.rows, answers)
     wrong = None
     if draft.misinformation is not None:
         answers = {WRONG_OUTPUT: expected[WRONG_OUTPUT]}
-        wrong = _graph(draft.misinformation, MISINFORMATION_FILE, draft.rows, answers, first=len(graph.chunks))
-    values = expected[VALUES_OUTPUT[draft.task]]
+        first = 0 if graph is None else len(graph.chunks)
+        wrong = _graph(draft.misinformation, MISINFORMATION_FILE, draft.rows, answers, first=first)
+    outputs, datatype = _answer_form(draft, expected)
     manifest = Manifest(
         format=FORMAT,
         name=draft.name,
         version=draft.version,
         task=draft.task,
         inputs=draft.inputs,
-        outputs=values.shape[1],
-        output_datatype=DATATYPES[values.dtype],  # type: ignore[arg-type]  # the literals are this table's values
+        outputs=outputs,
+        output_datatype=datatype,
         labels=draft.labels,
-        graph=graph.entry,
+        victim=None if graph is None else graph.entry,
+        upstream=draft.upstream,
         misinformation=None if wrong is None else wrong.entry,
         guard=draft.guard,
         key_commitment="" if key is None else key_commitment(key),
         provenance=draft.provenance,
         require_sealed=draft.require_sealed,
     )
-    files = graph.files() | ({} if wrong is None else wrong.files())
+    files = {name: data for part in (graph, wrong) if part is not None for name, data in part.files().items()}
     try:
         parse_manifest(manifest.encode())
+        if graph is None:
+            raise UntracedError("another server runs the model, so there is no graph to trace the guard into")
         guard = trace_guard(manifest.guard, manifest.facts(), graph.entry, graph.data)
         manifest = msgspec.structs.replace(manifest, guarded=guard.graphs)
         files |= guard.files
@@ -195,6 +206,14 @@ def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tu
     except UntracedError as error:
         manifest = msgspec.structs.replace(manifest, numpy_because=str(error))
     return manifest, {MANIFEST_FILE: manifest.encode()} | files
+
+
+def _answer_form(draft: Draft, expected: dict[str, Array]) -> tuple[int, Datatype]:
+    """Length and datatype of one row of the answer."""
+    if draft.upstream is not None:
+        return len(draft.labels), draft.upstream.datatype
+    values = expected[VALUES_OUTPUT[draft.task]]
+    return values.shape[1], DATATYPES[values.dtype]  # type: ignore[return-value]  # the literals are this table's values
 
 
 def _graph(
@@ -219,13 +238,23 @@ def _signature(files: dict[str, bytes], owner: OwnerKey, name: str) -> bytes:
 def _prove(folder: Path, owner: OwnerKey, rows: dict[str, Array], expected: dict[str, Array]) -> VerifiedBundle:
     """Verify and run the sealed bundle as a server does, and compare its answers with the original's."""
     bundle = verify(folder, [owner.public])
-    raw = Runner(bundle).run(rows)
-    found: dict[str, FloatArray | None] = {VALUES_OUTPUT[bundle.manifest.task]: raw.values, "logits": raw.logits}
-    if raw.misinformation is not None:
-        found["misinformation"] = raw.misinformation(np.arange(len(raw.values)))
+    found = _own_answers(bundle, rows)
     for name, value in expected.items():
         _compare(name, value, found.get(name))
     return bundle
+
+
+def _own_answers(bundle: VerifiedBundle, rows: dict[str, Array]) -> dict[str, FloatArray | None]:
+    """What the bundle's graphs answer, by output."""
+    manifest = bundle.manifest
+    if manifest.upstream is not None:
+        wrong = manifest.misinformation
+        return {} if wrong is None else {WRONG_OUTPUT: Misinformation(bundle, wrong).run(rows)}
+    raw = Runner(bundle).run(rows)
+    found: dict[str, FloatArray | None] = {VALUES_OUTPUT[manifest.task]: raw.values, "logits": raw.logits}
+    if raw.misinformation is not None:
+        found[WRONG_OUTPUT] = raw.misinformation(np.arange(len(raw.values)))
+    return found
 
 
 def _compare(name: str, expected: Array, found: FloatArray | None) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from garrison.bundle.manifest import Provenance
-from garrison.errors import MissingExtraError, ModelFileError, SealingError
+from garrison.errors import ConfigError, MissingExtraError, ModelFileError, SealingError
 from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation
-from garrison.hardening.artifact import read_hardened, software_versions
-from garrison.hardening.data import Rows
+from garrison.hardening.artifact import Hardened, read_hardened, software_versions
+from garrison.hardening.data import Rows, for_model
 from garrison.hardening.graph_walk import rename
 from garrison.hardening.graphs import load_model, normalise_outputs
 from garrison.hardening.scoring import open_session, score
@@ -33,6 +33,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("onnx", "seal") from error
 
+UPSTREAM_FORMAT = "open inference protocol"
+"""Stands for the format of a model that another server runs; the digest is that of its description."""
 _PACKAGES = ("garrison", "onnx", "onnxruntime", "numpy")
 
 
@@ -49,15 +51,19 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
         GuardError: a choice that does not fit the chain.
     """
     found = read_hardened(path)
-    model = load_model(path / found.model)
+    if options.require_sealed and found.upstream is not None:
+        raise ConfigError("no enclave can open sealed requests for a model that another server runs: no --require-sealed")
+    model = None if found.model is None else load_model(path / found.model)
     chain = edit_chain(found.guard, options)
     used = any(spec.name == AdaptiveMisinformation.name for spec in chain)
     wrong = load_model(path / found.misinformation) if found.misinformation is not None and used else None
-    tried = drawn_rows(found.inputs) if rows is None else check_rows(model_inputs(model, rows))
+    tried = drawn_rows(found.inputs) if rows is None else check_rows(_inputs(found, model, rows))
+    origin = found.upstream.metadata_sha256 if found.upstream is not None else found.sha256[str(found.model)]
     return Draft(
         name=options.name,
         version=options.version,
-        model=_in_columns(model, found.task, tried),
+        model=None if model is None else _in_columns(model, found.task, tried),
+        upstream=found.upstream,
         misinformation=wrong,
         task=found.task,
         labels=_labels(options.labels, found.labels, len(found.labels)),
@@ -65,8 +71,8 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
         guard=chain,
         provenance=Provenance(
             created=_now(),
-            source_format="onnx",
-            source_sha256=found.sha256[found.model],
+            source_format="onnx" if found.upstream is None else UPSTREAM_FORMAT,
+            source_sha256=origin,
             data_sha256=found.data_sha256,
             metrics=found.metrics,
             versions={**found.versions, **software_versions(_PACKAGES)},
@@ -75,6 +81,12 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
         rows=tried,
         require_sealed=options.require_sealed,
     )
+
+
+def _inputs(found: Hardened, model: onnx.ModelProto | None, rows: Rows) -> dict[str, Array]:
+    if model is not None:
+        return model_inputs(model, rows)
+    return for_model(rows, {spec.name: (spec.datatype, spec.shape) for spec in found.inputs})
 
 
 def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft:

@@ -24,6 +24,7 @@ from garrison.protocol.messages import Reply
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_metadata import (
     BATCH_DIMENSION,
+    GATEWAY_NOTE,
     InputRange,
     KeySet,
     ModelExtras,
@@ -122,7 +123,7 @@ class App:
 
     def _all_routes(self) -> dict[str, Route]:
         routes = {
-            "/v2/health/live": Route(_GET, lambda: Answer(200, [], b""), open=True),
+            "/v2/health/live": Route(_GET, lambda: json_answer({"live": True}), open=True),
             "/v2/health/ready": Route(_GET, self._ready, open=True),
             "/v2": Route(_GET, lambda: json_answer(self._server()), open=True),
             "/v2/": Route(_GET, lambda: json_answer(self._server()), open=True),
@@ -141,7 +142,7 @@ class App:
     def _model_routes(self, path: str, model: Model, versions: tuple[int, ...]) -> dict[str, Route]:
         return {
             path: Route(_GET, self._fixed(_model_metadata(model, versions))),
-            f"{path}/ready": Route(_GET, lambda: Answer(503 if self._why_not_ready(model) else 200, [], b"")),
+            f"{path}/ready": Route(_GET, lambda: self._model_ready(model)),
             f"{path}/infer": Route(_POST, model=model),
         }
 
@@ -152,13 +153,20 @@ class App:
 
     def _ready(self) -> Answer:
         ready = not self.stopping and all(model.enclave.ready for model in self.hosting)
-        return Answer(200 if ready else 503, [], b"")
+        return json_answer({"ready": ready}, 200 if ready else 503)
+
+    def _model_ready(self, model: Model) -> Answer:
+        ready = not self._why_not_ready(model)
+        return json_answer({"name": model.name, "ready": ready}, 200 if ready else 503)
 
     def _server(self) -> ServerMetadata:
         cards = [model.card for model in self.hosting]
         isolation = ", ".join(sorted({card.isolation for card in cards}))
         forms = tuple(sorted({card.guard_form for card in cards}))
-        extras = ServerExtras(isolation=isolation, guard_forms=forms, capabilities=_common_capabilities(cards))
+        gateway = GATEWAY_NOTE if any(model.manifest.upstream for model in self.hosting) else ""
+        extras = ServerExtras(
+            isolation=isolation, guard_forms=forms, capabilities=_common_capabilities(cards), gateway=gateway
+        )
         return ServerMetadata(name="garrison", version=__version__, garrison=extras)
 
     def _index(self) -> Answer:
@@ -292,7 +300,7 @@ def _model_metadata(model: Model, versions: tuple[int, ...]) -> ModelMetadata:
     return ModelMetadata(
         name=manifest.name,
         versions=tuple(map(str, versions)),
-        platform="garrison_onnx",
+        platform="garrison_onnx" if manifest.upstream is None else "garrison_gateway",
         inputs=tuple(TensorMetadata(i.name, i.datatype, (BATCH_DIMENSION, *i.shape)) for i in manifest.inputs),
         outputs=tuple(TensorMetadata(o.name, o.datatype, (BATCH_DIMENSION, *o.shape)) for o in card.outputs),
         garrison=ModelExtras(
@@ -304,6 +312,7 @@ def _model_metadata(model: Model, versions: tuple[int, ...]) -> ModelMetadata:
             guard_digest=card.guard_digest,
             budget_rows=card.budget_rows,
             budget_period=card.budget_period,
+            upstream="" if manifest.upstream is None else str(manifest.upstream),
         ),
     )
 

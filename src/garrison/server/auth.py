@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "garrison-keys/1"
 SECRET_BYTES = 32
+MOST_FILE_BYTES = 64 * 1024**2
 _CALLER = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _PREFIX = "gk_"
 _SCHEME = "Bearer "
@@ -59,7 +60,13 @@ def read_keys(path: Path) -> KeyRing:
         ConfigError: the file is not there or not a key file.
     """
     try:
-        ring = msgspec.json.decode(path.read_bytes(), type=KeyRing)
+        if path.exists() and not path.is_file():  # a device or a pipe may never end
+            raise ConfigError(f"{path} is not a key file: expected a regular file")
+        with path.open("rb") as file:
+            data = file.read(MOST_FILE_BYTES + 1)
+        if len(data) > MOST_FILE_BYTES:
+            raise ConfigError(f"{path} is not a key file: expected at most {MOST_FILE_BYTES:,} bytes")
+        ring = msgspec.json.decode(data, type=KeyRing)
     except OSError as error:
         raise ConfigError(
             f"the key file {path} cannot be read: {error.strerror}; `garrison keys add` makes one"
@@ -197,14 +204,20 @@ def _stamp(path: Path | None) -> tuple[int, int, int] | None:
 
 def _write(path: Path, ring: KeyRing) -> None:
     """Replace the file in one step, readable for its owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ConfigError(f"the key file {path} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(ring), indent=2) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise ConfigError(f"the key file {path} cannot be written: {error.strerror}") from error
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import time
+from functools import partial
 from typing import Any
 
 from granian._granian import RSGIProtocolClosed, SocketHolder
@@ -72,6 +73,8 @@ class RsgiApp:
         self._held_bytes = 0
         self._held_by: dict[str, int] = {}
         self._reading: dict[asyncio.Task[Any], float] = {}
+        self._waiting: dict[asyncio.Future[Reply], Any] = {}
+        self._watches: set[asyncio.Task[None]] = set()
         self.in_flight = 0
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
@@ -97,6 +100,7 @@ class RsgiApp:
                 task.cancel()
             for model in self._app.hosting:
                 model.batcher.sweep()
+            self._watch()
             self._auth.refresh()
 
     async def _answer(self, scope: Any, protocol: Any) -> Answer:
@@ -167,14 +171,23 @@ class RsgiApp:
     async def _reply(self, future: asyncio.Future[Reply], batcher: Batcher, protocol: Any) -> Reply:
         if not batcher.busy:
             return await future
-        # It will take a while: notice when the client goes, so that nothing is computed for nobody.
-        watch = asyncio.create_task(_cancel_when_gone(future, protocol))
+        self._waiting[future] = protocol
         try:
             return await future
         except asyncio.CancelledError as error:
             raise _ClientGoneError from error
         finally:
-            watch.cancel()
+            self._waiting.pop(future, None)
+
+    def _watch(self) -> None:
+        """Notice when a client goes that has waited for a while, so that nothing is computed for nobody."""
+        waiting, self._waiting = self._waiting, {}
+        for future, protocol in waiting.items():
+            if not future.done():
+                watch = asyncio.ensure_future(_cancel_when_gone(future, protocol))
+                self._watches.add(watch)
+                watch.add_done_callback(self._watches.discard)
+                future.add_done_callback(partial(_end, watch))
 
     async def _read(self, scope: Any, protocol: Any, most: int, caller: str) -> bytes:
         declared = scope.headers.get("content-length")
@@ -241,6 +254,10 @@ class _ListeningServer(Server):  # type: ignore[misc]  # granian's types are not
         holder: Any = SocketHolder
         self._ssp, self._shd = None, holder(self._listener.detach(), _NO_UNIX_SOCKET, BACKLOG)
         self._sfd = self._shd.get_fd()
+
+
+def _end(watch: asyncio.Task[None], _: asyncio.Future[Reply]) -> None:
+    watch.cancel()
 
 
 async def _cancel_when_gone(future: asyncio.Future[Reply], protocol: Any) -> None:

@@ -33,8 +33,8 @@ from garrison.enclave.program import Program
 from garrison.enclave.talk import Failed, failure, raised_again
 from garrison.errors import ConfigError, FrameError, GarrisonError, UnavailableError
 from garrison.server.control import Line, Listening, Lost, ServerEnd, Setup, Stop, Told, Wish
+from garrison.server.launching import check_exposure, launch_all, stop_all
 from garrison.server.listening import listen, url_of
-from garrison.server.root import check_exposure, launch_all, stop_all
 
 logger = logging.getLogger(__name__)
 

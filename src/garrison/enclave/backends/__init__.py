@@ -9,5 +9,7 @@ BACKENDS: dict[str, str] = {
     "snp": "garrison.enclave.backends.confidential_vm:SnpVm",
     "tdx": "garrison.enclave.backends.confidential_vm:TdxVm",
 }
+GATEWAY = "garrison.enclave.backends.gateway:Gateway"
+"""In place of "none", for a guard-only bundle."""
 OF_A_PROGRAM = frozenset({"process", "snp", "tdx"})
 """Those that start the inner program (`garrison.enclave.program`)."""

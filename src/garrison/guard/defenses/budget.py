@@ -44,7 +44,7 @@ class Budget(RowDefense, frozen=True):
         over = np.zeros(batch.requests, dtype=np.bool_)
         used: dict[str, int] = {}
         for i, (caller, remaining) in enumerate(zip(batch.callers, batch.remaining, strict=True)):
-            if remaining < 0:
+            if remaining < 0 or (view.refused and view.refused[i]):  # what is refused is not charged
                 continue
             before = used.get(caller.id, 0)
             over[i] = before + asked[i] > remaining

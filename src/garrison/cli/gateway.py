@@ -1,0 +1,70 @@
+"""`garrison gateway`: the guard in front of a model that another server runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from garrison.cli.output import json_option
+from garrison.cli.serving import serve_bundles
+from garrison.cli.trust import trust_option
+from garrison.config import Config, ServerConfig, load_config
+
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--upstream", metavar="URL", help="Server that runs the model.  [default: server.upstream in the settings]"
+)
+@trust_option
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen at; 0 for any free one.  [default: 8080]")
+@click.option("--host", help="Address to listen at.  [default: 127.0.0.1]")
+@click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]")
+@click.option("--keys", type=_file, help="API keys, from `garrison keys add`; callers must then show one.")
+@click.option(
+    "--secret",
+    multiple=True,
+    type=_file,
+    envvar="GARRISON_SECRET",
+    help="File with the model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
+)
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
+@click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key.")
+@click.option("--upstream-key", type=_file, help="File with an API key for the server that runs the model.")
+@click.option(
+    "--upstream-ca", type=_file, help="Certificates (PEM) that vouch for that server.  [default: the system's]"
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that serve HTTP.  [default: 1]")
+@json_option
+def gateway(bundle: Path, trust: tuple[Path, ...], config_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Guard the model of another server with BUNDLE, until interrupted.
+
+    BUNDLE is what `garrison seal` makes after `garrison harden --upstream`. The model stays where it is; let clients reach the gateway alone.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = _with_options(load_config(config_file), options)
+    if not config.server.upstream:
+        raise click.UsageError("name the server that runs the model: --upstream URL")
+    serve_bundles(config, [bundle], trust, [], as_json=as_json)
+
+
+def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
+    """The settings, with what the command line says in their place. A gateway knows no isolation but none."""
+    given = {name: options[name] for name in ("host", "port", "workers", "upstream") if options[name] is not None}
+    files = ("keys", "state", "upstream_key", "upstream_ca")
+    given |= {name: str(options[name].absolute()) for name in files if options[name] is not None}
+    if options["secret"]:
+        given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
+    if options["allow_anonymous"]:
+        given["allow_anonymous"] = True
+    if config.server.isolation == ServerConfig().isolation:
+        given["isolation"] = "none"
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given))

@@ -1,0 +1,75 @@
+"""What the program does with errors that no command foresaw, and with texts of others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.commands import fails, run
+
+from garrison.cli import COMMANDS, main
+from garrison.cli.output import DEFECT, plain, printable
+from garrison.errors import ConfigError, KeyFileError
+from garrison.server.auth import MOST_FILE_BYTES
+
+
+def test_printable_makes_control_characters_visible() -> None:
+    assert printable("a\x1b[2Jb\u202e\x9bc\n") == "a\\x1b[2Jb\\u202e\\x9bc\\n"
+    assert printable("a\nb\x07", lines=True) == "a\nb\\x07"
+    assert printable("Grün") == "Grün"
+    assert plain("[/x][red]y").plain == "[/x][red]y"
+
+
+def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(COMMANDS, "verify", "garrison.cli.nothing_here:x")
+    monkeypatch.setattr(sys, "argv", ["garrison", "verify", "b"])
+    monkeypatch.delenv("GARRISON_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == DEFECT
+    assert "this is a defect; run again with --debug" in told
+    assert "Traceback" not in told
+    monkeypatch.setattr(sys, "argv", ["garrison", "verify", "b", "--debug"])
+    with pytest.raises(ModuleNotFoundError):  # control: with --debug the traceback is to be seen
+        main()
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "from garrison.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_keygen_explains_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "a.pub").mkdir()
+    assert "cannot be written" in fails(KeyFileError, "keygen", "-o", str(tmp_path / "file" / "owner"))
+    assert "is a folder" in fails(KeyFileError, "keygen", "-o", str(tmp_path / "a"), "--force")
+    assert not (tmp_path / "a.key").exists()
+    assert "found a folder" in fails(KeyFileError, "keygen", "-o", "..")
+    (tmp_path / "p").write_bytes(b"x" * 2000)
+    assert "at most 1023" in fails(
+        KeyFileError, "keygen", "-o", str(tmp_path / "b"), "--passphrase-file", str(tmp_path / "p")
+    )
+
+
+def test_keys_explains_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "key file" in fails(ConfigError, "keys", "add", "bob", "--keys", str(tmp_path / "file" / "keys.json"))
+    assert run("keys", "add", "bob", "--keys", str(tmp_path / "keys.json")).exit_code == 0
+
+
+def test_a_key_file_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        assert "expected a regular file" in fails(ConfigError, "keys", "add", "bob", "--keys", str(file))
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate(MOST_FILE_BYTES + 1)
+    assert "expected at most" in fails(ConfigError, "keys", "list", "--keys", str(tmp_path / "huge"))
