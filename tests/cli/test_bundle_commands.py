@@ -257,7 +257,7 @@ def test_inspect_says_loudly_what_was_not_verified(bundle: Path) -> None:
     told = as_json("inspect", "bundle", "--trust", "owner.pub")
     assert told["verified"] is True
     assert told["signer"] == read_public_key(Path("owner.pub")).fingerprint
-    assert told["guard_form"] == "numpy"
+    assert told["guard_form"] == "graph"
 
 
 def test_inspect_with_a_trusted_key_does_not_show_a_changed_bundle(bundle: Path) -> None:

@@ -18,6 +18,8 @@ from garrison.cli.trust import trust_option, trusted_keys_of_user
 from garrison.types import DefenseSpec
 
 MOST_CHUNKS_SHOWN = 12
+GUARDED = "the graph with the guard around it, over the same parameters; this one is served"
+LATE = "the guard's arithmetic for answers that need keyed noise"
 MOST_VALUES_SHOWN = 4
 
 
@@ -128,13 +130,18 @@ def _some(value: Any) -> str:
 
 def _chunks(manifest: Manifest) -> Table:
     table = Table("file", "bytes", "SHA-256", "holds", title="files")
-    for graph in manifest.graphs:
-        _add_graph(table, graph)
+    for graph in (manifest.graph, manifest.misinformation):
+        if graph is not None:
+            _add_graph(table, graph)
+    if manifest.guarded is not None:
+        for part, told in ((manifest.guarded.graph, GUARDED), (manifest.guarded.late, LATE)):
+            if part is not None:
+                _row(table, part.file, f"{part.size:,}", part.sha256[:16], told)
     return table
 
 
 def _add_graph(table: Table, graph: GraphEntry) -> None:
-    within = "" if graph.chunks else "; has no parameters of its own beside its nodes'"
+    within = "" if graph.chunks else "; its parameters lie in its nodes (a tree ensemble, say): it is its one chunk"
     how = f"run whole: {graph.whole}" if graph.whole else "can be run in segments (--parameter-memory)"
     told = f"graph, gives {', '.join(graph.outputs)}{within}; {how}"
     _row(table, graph.file, f"{graph.size:,}", graph.sha256[:16], told)
