@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # One thread for each numerical library: the tests run in parallel, and pools that spin against each other are slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all check bench format wheel clean
+.PHONY: demo test test-all check bench bench-quick format wheel clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,8 +29,11 @@ test: check  ## what CI runs
 test-all: check  ## also the effect tests, which take minutes
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-bench: $(READY)  ## the figures of docs/benchmarks.md
-	$(BIN)/python benchmarks/run.py
+bench: $(READY)  ## the figures of docs/benchmarks.md; ONLY=serving,sealed for some parts, SKIP=theft for all others
+	$(BIN)/python -m benchmarks.bench --only "$(ONLY)" --skip "$(SKIP)"
+
+bench-quick: $(READY)  ## 2 minutes: Garrison's servers against kept ratios; fails if they became slower
+	$(BIN)/python -m benchmarks.serving --quick
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,18 +1,15 @@
-"""The figures of docs/benchmarks.md: every seed is a whole way of its own, from training to the clones.
+"""What theft gets, in docs/benchmarks.md: every seed is a whole way of its own, from training to the clones.
 
-    python benchmarks/run.py [--seeds 5] [--out out/bench] [--no-page]
+    python -m benchmarks.run [--seeds 5] [--out out/bench] [--no-page]
 
-For each seed: two victims are trained, hardened, sealed and attacked by the ordinary commands, with that seed for all randomness. Then the
-cost of misinformation and of a guarded request are measured on the first seed's bundle. What is finished is reused. The page is written
-from the figures alone.
+For each seed: two victims are trained, hardened, sealed and attacked by the ordinary commands, with that seed for all randomness. What is finished is
+reused. The part of the page is written from the figures alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -21,10 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+from benchmarks import pages
+
+ROOT = Path(__file__).parents[1]
 GARRISON = (sys.executable, "-m", "garrison")
 PLAN = """name = "benchmark"
 test = "fashion-mnist:test"
@@ -202,40 +199,11 @@ def table(found: list[dict[tuple[str, str, str], float]]) -> list[str]:
     return lines
 
 
-def page(seeds: int, lines: list[str], cost: dict[str, Any], serving: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "onnxruntime", "torch", "granian"))
-    return "\n".join(
-        [
-            "# Benchmarks",
-            "",
-            f"Made by `make bench` ({seeds} seeds), on {os.cpu_count()} cores of a shared machine ({platform.machine()}), Python {platform.python_version()}, {versions}.",
-            "Timings on a shared machine are noisy; ratios within one run are what to read.",
-            "",
-            "## What misinformation gets and costs",
-            "",
-            "Fashion-MNIST, LeNet (61,706 parameters), 5,000 MNIST digits as the thief's questions, the clone a LeNet. Every seed trains its own victims,",
-            "calibrates, seals and is attacked: `python benchmarks/run.py`. Losses are paired, in points of accuracy on the 10,000 test images.",
-            "",
-            *lines,
-            "",
-            "## Time",
-            "",
-            "Extra processor time for misinformation at batch 32, default mode, on honest inputs (`python benchmarks/misinformation_cost.py`), must be at most 8 %",
-            "of inference:",
-            "",
-            "```json",
-            json.dumps(cost, indent=2),
-            "```",
-            "",
-            "Processor time of the server per guarded request, LeNet-size model, binary tensors, 32 connections (`python benchmarks/serve_lenet.py`), must be at",
-            "most 200 us:",
-            "",
-            "```json",
-            json.dumps(serving, indent=2),
-            "```",
-            "",
-        ]
+def page(seeds: int, lines: list[str]) -> str:
+    made = pages.made(f"python -m benchmarks.run --seeds {seeds}").replace(
+        "; Python", f"; torch {version('torch')}, Python"
     )
+    return "\n".join([made, "", *lines])
 
 
 def main() -> None:
@@ -245,15 +213,10 @@ def main() -> None:
     parser.add_argument("--no-page", action="store_true", help="do not write docs/benchmarks.md")
     given = parser.parse_args()
     found = [figures_of(one_seed(given.out / f"seed-{seed}", seed)) for seed in range(given.seeds)]
-    first = given.out / "seed-0"
-    trust = ("--trust", str(first / "owner.pub"))
-    arms = ("--bundle", str(first / "bundle"), "--plain", str(first / "training" / "plain.onnx"))
-    cost = json.loads(run(sys.executable, str(HERE / "misinformation_cost.py"), *arms, *trust))
-    serving = json.loads(run(sys.executable, str(HERE / "serve_lenet.py"), "--bundle", str(first / "bundle"), *trust))
-    text = page(given.seeds, table(found), cost, serving)
+    text = page(given.seeds, table(found))
     print(text)
     if not given.no_page:
-        (ROOT / "docs" / "benchmarks.md").write_text(text)
+        pages.write("theft", text)
 
 
 if __name__ == "__main__":

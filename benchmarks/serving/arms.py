@@ -13,21 +13,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from benchmarks.serve_lenet import SERVER_CORE, free_port, pinned
-from benchmarks.serving import pools
 from benchmarks.serving.driving import ROOT, settle, signal_all, tree
 from benchmarks.serving.environments import PEERS, Environment, last_line
 from benchmarks.serving.models import Model, Prepared
 from benchmarks.serving.peers import common
 from benchmarks.serving.peers.common import Array, Body
 
+from benchmarks.serving import pools
+from garrison.errors import GarrisonError
+
 START_SECONDS, STOP_SECONDS = 90.0, 15.0
 TOLERANCE = 1e-4
+WAKE_SECONDS = 4.0
 SETTINGS = "[limits]\nreplay_entries = 2000000\n"
 """So that the load of the sealed arm fits one key's life; the default would have the client attest again in between."""
 
@@ -97,6 +100,7 @@ class Server:
             raise ArmError(f"it ended by itself: {_said(self.log) or self.process.returncode}")
         signal_all(self.pid, signal.SIGCONT)
         try:
+            settle(self.pid, WAKE_SECONDS)  # what it has missed while it was stopped
             yield
             settle(self.pid)
         finally:
@@ -115,13 +119,10 @@ class Server:
 
         Raises:
             ArmError: another answer than the runtime's.
-            OSError: none.
+            OSError, GarrisonError: none.
         """
         x = self.model.rows()[0]
-        if self.arm.sealed:
-            found = pools.ask_sealed(self.url, self.model.name, x)
-        else:
-            found = self._ask(x)
+        found = pools.ask_sealed(self.url, self.model.name, x) if self.arm.sealed else self._ask(x)
         expected = common.Model(str(plain)).run(x).ravel()
         if self.arm.guarded:  # misinformed rows are told something else, on purpose
             if found.shape != expected.shape or not np.isclose(found.sum(), 1, atol=1e-3):
@@ -143,7 +144,17 @@ def garrison_command(arm: Arm, prepared: Prepared, port: int, folder: Path) -> l
     settings = folder / "garrison.toml"
     settings.write_text(SETTINGS)
     bundle = prepared.guarded if arm.guarded else prepared.unguarded
-    words = [sys.executable, "-m", "garrison", "serve", str(bundle), "--trust", str(prepared.trust), "--port", str(port)]
+    words = [
+        sys.executable,
+        "-m",
+        "garrison",
+        "serve",
+        str(bundle),
+        "--trust",
+        str(prepared.trust),
+        "--port",
+        str(port),
+    ]
     return [*words, "--isolation", arm.isolation, "--state", str(folder / "state"), "--config", str(settings)]
 
 
@@ -193,7 +204,7 @@ def _wait(server: Server, prepared: Prepared) -> None:
         try:
             server.check(prepared.plain)
             return
-        except OSError as error:
+        except (OSError, GarrisonError) as error:
             reason = str(error)
             time.sleep(0.2)
     raise ArmError(f"no good answer after {START_SECONDS:.0f} s: {last_line(reason)}")
@@ -208,10 +219,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     family = list(tree(process.pid))
     signal_all(process.pid, signal.SIGCONT)
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
     for one in family:
         try:
             if Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

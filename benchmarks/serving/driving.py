@@ -88,7 +88,9 @@ def measure(pid: int, url: str, pool: Pool, seconds: float, connections: int, ra
     spent = spent_seconds(pid) - before
     if pool.once and driven.requests >= pool.count:
         raise PoolUsedUpError(f"{pool.count} requests were too few")
-    if driven.errors or not driven.requests:
+    if not driven.requests:
+        raise LoadError(f"no answer within {seconds:g} s")
+    if driven.errors:
         raise LoadError(f"{driven.errors} of {driven.requests} requests failed")
     good = driven.requests
     return Measured(good / driven.seconds, driven.p50_ms, driven.p99_ms, spent / good * 1e6, good)
@@ -160,9 +162,9 @@ def spent_seconds(pid: int) -> float:
     raise LoadError("the server has ended")
 
 
-def settle(pid: int) -> None:
+def settle(pid: int, most: float = SETTLE_SECONDS) -> None:
     """Wait until a server has done what it was still doing."""
-    end = time.monotonic() + SETTLE_SECONDS
+    end = time.monotonic() + most
     spent = spent_seconds(pid)
     while time.monotonic() < end:
         time.sleep(0.1)

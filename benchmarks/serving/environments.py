@@ -22,24 +22,37 @@ _READY = "ready.json"
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server of somebody else: its file in `peers`, the packages it takes, those whose versions the page names."""
+    """A server of somebody else: its file in `peers`, the packages it takes, those whose versions the page names; `home`, whose environment it shares."""
 
     name: str
     title: str
     module: str
     packages: tuple[str, ...]
     shown: tuple[str, ...]
+    home: str = ""
 
 
 PEERS = {
     p.name: p
     for p in (
         Peer(
-            "fastapi", "FastAPI (uvicorn)", "fast_api", ("fastapi==0.165.0", "uvicorn[standard]==0.54.0"), ("fastapi", "uvicorn")
+            "fastapi",
+            "FastAPI (uvicorn)",
+            "fast_api",
+            ("fastapi==0.165.0", "uvicorn[standard]==0.54.0"),
+            ("fastapi", "uvicorn"),
+        ),
+        Peer(
+            "fastapi-json",
+            "FastAPI (uvicorn), JSON",
+            "fast_api_json",
+            ("fastapi==0.165.0", "uvicorn[standard]==0.54.0"),
+            ("fastapi", "uvicorn"),
+            home="fastapi",
         ),
         Peer("mlserver", "MLServer", "ml_server", ("mlserver==1.7.1",), ("mlserver",)),
         Peer("litserve", "LitServe", "lit_serve", ("litserve==0.2.19",), ("litserve",)),
-        Peer("bentoml", "BentoML", "bento", ("bentoml==1.4.40",), ("bentoml",)),
+        Peer("bentoml", "BentoML", "bento", ("bentoml==1.4.39",), ("bentoml",)),
         Peer("ray", "Ray Serve", "ray_serve", ("ray[serve]==2.60.0",), ("ray",)),
     )
 }
@@ -60,7 +73,7 @@ def cache() -> Path:
 
 def ready(peer: Peer, tell: Callable[[str], None]) -> Environment:
     """The peer's environment, made now where it is not there yet."""
-    folder = cache() / peer.name
+    folder = cache() / (peer.home or peer.name)
     python, note = folder / "bin" / "python", folder / _READY
     wanted = [*peer.packages, *RUNTIME]
     try:

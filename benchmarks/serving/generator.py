@@ -50,7 +50,7 @@ class Connection:
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
+        self.socket.settimeout(0)
         self._answer = bytearray()
         self._rest = memoryview(b"")
         self.due = 0.0
@@ -97,20 +97,26 @@ class Load:
         self.errors = 0
 
     def run(self, seconds: float) -> float:
-        """Send for so long, and wait for what is in flight then. Seconds until the last was sent."""
+        """Send what falls due in so many seconds, and wait for the answers. The seconds."""
         draw = random.Random(0)
         start = time.perf_counter()
         end, due = start + seconds, start
-        while (now := time.perf_counter()) < end:
-            while self._free and now < end and (due <= now or not self._rate):
+        while (now := time.perf_counter()) < end + LATE_SECONDS:
+            open_end = now < end if not self._rate else due < end
+            if not open_end and not self._busy:
+                break
+            while self._free and open_end and (not self._rate or due <= now):
                 self._send(due if self._rate else now)
                 due += draw.expovariate(self._rate) if self._rate else 0.0
+                open_end = not self._rate or due < end
             self._receive()
-        waiting = round((end - due) * self._rate) if self._rate and due < end else 0
-        while self._busy and time.perf_counter() < end + LATE_SECONDS:
-            self._receive()
-        self.errors += len(self._busy) + waiting
-        return end - start
+        self.errors += len(self._busy) + (round((end - due) * self._rate) if self._rate and due < end else 0)
+        return seconds
+
+    def close(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            key.data.socket.close()
+        self._selector.close()
 
     def _send(self, due: float) -> None:
         connection = self._free.popleft()

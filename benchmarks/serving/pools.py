@@ -40,10 +40,8 @@ class Pool:
 
 def write(folder: Path, url: str, bodies: Iterable[Body], *, once: bool = False) -> Pool:
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = []
     with (folder / "requests").open("wb") as file:
-        for body in bodies:
-            sizes.append(file.write(raw(url, body)))
+        sizes = [file.write(raw(url, body)) for body in bodies]
     (folder / "sizes").write_text("\n".join(map(str, sizes)) + "\n")
     return Pool(folder, len(sizes), once)
 

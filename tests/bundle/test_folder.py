@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,24 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
             with pytest.raises(UnexpectedFileError):
                 folder.read("a/b", 5)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_folder_of_ten_thousand_strange_files_is_not_read_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path)
+    for number in range(10_000):
+        os.mknod(tmp_path / "a" / f"{number:05}")
+    looked, scandir = [], os.scandir
+
+    @contextmanager
+    def counted(fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(fd) as entries:
+            yield (looked.append(entry.name) or entry for entry in entries)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(os, "scandir", counted)
+    start = time.perf_counter()
+    with Folder(tmp_path) as folder, pytest.raises(UnexpectedFileError, match="was not signed"):
+        folder.check_exactly(NAMES)
+    assert time.perf_counter() - start < 1
+    assert len(looked) <= 3 * (len(NAMES) + 2 + 1)  # three folders, in each one more than may be there

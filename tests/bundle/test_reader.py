@@ -412,7 +412,7 @@ def test_a_manifest_that_contradicts_the_signature_is_refused(sealed: Sealed) ->
         ((*graph.chunks, msgspec.structs.replace(first, file="../outside")), "plain path"),
         ((*graph.chunks, msgspec.structs.replace(first, file="/etc/passwd")), "plain path"),
     ]:
-        edit(sealed, graph=msgspec.structs.replace(graph, chunks=wrong))
+        edit(sealed, victim=msgspec.structs.replace(graph, chunks=wrong))
         with pytest.raises(ManifestError, match=why):
             check(sealed)
 
@@ -420,7 +420,7 @@ def test_a_manifest_that_contradicts_the_signature_is_refused(sealed: Sealed) ->
 def test_a_signed_wrong_size_is_told_without_taking_memory(sealed: Sealed) -> None:
     graph = sealed.manifest.graph
     large = msgspec.structs.replace(graph.chunks[0], size=1 << 60)
-    edit(sealed, graph=msgspec.structs.replace(graph, chunks=(large, *graph.chunks[1:])))
+    edit(sealed, victim=msgspec.structs.replace(graph, chunks=(large, *graph.chunks[1:])))
     with pytest.raises(TruncatedFileError):
         check(sealed)
 

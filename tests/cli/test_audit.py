@@ -10,6 +10,9 @@ import pytest
 from tests.audit.worlds import PLAN, World, build, served
 from tests.commands import as_json, fails, run, save
 
+from garrison.audit.report.tables import Cell, Table
+from garrison.cli.audit import _grid
+from garrison.cli.output import console
 from garrison.errors import ConfigError, NoTrustedKeyError, PlanError
 
 
@@ -62,3 +65,12 @@ def test_what_is_wrong_is_said(world: World, files: list[str], tmp_path: Path) -
     few = save(tmp_path / "few.npz", x=np.zeros((3, 1, 8, 8), np.float32))
     assert "give more rows" in fails(PlanError, "audit", str(world.bundle), *files, *out, "--surrogate", str(few))
     assert not (tmp_path / "out").exists()
+
+
+def test_names_in_a_report_are_shown_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = ((Cell("[red]arm"), Cell("[/x]5\x1b[2J", "[bold]detail\u202e")),)
+    console.print(_grid(Table("[red]title", "[/y]caption", ("", "[red]head"), rows)))
+    told = capfd.readouterr().out
+    for part in ("[red]arm", "[/x]5\\x1b[2J", "[bold]detail\\u202e", "[red]title", "[/y]caption", "[red]head"):
+        assert part in told
+    assert "\x1b" not in told

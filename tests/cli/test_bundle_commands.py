@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from tests.bundle.conftest import FEATURES, make_network
 from tests.sealing.test_sources import two_headed
 
+from garrison.bundle import key_files
 from garrison.bundle.key_files import read_public_key
 from garrison.bundle.reader import verify
 from garrison.cli import cli
@@ -99,6 +101,51 @@ def test_keygen_never_loses_a_key() -> None:
     assert Path("owner.key").read_bytes() == before
     run("keygen", "-o", "owner", "--force")
     assert Path("owner.key").read_bytes() != before
+
+
+def no_space(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The disk fills up just when this file is to be opened."""
+    real = os.open
+
+    def opened(path: Any, *more: Any, **other: Any) -> int:
+        if not isinstance(path, int) and Path(os.fsdecode(path)).name.startswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *more, **other)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("name", [".owner.key", ".owner.pub", "owner.key", "owner.pub"])
+def test_keygen_leaves_no_half_pair(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with monkeypatch.context() as patched:
+        no_space(patched, name)
+        fails(KeyFileError, "keygen", "-o", "owner", match="cannot be written: No space left")
+    assert list(Path().iterdir()) == []
+    run("keygen", "-o", "owner")
+    before = {file.name: file.read_bytes() for file in Path().iterdir()}
+    assert before.keys() == {"owner.key", "owner.pub"}  # control
+    with monkeypatch.context() as patched:
+        no_space(patched, name)
+        fails(KeyFileError, "keygen", "-o", "owner", "--force", match="No space left")
+    assert {file.name: file.read_bytes() for file in Path().iterdir()} == before
+    run("keygen", "-o", "owner", "--force")
+    assert sorted(file.name for file in Path().iterdir()) == ["owner.key", "owner.pub"]
+    key = OwnerKey.from_pem(Path("owner.key").read_bytes())
+    assert key.public.fingerprint == read_public_key(Path("owner.pub")).fingerprint
+
+
+def test_keygen_does_not_replace_a_key_that_appears_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = key_files.check_pair_target
+
+    def then_another_comes(out: Path, *, force: bool) -> tuple[Path, Path]:
+        found = real(out, force=force)
+        Path("owner.pub").write_text("another's")
+        return found
+
+    monkeypatch.setattr(key_files, "check_pair_target", then_another_comes)
+    with pytest.raises(KeyFileError, match=r"owner\.pub exists already"):
+        key_files.make_pair(Path("owner"))
+    assert {file.name: file.read_text() for file in Path().iterdir()} == {"owner.pub": "another's"}
 
 
 @pytest.mark.parametrize("way", ["file", "variable"])
@@ -322,3 +369,13 @@ def test_a_bundle_is_verified_without_the_tools_that_made_it(bundle: Path) -> No
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
+
+
+def test_inspect_shows_names_as_they_are(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["provenance"] |= {"created": "[red]then\x1b[2J", "versions": {"[/x]": "1"}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    told = run("inspect", "bundle").stdout
+    assert "[red]then\\x1b[2J" in told
+    assert "[/x] 1" in told
+    assert "\x1b" not in told

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from garrison import datasets as sets
@@ -30,3 +32,13 @@ def test_saves_what_load_gives(tmp_path: Path) -> None:
 def test_a_model_has_no_rows(tmp_path: Path) -> None:
     result = CliRunner().invoke(datasets, ["save", "magika", "-o", str(tmp_path / "x.npz")])
     assert isinstance(result.exception, UnknownDatasetError)
+
+
+def test_what_a_set_says_of_itself_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = replace(sets.describe("adult"), name="[red]a\x1b[2J", summary="[/x]s", licence="[bold]")
+    monkeypatch.setattr(sets, "names", lambda: ("adult",))
+    monkeypatch.setattr(sets, "describe", lambda _: odd)
+    listed = CliRunner().invoke(datasets, ["list"])
+    assert listed.exception is None
+    assert all(part in listed.stdout for part in ("[red]a\\x1b[2J", "[/x]s", "[bold]"))
+    assert "\x1b" not in listed.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.commands import as_json, run
 
+from garrison.cli.datasets import datasets
 from garrison.errors import IsolationError
 
 
@@ -61,3 +62,14 @@ def test_doctor_fails_where_the_default_isolation_cannot_be_had(monkeypatch: pyt
     assert result.exit_code == 1
     (check,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "process"]
     assert "--isolation none" in check["mend"]
+
+
+def test_doctor_names_commands_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GARRISON_CACHE", str(tmp_path))  # no set is there
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["no-such-thing>=1 ; extra == 'torch'"])
+    mends = [check["mend"] for check in as_json("doctor")["checks"] if check["group"] == "data sets"]
+    assert "garrison datasets save fashion-mnist" in mends
+    assert "in Python: garrison.datasets.fetch('magika')" in mends
+    words = {mend.split()[2] for mend in mends if mend.startswith("garrison datasets ")}
+    assert words <= datasets.commands.keys()
+    assert "garrison[torch]" in run("doctor").stdout  # no markup

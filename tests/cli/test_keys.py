@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.commands import as_json, fails, run
@@ -22,3 +23,16 @@ def test_keys_are_added_listed_and_revoked(tmp_path: Path) -> None:
     assert run("keys", "revoke", "alice", "--keys", file).exit_code == 0
     assert [entry["caller"] for entry in as_json("keys", "list", "--keys", file)] == ["bob"]
     assert "has no key" in fails(ConfigError, "keys", "revoke", "alice", "--keys", file)
+
+
+def test_a_name_in_a_key_file_is_shown_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "[red]keys.json"
+    run("keys", "add", "alice", "--keys", str(file))
+    ring = json.loads(file.read_text())
+    ring["keys"]["[red]b\x1b[2J"] = ring["keys"]["alice"] | {"created": "[/x]now\u202e"}
+    file.write_text(json.dumps(ring))
+    listed = run("keys", "list", "--keys", str(file)).stdout
+    assert "[red]b\\x1b[2J" in listed
+    assert "[/x]now\\u202e" in listed
+    assert "\x1b" not in listed
+    assert f"Kept in {file} as" in run("keys", "add", "bob", "--keys", str(file)).stderr

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tests.commands import fails, run
+from tests.commands import fails, run, save
 
 from garrison.cli import COMMANDS, main
 from garrison.cli.output import DEFECT, plain, printable
@@ -36,6 +39,34 @@ def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "argv", ["garrison", "verify", "b", "--debug"])
     with pytest.raises(ModuleNotFoundError):  # control: with --debug the traceback is to be seen
         main()
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+def test_a_variable_asks_for_the_traceback(monkeypatch: pytest.MonkeyPatch, value: str, shown: bool) -> None:
+    monkeypatch.setitem(COMMANDS, "verify", "garrison.cli.nothing_here:x")
+    monkeypatch.setattr(sys, "argv", ["garrison", "verify", "b"])
+    monkeypatch.setenv("GARRISON_DEBUG", value)
+    with pytest.raises(ModuleNotFoundError if shown else SystemExit):
+        main()
+
+
+def test_an_interruption_is_one_quiet_line(tmp_path: Path) -> None:
+    rows = save(tmp_path / "rows.npz", x=np.zeros((2, 3)))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a server that never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        words = [sys.executable, "-m", "garrison", "predict", url, str(rows)]
+        asking = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)  # it waits for the answer now
+                asking.send_signal(signal.SIGINT)
+                out, err = asking.communicate(timeout=30)
+        finally:
+            asking.kill()
+            asking.communicate()
+    assert (asking.returncode, out, err.strip()) == (130, "", "interrupted")
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

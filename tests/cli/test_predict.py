@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ from tests.commands import as_json, fails, run, save
 from tests.models import CLASSES, LABELS, images
 from tests.serving import Bundles, Served, serve
 
-from garrison.errors import AuthenticationError, InputError
+from garrison.errors import AuthenticationError, ConfigError, GarrisonError, InputError
 
 
 @pytest.fixture
@@ -70,3 +75,44 @@ def test_predict_explains_a_file_that_does_not_fit(served: Served, tmp_path: Pat
     objects = tmp_path / "objects.npz"
     np.savez(objects, x=np.array([{}], dtype=object))
     assert "plain arrays" in fails(InputError, "predict", served.url, str(objects), *model)
+
+
+def test_predict_looks_at_the_output_before_anything_is_sent(questions: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    with counting() as (url, asked):
+        for bad in (tmp_path / "none" / "out.npz", tmp_path / "file" / "out.npz", tmp_path / "pipe"):
+            assert "cannot be written" in fails(ConfigError, "predict", url, str(questions), "-o", str(bad))
+        assert run("predict", url, str(questions), "-o", str(tmp_path / "folder.npz")).exit_code == 2
+        assert asked == []
+        fails(GarrisonError, "predict", url, str(questions), "-o", str(tmp_path / "out.npz"))  # control: it is asked
+        assert asked
+    assert not (tmp_path / "out.npz").exists()
+
+
+@contextmanager
+def counting() -> Iterator[tuple[str, list[str]]]:
+    """A server that knows nothing, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

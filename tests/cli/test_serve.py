@@ -85,3 +85,26 @@ def test_serve_isolates_unless_told_otherwise_and_says_how(
     assert "takes --isolation process" in fails(ConfigError, *words, "--isolation", "none", "--secret-heap")
     assert run(*words, "--parameter-memory", "much").exit_code == 2
     assert run(*words, "--parameter-memory", "0MiB").exit_code == 2
+
+
+def test_serve_looks_at_the_folder_of_budgets_although_no_model_has_one(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def ready_and_done(assembly: Assembly, _: OnReady) -> None:
+        started.append(assembly)
+        assembly.close()
+
+    monkeypatch.setattr(importlib.import_module("garrison.cli.serving"), "run", ready_and_done)
+    words = ["serve", str(bundles.sealed["plain"].path), "--trust", str(bundles.folder / "owner.pub")]
+    words += ["--isolation", "none", "--port", "0", "--state"]
+    (tmp_path / "file").write_text("")
+    assert "is a file" in fails(ConfigError, *words, str(tmp_path / "file" / "state"))
+    with monkeypatch.context() as patched:  # root may write to everything
+        patched.setattr("os.access", lambda path, _: path != tmp_path)
+        assert "nothing may be written" in fails(ConfigError, *words, str(tmp_path / "state"))
+    assert started == []
+    assert run(*words, str(tmp_path / "new" / "state")).exit_code == 0  # control
+    assert len(started) == 1
+    assert not (tmp_path / "new").exists()  # nothing is kept there yet

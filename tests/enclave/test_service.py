@@ -14,10 +14,11 @@ from tests.models import BOUNDS, CLASSES, PIXELS, RELEASE, SCORE, Sealed, images
 from garrison.enclave.backends import BACKENDS
 from garrison.enclave.host import Enclave, Launch, launch
 from garrison.enclave.service import Service
-from garrison.errors import IsolationError, BundleError, ConfigError, GuardError, InputError, KeyFileError, RefusedError
+from garrison.errors import BundleError, ConfigError, GuardError, InputError, IsolationError, KeyFileError, RefusedError
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.protocol.messages import Ask, Reply
 from garrison.protocol.statement import verify_answer
+from garrison.runtime.runner import Runner
 from garrison.types import Array, DefenseSpec
 
 NOTHING_HELD_BACK = UnsafeGuardOverride((RELEASE,), "a test")
@@ -168,6 +169,7 @@ def test_a_failing_runtime_is_an_internal_error_and_the_service_stays_up(
     sealed: Sealed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = Service(sealed.verified(), key=sealed.key)
+    assert isinstance(service._runner, Runner)
     run = service._runner.guarded
 
     def fragile(inputs: dict[str, Array]) -> Any:

@@ -34,23 +34,28 @@ def test_class_names_become_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("arrays", "kind", "message"),
     [
-        ({"y": np.arange(4)}, "expected an array x"),
-        ({"x": X, "y": np.arange(3)}, "equal length"),
-        ({"x": np.zeros((0, 3)), "y": np.zeros(0)}, "no rows"),
-        ({"x": np.array(["a", "b"])}, "rows of numbers"),
-        ({"x": np.zeros(3, dtype=np.complex128)}, "rows of numbers"),
-        ({"x": np.float32(3)}, "rows of numbers"),
-        ({"x": X, "y": np.array(["a", "b", "a", "b"])}, "array labels"),
-        ({"x": X, "y": np.array(["a", "b", "z", "b"]), "labels": np.array(["a", "b"])}, "'z' is not among"),
-        ({"x": X, "y": np.zeros((4, 2))}, "one entry a row"),
-        ({"x": np.array([{}, {}], dtype=object)}, "Python objects"),
+        ({"y": np.arange(4)}, CalibrationError, "expected an array x"),
+        ({"x": X, "y": np.arange(3)}, CalibrationError, "equal length"),
+        ({"x": np.zeros((0, 3)), "y": np.zeros(0)}, CalibrationError, "no rows"),
+        ({"x": np.array(["a", "b"])}, CalibrationError, "rows of numbers"),
+        ({"x": np.zeros(3, dtype=np.complex128)}, CalibrationError, "rows of numbers"),
+        ({"x": np.float32(3)}, CalibrationError, "rows of numbers"),
+        ({"x": X, "y": np.array(["a", "b", "a", "b"])}, CalibrationError, "array labels"),
+        (
+            {"x": X, "y": np.array(["a", "b", "z", "b"]), "labels": np.array(["a", "b"])},
+            CalibrationError,
+            "'z' is not among",
+        ),
+        ({"x": X, "y": np.zeros((4, 2))}, CalibrationError, "one entry a row"),
+        ({"x": np.array([{}, {}], dtype=object)}, ModelFileError, "Python objects"),
     ],
 )
-def test_bad_arrays(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
-    with pytest.raises((CalibrationError, ModelFileError), match=message):
+def test_bad_arrays(tmp_path: Path, arrays: dict[str, Any], kind: type[GarrisonError], message: str) -> None:
+    with pytest.raises(GarrisonError, match=message) as caught:
         read_npz(save(tmp_path, **arrays))
+    assert type(caught.value) is kind
 
 
 class Boom:

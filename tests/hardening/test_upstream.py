@@ -67,7 +67,7 @@ def sealed(hardened: Result, tmp_path_factory: pytest.TempPathFactory) -> Sealed
     write_hardened(folder / "HARDENED", hardened.description, hardened.model, hardened.misinformation)
     draft = draft_from_hardened(folder / "HARDENED", SealOptions(name="guarded"))
     seal(draft, owner, folder / "BUNDLE")
-    return Sealed(folder / "BUNDLE", owner, None, owner.misinformation_key("guarded"))  # type: ignore[arg-type]
+    return Sealed(folder / "BUNDLE", owner, None, owner.misinformation_key("guarded"))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_without_labels_f_learns_from_the_answers(triton: Triton, digits: Digits
     assert found.misinformation is not None
     assert "accuracy" not in found.description.metrics
     # 100 of those held out, 100 of the others, 2,000 outliers, and the trial.
-    assert sum(triton.asked) <= 100 + 100 + 2_000 + 9
+    assert sum(triton.asked) <= 100 + 100 + 2_000 + 70
 
 
 def test_owners_who_may_not_misinform_need_no_f(triton: Triton, digits: Digits) -> None:
@@ -148,14 +148,15 @@ def test_logits_rows_one_by_one_and_no_metadata() -> None:
     assert found.upstream is not None
     assert (found.upstream.gives, found.upstream.batched, found.upstream.most_rows) == ("logits", False, 1)
     with serving(mlp_triton(extensions=[])) as server:
-        plain, silent = server.page, {"inputs": [], "outputs": []}
+        plain = server.page
+        silent: dict[str, Any] = {"inputs": [], "outputs": []}
         server.page = lambda path: plain(path) | silent if path.startswith("/v2/m") else plain(path)  # type: ignore[method-assign]
         with pytest.raises(UnsupportedModelError, match="--upstream-output"):
             harden_upstream(Target(server.url), WISH, images(), options=QUICKLY)
         wish = Wish(model="digits", output="probabilities", inputs=("image",))
         told = harden_upstream(Target(server.url), wish, images(), options=QUICKLY).description
     assert told.upstream is not None
-    assert told.upstream.most_rows == 8 or told.upstream.most_rows == 1
+    assert told.upstream.most_rows == 8, "found out by asking"
     assert told.inputs[0].name == "image"
 
 
@@ -183,7 +184,7 @@ def test_a_busy_server_is_asked_again_and_a_wrong_one_is_not() -> None:
         with pytest.raises(UpstreamError) as error:
             harden_upstream(Target(server.url), WISH, images(), options=QUICKLY)
     assert "secret" not in str(error.value)
-    assert len(server.asked) == 1
+    assert len(server.asked) == 3, "the rows of the trial, once"
 
 
 @pytest.mark.parametrize(

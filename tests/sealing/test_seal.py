@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.bundle.conftest import CLASSES, FEATURES, make_draft, make_network
 from garrison.bundle.reader import verify
 from garrison.bundle.secret import check_secret, read_secret, secret_path, write_secret
 from garrison.crypto.owner import OwnerKey
-from garrison.errors import GuardError, SealingError, TargetExistsError, UnsupportedModelError
+from garrison.errors import GuardError, KeyFileError, SealingError, TargetExistsError, UnsupportedModelError
 from garrison.guard.pipeline import Pipeline
 from garrison.runtime.runner import Runner
 from garrison.sealing import seal as seal_module
@@ -205,6 +206,49 @@ def test_when_the_new_bundle_cannot_be_moved_the_old_one_is_back(
     with pytest.raises(SealingError, match="put in place"):
         seal(make_draft(version=2), owner, tmp_path / "b", force=True)
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("name", ["graph.onnx", "model.sig", ".b.secret"])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_disk_that_takes_no_more_leaves_everything_as_it_was(
+    owner: OwnerKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str, older: bool
+) -> None:
+    draft = make_draft(misinformation=wrong_network(), guard=MISINFORMING)
+    if older:
+        seal(draft, owner, tmp_path / "b")
+    before = content(tmp_path)
+    synced = os.fsync
+
+    def full(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().name.startswith(name):
+            raise OSError(number, os.strerror(number))
+        synced(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises((SealingError, KeyFileError), match=f"cannot be written: {os.strerror(number)}") as caught:
+            seal(draft, owner, tmp_path / "b", force=older)
+    assert type(caught.value) is (KeyFileError if name == ".b.secret" else SealingError)
+    assert content(tmp_path) == before
+    seal(draft, owner, tmp_path / "b", force=older)  # control
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b", "b.secret"]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    owner: OwnerKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(seal_module, "_original_answers", lambda _: pytest.fail("work was begun"))
+    with pytest.raises(SealingError, match="is no folder"):
+        seal(make_draft(), owner, tmp_path / "file" / "deep" / "b")
+    with monkeypatch.context() as patched:  # root may write to everything
+        patched.setattr(os, "access", lambda path, _: path != tmp_path)
+        with pytest.raises(SealingError, match="nothing may be written"):
+            seal(make_draft(), owner, tmp_path / "deep" / "b")
+    assert content(tmp_path) == {"file": b""}
+    with pytest.raises(pytest.fail.Exception):  # control
+        seal(make_draft(), owner, tmp_path / "b")
 
 
 @pytest.mark.parametrize(

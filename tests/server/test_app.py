@@ -47,7 +47,7 @@ def test_the_server_says_what_it_is(served: Served) -> None:
     found = get(served, "/v2").json()
     assert (found["name"], found["version"]) == ("garrison", __version__)
     assert "binary_tensor_data" in found["extensions"]
-    assert found["garrison"] == {"isolation": "none", "guard_forms": ["numpy"], "capabilities": {}}
+    assert found["garrison"] == {"isolation": "none", "guard_forms": ["graph"], "capabilities": {}, "gateway": ""}
 
 
 def test_the_default_version_is_the_highest(served: Served) -> None:

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.serving import Bundles, serve
 
+from garrison.errors import UnavailableError
+from garrison.server import budgets
 from garrison.server.budgets import _FRESH_SECONDS, FILE_NAME, BudgetBook
 
 LIMIT = 6_400
@@ -118,3 +121,50 @@ def test_near_the_end_a_count_is_read_again(tmp_path: Path) -> None:
     assert two.remaining("m", "alice", "ever", LIMIT) == 9
     for book in (one, two):
         book.close()
+
+
+def test_a_request_waits_for_another_program_one_second_at_most(tmp_path: Path) -> None:
+    book = BudgetBook(tmp_path)
+    assert charge(book)
+    book.give_back_idle()  # now it counts as idle
+    with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError):
+            book.give_back_idle()
+        start = time.monotonic()
+        with pytest.raises(UnavailableError, match="try again"):
+            charge(book, LEASE)
+        assert 0.8 < time.monotonic() - start < 3
+        other.execute("ROLLBACK")
+    other.close()
+    assert at_once(book) == [True]  # nothing that was leased is lost by it
+    assert charge(book, LEASE)
+    assert book.remaining("m", "alice", "ever", LIMIT) == LIMIT - LEASE - 2
+    book.close()
+
+
+def test_a_client_is_told_to_try_again_while_another_program_holds_the_budgets(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    with serve(bundles, "metered", state=tmp_path) as running:
+        with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            response = running.infer(path="/v2/models/metered/infer")
+            other.execute("ROLLBACK")
+        other.close()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert running.infer(path="/v2/models/metered/infer").status_code == 200  # control
+
+
+def test_a_server_ends_although_another_program_holds_the_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(budgets, "_OPENING_SECONDS", 0.1)
+    book = BudgetBook(tmp_path)
+    assert charge(book)
+    with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        book.close()
+        other.execute("ROLLBACK")
+    other.close()
+    assert "could not be given back" in caplog.text

@@ -74,7 +74,7 @@ def test_answers_are_those_of_the_whole_model_behind_the_same_guard(
     np.testing.assert_allclose(found, expected, atol=1e-5)
     bare = triton.run(x)
     assert (np.abs(found - bare).max(axis=1) > 0.05).any(), "control: some rows are misinformed"
-    assert triton.asked == [8, 8, 4], "no more rows in one request than the server takes"
+    assert sorted(triton.asked) == [4, 8, 8], "no more rows in one request than the server takes"
 
 
 def test_tritonclient_works_unmodified(served: Served, triton: Triton) -> None:
@@ -111,7 +111,7 @@ def test_a_model_without_batches_and_a_server_without_binary_tensors(
         x = images(11)
         with gateway(sealed, triton.url, tmp_path) as served, Client(served.url) as client:
             found = client.predict(x).outputs["probabilities"]
-        assert triton.asked == ([8, 3] if most_rows else [1] * 11)
+        assert sorted(triton.asked) == ([3, 8] if most_rows else [1] * 11)
         batched = triton.run(x)
     np.testing.assert_allclose(found, batched, atol=1e-5)
 

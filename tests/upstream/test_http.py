@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import ipaddress
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from garrison.errors import ConfigError, GarrisonError, UnavailableError, UpstreamError
 from garrison.upstream.http import Connections, Question, parse_url
@@ -206,3 +214,45 @@ def test_urls() -> None:
     found = parse_url("https://[::1]:8443/models/")
     assert (found.host, found.port, found.tls, found.path, found.name) == ("::1", 8443, True, "/models", "[::1]:8443")
     assert parse_url("http://host").port == 80
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate for 127.0.0.1 that vouches for itself, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "model server")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    file: Path = tmp_path_factory.mktemp("tls") / "server.pem"
+    file.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+def test_https_needs_a_certificate_that_holds(certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    large = b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + b"a" * 300_000
+
+    def script(stream: socket.socket, number: int) -> None:
+        with context.wrap_socket(stream, server_side=True) as secure:
+            answering(OK, large)(secure, number)
+
+    with scripted(script) as url:
+        url = url.replace("http:", "https:")
+        found = Connections(url, authorities=certificate, most_bytes=400_000, most=1)
+        assert [len(found.ask(ASK, 5.0).body) for _ in range(2)] == [2, 300_000]
+        assert found.opened == 1
+        found.close()
+        with connections(url) as strict, pytest.raises(UpstreamError, match="certificate"):
+            strict.ask(ASK, 5.0)
+    with pytest.raises(ConfigError, match="certificates"):
+        Connections(url, authorities=certificate.parent / "none", most_bytes=1, most=1)

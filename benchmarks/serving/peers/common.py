@@ -32,7 +32,7 @@ class Model:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._shape = [1, *self._session.get_inputs()[0].shape[1:]]
+        self.shape = [1, *self._session.get_inputs()[0].shape[1:]]
 
     def run(self, x: Array) -> Array:
         found: Array = self._session.run(["probabilities"], {"x": x})[0]
@@ -40,11 +40,13 @@ class Model:
 
     def run_bytes(self, data: bytes) -> bytes:
         """One row in, its probabilities out, both as little-endian float32."""
-        return self.run(np.frombuffer(data, np.float32).reshape(self._shape)).tobytes()
+        return self.run(np.frombuffer(data, np.float32).reshape(self.shape)).tobytes()
 
     def run_text(self, data: str) -> list[float]:
         """The same, from base64 to a list of numbers."""
-        values: list[float] = self.run(np.frombuffer(base64.b64decode(data), np.float32).reshape(self._shape))[0].tolist()
+        values: list[float] = self.run(np.frombuffer(base64.b64decode(data), np.float32).reshape(self.shape))[
+            0
+        ].tolist()
         return values
 
 

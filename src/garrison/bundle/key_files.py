@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def check_pair_target(out: Path, *, force: bool) -> tuple[Path, Path]:
 
 
 def make_pair(out: Path, passphrase: bytes | None = None, *, force: bool = False) -> KeyPair:
-    """Make a key pair and write OUT.key (mode 0600) and OUT.pub.
+    """Make a key pair and write OUT.key (mode 0600) and OUT.pub: both, or none of them.
 
     Args:
         passphrase: encrypts the private key; None leaves it plain.
@@ -52,8 +53,7 @@ def make_pair(out: Path, passphrase: bytes | None = None, *, force: bool = False
     """
     private, public = check_pair_target(out, force=force)
     owner = OwnerKey.generate()
-    _write(private, owner.to_pem(passphrase), 0o600)
-    _write(public, owner.public.pem, 0o644)
+    _write_all([(private, owner.to_pem(passphrase), 0o600), (public, owner.public.pem, 0o644)], force=force)
     return KeyPair(private, public, owner.public.fingerprint)
 
 
@@ -98,16 +98,62 @@ def read_public_key(file: Path) -> OwnerPublicKey:
         raise KeyFileError(f"{file}: {error}") from error
 
 
-def _write(file: Path, data: bytes, mode: int) -> None:
-    """The file appears whole, and is never readable by others on the way."""
-    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+def _write_all(files: Sequence[tuple[Path, bytes, int]], *, force: bool) -> None:
+    """All of the files appear whole, or none does and what was there is there still.
+
+    Args:
+        files: path, content, mode.
+        force: take the place of older ones.
+    """
+    older = []
+    with contextlib.ExitStack() as clean, contextlib.ExitStack() as undo:
+        staged = [_hidden(file) for file, _, _ in files]
+        for new, (file, data, mode) in zip(staged, files, strict=True):
+            clean.callback(_remove, new)
+            with _explained(file):
+                _stage(new, data, mode)
+        for new, (file, _, _) in zip(staged, files, strict=True):
+            with _explained(file):
+                if force and file.exists():
+                    older.append(_hidden(file))
+                    file.rename(older[-1])
+                    undo.callback(older[-1].replace, file)
+                os.close(
+                    os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                )  # the name is ours now
+                undo.callback(_remove, file)
+                new.replace(file)
+        undo.pop_all()
+    for file in older:
+        _remove(file)
+
+
+def _stage(new: Path, data: bytes, mode: int) -> None:
+    """Never readable by others on the way."""
+    new.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _hidden(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(file: Path) -> Iterator[None]:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "wb") as stream:
-            stream.write(data)
-        new.replace(file)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
+        if not file.parent.is_dir():
+            raise KeyFileError(f"{file}: cannot be written: {file.parent} is no folder") from error
+        if isinstance(error, FileExistsError):  # it has come since we looked
+            raise KeyFileError(f"{file} exists already; give another name, or --force to replace it") from error
         raise KeyFileError(f"{file}: cannot be written: {error.strerror}") from error

@@ -14,6 +14,8 @@ import base64
 import binascii
 import os
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from garrison.bundle.manifest import Manifest
@@ -41,21 +43,41 @@ def write_secret(path: Path, key: bytes, model: str) -> None:
     Raises:
         KeyFileError: it cannot be written.
     """
+    with staged_secret(path, key, model) as put_in_place:
+        put_in_place()
+
+
+@contextmanager
+def staged_secret(path: Path, key: bytes, model: str) -> Iterator[Callable[[], None]]:
+    """As `write_secret` in two steps: the file is written under a hidden name, and what is yielded puts it in place. Not called, it leaves nothing."""
     text = (
         f"# Misinformation key of the model {model!a}, for `garrison serve`.\n"
         "# Keep it on the server, outside the bundle, and secret.\n"
         f"{base64.b64encode(key).decode()}\n"
     )
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+    def put_in_place() -> None:
+        with _explained(path):
+            new.replace(path)
+
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+        with _explained(path):
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "w", encoding="ascii") as file:
                 file.write(text)
-            new.replace(path)
-        except BaseException:
+                file.flush()
+                os.fsync(file.fileno())
+        yield put_in_place
+    finally:
+        with suppress(OSError):
             new.unlink(missing_ok=True)
-            raise
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise KeyFileError(f"{path}: the misinformation key cannot be written: {error.strerror}") from error
 

@@ -18,7 +18,7 @@ from garrison.attest.appraise import appraise
 from garrison.attest.evidence import NONCE_BYTES, Evidence
 from garrison.attest.policy import Policy, load_policy
 from garrison.attest.report import Report
-from garrison.cli.output import console, json_option, notes, show_json
+from garrison.cli.output import console, json_option, notes, plain, show_json
 from garrison.errors import AttestationError, UnavailableError
 
 TIMEOUT_SECONDS = 30.0
@@ -133,7 +133,7 @@ def _show(evidence: Evidence, report: Report) -> None:
     table = Table("step", "status", "expected", "found")
     for step in report.steps:
         status = Text(step.status, style=_COLORS[step.status])
-        table.add_row(step.name, status, Text(_short(step.expected)), Text(_short(step.found)))
+        table.add_row(plain(step.name), status, plain(_short(step.expected)), plain(_short(step.found)))
     console.print(table)
     verdict = "[bold green]good enough[/]" if report.passed else "[bold red]NOT good enough[/]"
     console.print(verdict, end=" ")

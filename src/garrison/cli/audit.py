@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.table import Table as Grid
+from rich.text import Text
 
 from garrison.audit import data
 from garrison.audit.arms import Arms
@@ -21,7 +21,7 @@ from garrison.audit.report.content import Report
 from garrison.audit.report.write import load_format, paths_of, write_report
 from garrison.audit.run import run_audit
 from garrison.audit.targets import ReleaseChoice
-from garrison.cli.output import console, json_option, notes, progress, show_json
+from garrison.cli.output import console, json_option, notes, plain, printable, progress, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -134,15 +134,15 @@ def show(report: Report) -> None:
 
 def _grid(table: tables.Table) -> Grid:
     """The table on its side, which fits a terminal: a column for each arm."""
-    grid = Grid(title=table.title, caption=table.caption, title_justify="left", caption_justify="left")
+    grid = Grid(title=plain(table.title), caption=plain(table.caption), title_justify="left", caption_justify="left")
     grid.add_column("")
     for row in table.rows:
-        grid.add_column(escape(row[0].text), justify="right")
+        grid.add_column(plain(row[0].text), justify="right")
     for i, head in enumerate(table.head[1:], start=1):
-        grid.add_row(escape(head), *(_cell(row[i]) for row in table.rows))
+        grid.add_row(plain(head), *(_cell(row[i]) for row in table.rows))
     return grid
 
 
-def _cell(cell: tables.Cell) -> str:
-    detail = f"\n[dim]{escape(cell.detail)}[/]" if cell.detail else ""
-    return escape(cell.text) + detail
+def _cell(cell: tables.Cell) -> Text:
+    text = plain(cell.text)
+    return text.append(f"\n{printable(cell.detail)}", style="dim") if cell.detail else text

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from garrison import datasets as sets
-from garrison.cli.output import console, json_option, progress, show_json
+from garrison.cli.output import console, json_option, plain, printable, progress, show_json
 from garrison.errors import TargetExistsError, UnknownDatasetError
 
 
@@ -29,7 +29,7 @@ def list_sets(*, as_json: bool) -> None:
     table = Table("set", "kind", "rows", "what", "licence")
     for entry in found:
         rows = ", ".join(f"{split} {count:,}" for split, count in entry.splits.items())
-        table.add_row(entry.name, entry.kind, rows, entry.summary, entry.licence)
+        table.add_row(*map(plain, (entry.name, entry.kind, rows, entry.summary, entry.licence)))
     console.print(table)
 
 
@@ -62,4 +62,5 @@ def save(*, name: str, split: str, out: Path | None, force: bool, as_json: bool)
     if as_json:
         show_json(summary)
     else:
-        console.print(f"{target}: {len(found.x):,} rows, {found.licence}; {found.source}", soft_wrap=True)
+        told = f"{target}: {len(found.x):,} rows, {found.licence}; {found.source}"
+        console.print(printable(told), markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ import msgspec
 from rich.table import Table
 
 from garrison import __version__, datasets
-from garrison.cli.output import console, json_option, show_json
+from garrison.cli.output import console, json_option, plain, show_json
 from garrison.enclave.levels import isolation_name
 from garrison.enclave.rehearsal import rehearse
 from garrison.errors import IsolationError
@@ -68,7 +68,7 @@ def _show(checks: list[Check], *, works: bool) -> None:
             group = check.group
             table.add_row("", f"[bold]{group}[/]")
         mark = "[green]ok[/]" if check.ok else "[bold red]missing[/]" if check.needed else "[yellow]missing[/]"
-        table.add_row(mark, check.name, check.found, "" if check.ok else check.mend)
+        table.add_row(mark, *map(plain, (check.name, check.found, "" if check.ok else check.mend)))
     console.print(table)
     console.print("Serving works on this machine." if works else "[bold red]Serving does not work on this machine.[/]")
 
@@ -164,9 +164,15 @@ def _data() -> list[Check]:
         files = datasets.describe(name).files
         there = [_size(cache / name / file) == size for file, size in files.items()]
         text = f"{sum(there)} of {len(there)} files in the cache"
-        mend = f"garrison datasets fetch {name}"
+        mend = _mend_data(name)
         found.append(Check(group="data sets", name=name, ok=all(there), found=text, mend=mend))
     return found
+
+
+def _mend_data(name: str) -> str:
+    if datasets.describe(name).kind == "model":
+        return f"in Python: garrison.datasets.fetch({name!r})"
+    return f"garrison datasets save {name}"
 
 
 def _size(file: Path) -> int:

@@ -176,6 +176,6 @@ def _show(target: Path, written: Hardened, labelled: bool) -> None:
         lines.append(
             ("misinformation", f"{classes:.0f} of {len(written.labels)} classes used, normalised entropy {spread:.2f}")
         )
-    console.print(f"[bold]{target}[/]")
+    console.print(str(target), style="bold", markup=False, soft_wrap=True)
     for name, value in lines:
         console.print(f"  {name:<32} {value}", markup=False, soft_wrap=True)

@@ -8,12 +8,11 @@ from typing import Any
 import click
 import msgspec
 from rich.table import Table
-from rich.text import Text
 
 from garrison.bundle.manifest import GraphEntry, InputSpec, Manifest
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.bundle.unverified import UnverifiedBundle, read_unverified
-from garrison.cli.output import console, json_option, notes, show_json
+from garrison.cli.output import console, json_option, notes, plain, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
 from garrison.types import DefenseSpec
 
@@ -59,18 +58,18 @@ def _as_json(manifest: Manifest, digest: str, signer: str, *, verified: bool) ->
 def _show(manifest: Manifest, signer: str, *, verified: bool) -> None:
     status = "[bold green]verified[/]" if verified else "[bold red]NOT VERIFIED[/]"
     console.print(status, end="  ")
-    console.print(_plain(f"{manifest.name}, version {manifest.version}"), style="bold")
+    console.print(plain(f"{manifest.name}, version {manifest.version}"), style="bold")
     console.print(f"{'signed by' if verified else 'claims to be signed by'} {signer}", markup=False, soft_wrap=True)
     labels = f"; labels {_some(manifest.labels)}" if manifest.labels else ""
     answer = f"{manifest.task.value}, {manifest.outputs} x {manifest.output_datatype}{labels}"
-    console.print(_plain(f"answers  {answer}"), soft_wrap=True)
+    console.print(plain(f"answers  {answer}"), soft_wrap=True)
     if manifest.upstream is not None:
         told = f"guards   {manifest.upstream}, on another server; holds no model, and proves nothing of the parameters there"
-        console.print(_plain(told), soft_wrap=True)
+        console.print(plain(told), soft_wrap=True)
     console.print(_inputs(manifest.inputs))
     console.print(_guard(manifest.guard))
     key = "needs the misinformation key (BUNDLE.secret)" if manifest.key_commitment else "needs no key"
-    console.print(_plain(f"the guard runs in the form: {_guard_form(manifest)}; {key}"), soft_wrap=True)
+    console.print(plain(f"the guard runs in the form: {_guard_form(manifest)}; {key}"), soft_wrap=True)
     console.print(_chunks(manifest))
     console.print(_provenance(manifest))
 
@@ -79,13 +78,8 @@ def _guard_form(manifest: Manifest) -> str:
     return "graph" if manifest.guarded is not None else f"numpy: {manifest.numpy_because}"
 
 
-def _plain(text: str) -> Text:
-    """Names may be an attacker's: no markup, and no control characters for the terminal."""
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
 def _row(table: Table, *cells: str) -> None:
-    table.add_row(*map(_plain, cells))
+    table.add_row(*map(plain, cells))
 
 
 def _inputs(inputs: tuple[InputSpec, ...]) -> Table:
@@ -130,7 +124,7 @@ def _some(value: Any) -> str:
 
 def _chunks(manifest: Manifest) -> Table:
     table = Table("file", "bytes", "SHA-256", "holds", title="files")
-    for graph in (manifest.graph, manifest.misinformation):
+    for graph in (manifest.victim, manifest.misinformation):
         if graph is not None:
             _add_graph(table, graph)
     if manifest.guarded is not None:

@@ -44,4 +44,5 @@ def keygen(out: Path, encrypt: bool, passphrase_file: Path | None, force: bool, 
     console.print(f"public key   {pair.public}", markup=False, soft_wrap=True)
     console.print(f"fingerprint  {pair.fingerprint}", markup=False, soft_wrap=True)
     if passphrase is None:
-        notes.print(f"{pair.private} is not encrypted: whoever reads it can sign in your name.", soft_wrap=True)
+        told = f"{pair.private} is not encrypted: whoever reads it can sign in your name."
+        notes.print(told, markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from garrison.cli.output import console, json_option, notes, show_json
+from garrison.cli.output import console, json_option, notes, plain, printable, show_json
 from garrison.server.auth import add_key, read_keys, revoke_key
 
 DEFAULT_FILE = "keys.json"
@@ -38,7 +38,8 @@ def add(caller: str, file: Path, as_json: bool) -> None:
         show_json({"caller": caller, "key": key, "file": str(file)})
         return
     click.echo(key)
-    notes.print(f"Kept in {file} as a hash; this is the only time that the key is shown.", soft_wrap=True)
+    told = f"Kept in {printable(str(file))} as a hash; this is the only time that the key is shown."
+    notes.print(told, markup=False, soft_wrap=True)
 
 
 @keys.command(name="list")
@@ -52,7 +53,7 @@ def list_(file: Path, as_json: bool) -> None:
         return
     table = Table("caller", "made")
     for caller, entry in sorted(entries.items()):
-        table.add_row(caller, entry.created)
+        table.add_row(plain(caller), plain(entry.created))
     console.print(table)
 
 

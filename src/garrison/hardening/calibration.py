@@ -203,7 +203,8 @@ def _check(probabilities: Array, confidence: Array, y: Array | None, benign_loss
         raise CalibrationError(f"expected probabilities (rows, classes), found shape {probabilities.shape}")
     if rows < FEWEST_ROWS:
         raise CalibrationError(
-            f"expected at least {FEWEST_ROWS} calibration rows, found {rows}; give more of them, apart from the training rows"
+            f"expected at least {FEWEST_ROWS} calibration rows, found {rows}; give more of them "
+            "(without --calibration, `garrison harden` holds out a fifth of --data)"
         )
     if not np.isfinite(probabilities).all() or not np.isfinite(confidence).all():
         raise CalibrationError(

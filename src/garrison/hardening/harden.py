@@ -239,7 +239,9 @@ def guard_chain(fitted: Calibration, options: Options, victim: Victim) -> tuple[
     return specs_of(defenses)
 
 
-def draw_outliers(given: Rows | None, wanted: Wanted, victim: Victim, held_out: Part, seed: int) -> dict[str, Array] | None:
+def draw_outliers(
+    given: Rows | None, wanted: Wanted, victim: Victim, held_out: Part, seed: int
+) -> dict[str, Array] | None:
     """Given outliers, or drawn ones for a single real-valued input; None where neither can be had."""
     if given is not None:
         return for_model(given, wanted)

@@ -215,8 +215,7 @@ def _victim(
         raise UnsupportedModelError(
             f"a guard for another server's model needs probabilities or logits, not {options.output}"
         )
-    trial = {name: x[:_TRIAL_ROWS] for name, x in held_out.inputs.items()}
-    entry, values, binary = _try(connections, described, wish, trial, options, limits)
+    entry, values, binary = _try(connections, described, wish, held_out.inputs, options, limits)
     given = [options.labels, *(rows.labels for rows in files[:2] if rows is not None), described.labels or None]
     labels = next((names for names in given if names is not None), None) or tuple(map(str, range(values.shape[1])))
     if len(labels) != values.shape[1] or len(set(labels)) != len(labels):
@@ -248,12 +247,12 @@ def _try(
     connections: Connections,
     described: Description,
     wish: Wish,
-    trial: Inputs,
+    inputs: Inputs,
     options: Options,
     limits: Limits,
 ) -> tuple[UpstreamEntry, FloatArray, bool]:
-    """The entry, with what a few rows have shown: logits or probabilities, and whether rows go together."""
-    first = next(iter(trial.values()))
+    """The entry, with what a few rows have shown: logits or probabilities, and how many rows go together."""
+    first = next(iter(inputs.values()))
     told = described.inputs[0].shape if described.inputs else (-1, *first.shape[1:])
     batched = len(told) == first.ndim
     most = wish.rows_a_request if batched and told[0] == -1 else 1
@@ -269,16 +268,18 @@ def _try(
         batched=batched,
     )
 
-    def ask(how: UpstreamEntry) -> FloatArray:
+    def ask(how: UpstreamEntry, rows: int) -> FloatArray:
         model = UpstreamModel(
             connections, how, outputs=None, datatype=None, binary=described.binary, seconds=limits.upstream_seconds
         )
-        return _patiently(lambda: model.ask(trial))
+        return _patiently(lambda: model.ask({name: x[:rows] for name, x in inputs.items()}))
 
-    values = ask(entry)
-    most = min(most, described.most_rows or most)
-    if most > 1 and not _together(lambda: ask(msgspec.structs.replace(entry, most_rows=most)), values):
-        most = 1
+    values = ask(entry, _TRIAL_ROWS)
+    most = _together(
+        lambda rows: ask(msgspec.structs.replace(entry, most_rows=rows), rows),
+        values,
+        min(most, described.most_rows or most, len(first)),
+    )
     gives = (
         options.output if options.output != "auto" else ("probabilities" if _are_probabilities(values) else "logits")
     )
@@ -302,13 +303,17 @@ def _output(described: Description, wish: Wish) -> str:
     )
 
 
-def _together(ask: Callable[[], FloatArray], alone: FloatArray) -> bool:
-    """Whether rows that are asked together are answered as each is alone."""
-    try:
-        found = ask()
-    except (UpstreamError, UnavailableError):
-        return False
-    return found.shape == alone.shape and np.allclose(found, alone, rtol=_TRIAL_TOLERANCE, atol=_TRIAL_TOLERANCE)
+def _together(ask: Callable[[int], FloatArray], alone: FloatArray, most: int) -> int:
+    """How many rows may be asked together: so many as the server takes, and one where that changes their answers."""
+    while most > 1:
+        try:
+            found = ask(most)[: len(alone)]
+        except UpstreamError:
+            most //= 2
+            continue
+        same = np.allclose(found, alone[: len(found)], rtol=_TRIAL_TOLERANCE, atol=_TRIAL_TOLERANCE)
+        return most if same else 1
+    return 1
 
 
 def _are_probabilities(values: FloatArray) -> bool:

@@ -10,9 +10,7 @@ from garrison.types import Task
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "garrison_proof")
 BATCH_DIMENSION = -1
-GATEWAY_NOTE = (
-    "another server computes the model and sees the inputs; this one vouches for the guard, and for neither the parameters there nor privacy"
-)
+GATEWAY_NOTE = "another server computes the model and sees the inputs; this one vouches for the guard, and for neither the parameters there nor privacy"
 
 
 class TensorMetadata(msgspec.Struct, frozen=True):

@@ -29,10 +29,11 @@ def check_target(path: Path, *, force: bool) -> None:
     """Raise `TargetExistsError` where a bundle may not be put; to be called before long work is begun.
 
     Raises:
-        SealingError: also where it cannot be looked at (no permission).
+        SealingError: also where it cannot be looked at, or nothing can be written there (no permission, a read-only disk).
     """
     try:
         _check_target(path, force=force)
+        _check_parent(path)
     except OSError as error:
         raise SealingError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -49,6 +50,16 @@ def _check_target(path: Path, *, force: bool) -> None:
         raise TargetExistsError(f"{path} is not replaced: {foreign}. Only a sealed bundle may be replaced")
 
 
+def _check_parent(path: Path) -> None:
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise SealingError(f"{path}: cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SealingError(f"{path}: cannot be written: nothing may be written to {folder}")
+
+
 def _there(path: Path) -> bool:
     return path.is_symlink() or path.exists()
 
@@ -57,7 +68,7 @@ def _why_no_bundle(path: Path) -> str | None:
     """Why this is no bundle, or holds something that is not a bundle's; None where it is one."""
     if path.is_symlink() or not path.is_dir():
         return "it is no folder"
-    for file in sorted(path.rglob("*")):
+    for file in path.rglob("*"):  # ends at the first strange file: this may be anybody's folder, and large
         name = file.relative_to(path).as_posix()
         chunk = file.parent == path / PARAMETER_FOLDER and file.suffix == ".bin"
         own = name in _OWN_FILES or name == PARAMETER_FOLDER or chunk

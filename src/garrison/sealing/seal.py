@@ -25,7 +25,7 @@ from garrison.bundle.manifest import (
     parse_manifest,
 )
 from garrison.bundle.reader import VerifiedBundle, verify
-from garrison.bundle.secret import read_secret, secret_path, write_secret
+from garrison.bundle.secret import read_secret, secret_path, staged_secret
 from garrison.crypto.canonical import sha256_hex
 from garrison.crypto.owner import OwnerKey, key_commitment
 from garrison.errors import (
@@ -108,9 +108,12 @@ def seal(draft: Draft, owner: OwnerKey, out: Path, *, force: bool = False) -> Ma
             manifest, files = _in_numpy(manifest, files, different)
             _write(folder, files, owner, draft.name)
             _prove(folder, owner, draft.rows, expected)
-        put_in_place(folder, out, force=force)
-    if key is not None:
-        write_secret(secret_path(out), key, draft.name)
+        if key is None:
+            put_in_place(folder, out, force=force)
+        else:
+            with staged_secret(secret_path(out), key, draft.name) as put_secret_in_place:
+                put_in_place(folder, out, force=force)
+                put_secret_in_place()
     return manifest
 
 

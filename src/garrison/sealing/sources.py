@@ -52,7 +52,9 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
     """
     found = read_hardened(path)
     if options.require_sealed and found.upstream is not None:
-        raise ConfigError("no enclave can open sealed requests for a model that another server runs: no --require-sealed")
+        raise ConfigError(
+            "no enclave can open sealed requests for a model that another server runs: no --require-sealed"
+        )
     model = None if found.model is None else load_model(path / found.model)
     chain = edit_chain(found.guard, options)
     used = any(spec.name == AdaptiveMisinformation.name for spec in chain)

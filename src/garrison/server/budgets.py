@@ -13,16 +13,20 @@ Grows on disk with the number of callers; counts of past days are dropped.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from garrison.errors import ConfigError
+from garrison.errors import ConfigError, UnavailableError
+
+logger = logging.getLogger(__name__)
 
 CALLERS_IN_MEMORY = 65_536
 FILE_NAME = "budgets.sqlite3"
@@ -31,7 +35,10 @@ NO_LIMIT = -1
 _SCHEMA_VERSION = 1
 _LEASES = 64
 _MOST_LEASED = 4_096
-_BUSY_SECONDS = 10.0
+_BUSY_SECONDS = 1.0
+"""So long a request waits for another program's lock; its client is told to try again then."""
+_OPENING_SECONDS = 10.0
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _FRESH_SECONDS = 0.25
 """Near its end, a count is read again after this: other servers may have used rows, or given some back."""
 _NEAR_END = 4
@@ -84,8 +91,12 @@ class BudgetBook:
         self._begun = False
 
     def remaining(self, model: str, caller: str, period: str, limit: int) -> int:
-        """Rows that a caller may still ask, at least 0."""
-        with self._lock:
+        """Rows that a caller may still ask, at least 0.
+
+        Raises:
+            UnavailableError: another program holds the database for longer than a request waits.
+        """
+        with self._lock, _no_long_wait():
             key = model, caller, self._period(period)
             account = self._account(key)
             if account.is_stale(limit):
@@ -128,15 +139,16 @@ class BudgetBook:
             For each whether it was charged; a caller who has not enough left is not charged at all.
 
         Raises:
+            UnavailableError: another program holds the database for longer than a request waits; nothing may be answered.
             sqlite3.Error: the disk failed; nothing that was asked for may be answered.
         """
-        with self._lock:
+        with self._lock, _no_long_wait():
             now = self._period(period)
             try:
                 granted = [rows == 0 or self._take((model, caller, now), rows, limit) for caller, rows in wants]
                 self._commit()
             except BaseException:
-                self._forget()
+                self._forget_unwritten()
                 raise
             return granted
 
@@ -144,17 +156,26 @@ class BudgetBook:
         """Give back leases of which nothing was used since this was called last, so that other servers may use them."""
         with self._lock:
             leased = [(key, account) for key, account in self._accounts.items() if account.unused]
-            self._give_back([key for key, account in leased if account.idle])
-            self._commit()
+            try:
+                self._give_back([key for key, account in leased if account.idle])
+                self._commit()
+            except BaseException:
+                self._forget_unwritten()
+                raise
             for _, account in leased:
                 account.idle = True
 
     def close(self) -> None:
-        """Give unused leases back and close the database."""
+        """Give unused leases back, if the disk allows, and close the database."""
         with self._lock:
-            self._give_back(list(self._accounts))
-            self._commit()
-            self._database.close()
+            try:
+                _wait_at_most(self._database, _OPENING_SECONDS)  # nobody waits for an answer
+                self._give_back(list(self._accounts))
+                self._commit()
+            except sqlite3.Error as error:
+                logger.warning("unused budgets could not be given back: %s", error)
+            finally:
+                self._database.close()
 
     def _take(self, key: Key, rows: int, limit: int) -> bool:
         account = self._account(key)
@@ -210,9 +231,10 @@ class BudgetBook:
 
     def _give_back(self, keys: Sequence[Key]) -> None:
         for key in keys:
+            if self._accounts[key].unused:
+                self._begin()  # may fail, and nothing is forgotten then
             unused = self._accounts.pop(key).unused
             if unused:
-                self._begin()
                 self._database.execute(
                     "UPDATE spent SET rows = rows - ? WHERE model = ? AND caller = ? AND period = ?", (unused, *key)
                 )
@@ -240,10 +262,10 @@ class BudgetBook:
             self._database.execute("COMMIT")
             self._begun = False
 
-    def _forget(self) -> None:
-        """After a failure it is not known which leases the disk holds. Forgetting them all can only cost callers rows."""
-        self._accounts.clear()
+    def _forget_unwritten(self) -> None:
+        """After a failed write it is not known which leases the disk holds. Forgetting them all can only cost callers rows."""
         if self._begun:
+            self._accounts.clear()
             self._begun = False
             self._database.rollback()
 
@@ -301,12 +323,27 @@ class ModelBudget:
         return self.book.charge(self.model, self.period, self.rows, wants)
 
 
+@contextmanager
+def _no_long_wait() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BUSY:  # the low byte says what, the rest where
+            raise
+        logger.warning("another program holds the budgets for longer than %g s", _BUSY_SECONDS)
+        raise UnavailableError("the budgets are in use elsewhere just now; try again") from error
+
+
+def _wait_at_most(database: sqlite3.Connection, seconds: float) -> None:
+    database.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+
+
 def _open(folder: Path) -> sqlite3.Connection:
     path = folder / FILE_NAME
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute(
@@ -317,6 +354,7 @@ def _open(folder: Path) -> sqlite3.Connection:
         if found not in {0, _SCHEMA_VERSION}:
             raise ConfigError(f"{path} is of version {found}, this program knows version {_SCHEMA_VERSION}")
         database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        _wait_at_most(database, _BUSY_SECONDS)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
             f"the budgets cannot be kept in {path}: {error}; choose a folder with server.state or --state"

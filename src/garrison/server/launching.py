@@ -6,6 +6,7 @@ Refuses to start rather than to start weaker than asked.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def launch_all(
     """
     check_exposure(config)
     _check_isolation(config)
+    _check_state(config.server.state)
     peeks = [_peek(bundle, config.limits.manifest_bytes) for bundle in bundles]
     _check_tightened(config, peeks)
     enclaves: list[Enclave] = []
@@ -105,6 +107,20 @@ def _check_isolation(config: Config) -> None:
         )
     if server.upstream and server.parameter_memory_mib:
         raise ConfigError("a gateway holds no parameters, so --parameter-memory has nothing to bound")
+
+
+def _check_state(named: str) -> None:
+    """Raise `ConfigError` for a folder of budgets that cannot be used, also where no model here needs one yet."""
+    if not named:
+        return
+    folder = Path(named).absolute()
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"server.state, --state: {folder} cannot be a folder: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"server.state, --state: {folder} cannot be used: nothing may be written to {there}")
 
 
 def _start(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPublicKey]) -> Launch:

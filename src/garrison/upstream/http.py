@@ -12,7 +12,6 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,9 @@ import h11
 
 from garrison.errors import ConfigError, UnavailableError, UpstreamError
 from garrison.limits import Limits
+from garrison.upstream.stream import after, left, receive, send
 from garrison.upstream.target import Target
 
-_READ_BYTES = 256 * 1024
 _HEAD_BYTES = 32 * 1024
 _MOST_PORT = 65_535
 _PORTS = {"http": 80, "https": 443}
@@ -141,7 +140,7 @@ class Connections:
         Raises:
             UnavailableError, UpstreamError: as `ask`, if one of them fails.
         """
-        deadline = time.monotonic() + seconds
+        deadline = after(seconds)
         found: list[Response] = []
         for start in range(0, len(questions), self._most):
             found += self._side_by_side(questions[start : start + self._most], deadline)
@@ -198,14 +197,15 @@ class Connections:
         if self._closed:
             raise UnavailableError(DOWN)
         try:
-            stream = socket.create_connection((address.host, address.port), timeout=_left(deadline))
+            stream = socket.create_connection((address.host, address.port), timeout=left(deadline))
         except OSError as error:
             raise UnavailableError(DOWN) from error
         try:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                stream.settimeout(_left(deadline))
+                stream.settimeout(left(deadline))
                 stream = self._tls.wrap_socket(stream, server_hostname=address.host)
+            stream.settimeout(0)
         except ssl.SSLCertVerificationError as error:
             stream.close()
             raise UpstreamError("the certificate of the model's server does not hold") from error
@@ -257,10 +257,8 @@ class _Connection:
             http.send_with_data_passthrough(h11.Data(data=question.body))
         http.send(h11.EndOfMessage())
         try:
-            self._stream.settimeout(_left(deadline))
-            self._stream.sendall(head + question.body)
+            send(self._stream, head + question.body, deadline)
         except TimeoutError as error:
-            self.close()
             raise UnavailableError(SLOW) from error
         except OSError:
             return False
@@ -294,8 +292,7 @@ class _Connection:
         while True:
             event = http.next_event()
             if event is h11.NEED_DATA:
-                self._stream.settimeout(_left(deadline))
-                http.receive_data(self._stream.recv(_READ_BYTES))
+                http.receive_data(receive(self._stream, deadline))
             elif isinstance(event, h11.Response):
                 head = event
             elif isinstance(event, h11.Data):
@@ -314,9 +311,8 @@ class _Connection:
 
     def _first(self, deadline: float, *, kept: bool) -> bytes:
         """The first bytes of an answer; empty where a kept connection has ended."""
-        self._stream.settimeout(_left(deadline))
         try:
-            data = self._stream.recv(_READ_BYTES)
+            data = receive(self._stream, deadline)
         except ConnectionError:
             data = b""
         if not data and not kept:  # nobody is known to be at fault; but whoever asks again is dropped again
@@ -334,13 +330,6 @@ class _Connection:
 
     def close(self) -> None:
         self._stream.close()
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise UnavailableError(SLOW)
-    return left
 
 
 def _tls(authorities: Path | None) -> ssl.SSLContext:

@@ -1,0 +1,145 @@
+"""`make bench`: every benchmark, one part after the other, each into its own part of docs/benchmarks.md.
+
+    python -m benchmarks.bench                          # all parts
+    python -m benchmarks.bench --only serving,sealed    # make bench ONLY=serving,sealed
+    python -m benchmarks.bench --skip theft             # make bench SKIP=theft
+
+A part that fails does not stop the others; its old text stays on the page, and the command ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import pages
+
+ROOT = Path(__file__).parents[1]
+SEED = Path("out/bench/seed-0")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One benchmark.
+
+    Attributes:
+        words: what follows `python`.
+        writes: it writes its part of the page itself; else what it prints is put there.
+        needs: files that another part makes.
+    """
+
+    name: str
+    title: str
+    words: tuple[str, ...]
+    writes: bool = False
+    needs: tuple[Path, ...] = ()
+    made_by: str = ""
+
+
+PARTS = (
+    Part("serving", "Garrison and its peers, about 25 minutes", ("-m", "benchmarks.serving"), writes=True),
+    Part("request", "a guarded request, and the web server and runtime alone", ("benchmarks/serve_lenet.py",)),
+    Part("sealed", "a sealed request against a plain one", ("benchmarks/sealed_requests.py", "--json")),
+    Part("middleware", "the guard inside a FastAPI app", ("-m", "benchmarks.middleware_cost")),
+    Part("parameters", "parameters on demand", ("benchmarks/parameters_on_demand.py", "--json")),
+    Part("theft", "five seeds from training to the clones, hours", ("-m", "benchmarks.run"), writes=True),
+    Part(
+        "misinformation",
+        "misinformation as a share of inference",
+        (
+            *("benchmarks/misinformation_cost.py", "--bundle", str(SEED / "bundle")),
+            *("--plain", str(SEED / "training" / "plain.onnx"), "--trust", str(SEED / "owner.pub")),
+        ),
+        needs=(SEED / "bundle", SEED / "training" / "plain.onnx", SEED / "owner.pub"),
+        made_by="theft",
+    ),
+)
+
+
+def chosen(only: str, skip: str) -> list[Part]:
+    """The parts that are asked for, in their order.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
+    names = [part.name for part in PARTS]
+    wanted, unwanted = split(only) or names, split(skip)
+    unknown = sorted({*wanted, *unwanted} - {*names})
+    if unknown:
+        raise ValueError(f"there is no part {unknown[0]!r}, only {', '.join(names)}")
+    return [part for part in PARTS if part.name in wanted and part.name not in unwanted]
+
+
+def split(names: str) -> list[str]:
+    return [name.strip() for name in names.replace(",", " ").split()]
+
+
+def block(part: Part, said: str) -> str:
+    """What a benchmark printed, as a part of the page."""
+    try:
+        said = json.dumps(json.loads(said), indent=2)
+        kind = "json"
+    except ValueError:
+        kind = "text"
+    return f"{pages.made(f'make bench ONLY={part.name}')}\n\n```{kind}\n{said.strip()}\n```"
+
+
+def run(part: Part) -> str:
+    """Why a part failed; "" where it did not."""
+    missing = [str(path) for path in part.needs if not (ROOT / path).exists()]
+    if missing:
+        return f"{missing[0]} is missing: it is made by `make bench ONLY={part.made_by}`"
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run(
+            [sys.executable, *part.words], cwd=ROOT, check=False, stdout=None if part.writes else output, text=True
+        )
+        output.seek(0)
+        said = output.read()
+    if done.returncode:
+        return f"exit code {done.returncode}"
+    if not part.writes:
+        print(said)
+        pages.write(part.name, block(part, said))
+    return ""
+
+
+def run_all(parts: Sequence[Part]) -> dict[str, str]:
+    """Each part's failure, "" where there was none."""
+    found = {}
+    for number, part in enumerate(parts, 1):
+        print(f"\n=== {number}/{len(parts)} {part.name}: {part.title} ===", flush=True)
+        started = time.monotonic()
+        try:
+            found[part.name] = run(part)
+        except (OSError, pages.PageError) as error:
+            found[part.name] = str(error)
+        took = time.monotonic() - started
+        print(f"=== {part.name}: {found[part.name] or 'done'}, {took:.0f} s ===", flush=True)
+    return found
+
+
+def main() -> None:
+    names = ", ".join(part.name for part in PARTS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help=f"of {names}, with commas between")
+    parser.add_argument("--skip", default="", help="the same names")
+    given = parser.parse_args()
+    try:
+        parts = chosen(given.only, given.skip)
+    except ValueError as error:
+        parser.error(str(error))
+    found = run_all(parts)
+    failed = {name: why for name, why in found.items() if why}
+    if failed:
+        sys.exit("these parts failed: " + "; ".join(f"{name} ({why})" for name, why in failed.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The stages of a run: which servers take turns, how often, with how much load. Rounds are interleaved, and the order is rotated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.serve_lenet import SERVER_CORE, free_port, pinned
+from benchmarks.serving.arms import OURS, Arm, ArmError, Server, garrison_command, peer_arm, serving, stop
+from benchmarks.serving.driving import ROOT, LoadError, PoolUsedUpError, drive, measure, pool_size, settle
+from benchmarks.serving.environments import PEERS, Environment, ready
+from benchmarks.serving.figures import rate as rate_of
+from benchmarks.serving.figures import values
+from benchmarks.serving.models import MODELS, Prepared, prepare
+from benchmarks.serving.records import Book, Key, Record
+
+from benchmarks.serving import pools
+from garrison.errors import GarrisonError
+
+FIRST_GUESS, CONNECTIONS = 2_000.0, (32, 1)
+BATCHES = (1, 32)
+HALF = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How long a run is. `rounds` by stage, for the peers by model; seconds of load for each arm, in each round."""
+
+    models: tuple[str, ...] = tuple(MODELS)
+    peers: tuple[str, ...] = tuple(PEERS)
+    guard_rounds: int = 9
+    peer_rounds: dict[str, int] = field(default_factory=lambda: {"lenet": 5, "mlp": 3, "resnet18": 4})
+    latency_rounds: int = 7
+    starts: int = 7
+    seconds: float = 2.0
+    large_seconds: float = 4.0
+    latency_seconds: float = 3.0
+    warm_seconds: float = 1.0
+
+
+class Progress:
+    """Tells how far a run is, on standard error."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._start = total, 0, time.monotonic()
+
+    def tell(self, text: str) -> None:
+        took = time.monotonic() - self._start
+        print(
+            f"[{self._done}/{self._total}, {int(took) // 60}:{int(took) % 60:02d}] {text}", file=sys.stderr, flush=True
+        )
+
+    def step(self, text: str) -> None:
+        self._done += 1
+        self.tell(text)
+
+
+class Run:
+    """One run of the bench: its settings, its book, the servers that are up."""
+
+    def __init__(self, settings: Settings, book: Book, folder: Path) -> None:
+        self.settings, self.book, self.folder = settings, book, folder
+        self.progress = Progress(self._steps())
+        self.environments: dict[str, Environment] = {}
+        self._prepared: dict[str, Prepared] = {}
+
+    def _steps(self) -> int:
+        s = self.settings
+        peers = sum(s.peer_rounds[model] for model in s.models) * len(CONNECTIONS) if s.peers else 0
+        return s.guard_rounds * len(CONNECTIONS) + peers + 3 * s.latency_rounds + s.starts
+
+    def everything(self) -> None:
+        self.guard()
+        if self.settings.peers:
+            self.environments = {name: ready(PEERS[name], self.progress.tell) for name in self.settings.peers}
+            for model in self.settings.models:
+                self.peers(model)
+        self.latency()
+        self.start()
+
+    def prepared(self, model: str) -> Prepared:
+        """The model's files, made when they are needed first."""
+        if model not in self._prepared:
+            self.progress.tell(f"making and sealing the model {model}")
+            self._prepared[model] = prepare(MODELS[model], self.folder / "models" / model)
+        return self._prepared[model]
+
+    def guard(self) -> None:
+        """Garrison's arms alone, LeNet size, with the bare runtime beside them: what the guard adds, in short rounds."""
+        keys = [Key("guard", "lenet", c, k) for k in range(self.settings.guard_rounds) for c in CONNECTIONS]
+        if self._skip(keys):
+            return
+        with self._servers(OURS, "lenet") as (servers, failed):
+            for key in keys:
+                if self._skip([key]):
+                    continue
+                if key.connections == CONNECTIONS[0]:
+                    self._runtime(key.round)
+                self._round(key, servers, failed, self.settings.seconds)
+
+    def peers(self, model: str) -> None:
+        """All servers on one model."""
+        rounds = self.settings.peer_rounds[model]
+        keys = [Key("peers", model, c, k) for k in range(rounds) for c in CONNECTIONS]
+        if self._skip(keys):
+            return
+        seconds = self.settings.large_seconds if model == "resnet18" else self.settings.seconds
+        arms = (*OURS, *map(peer_arm, self.settings.peers))
+        with self._servers(arms, model) as (servers, failed):
+            for key in keys:
+                if not self._skip([key]):
+                    self._round(key, servers, failed, seconds)
+
+    def latency(self) -> None:
+        """Open loop, LeNet size: each guarded arm against the unguarded server, at half of what the arm can do."""
+        settings, lenet = self.settings, "lenet"
+        blocks = [arm for arm in OURS if arm.guarded]
+        keys = {
+            arm.name: [Key(f"latency-{arm.name}", lenet, 32, k) for k in range(settings.latency_rounds)]
+            for arm in blocks
+        }
+        if self._skip([key for found in keys.values() for key in found]):
+            return
+        with self._servers(OURS, lenet) as (servers, failed):
+            for k in range(settings.latency_rounds):
+                for arm in blocks:
+                    if self._skip([keys[arm.name][k]]):
+                        continue
+                    rates = values(self.book.records, "guard", lenet, 32, arm.name, rate_of)
+                    if not rates:
+                        self.progress.step(f"latency, {arm.name}: not measured, its throughput is not known")
+                        continue
+                    pair = [server for server in servers if server.arm.name in {arm.name, "unguarded"}]
+                    load = HALF * sorted(rates)[len(rates) // 2]
+                    mine = {name: why for name, why in failed.items() if name in {arm.name, "unguarded"}}
+                    self._round(keys[arm.name][k], pair, mine, settings.latency_seconds, load)
+
+    def start(self) -> None:
+        """From the command to the first good answer, guarded and isolated, on all cores."""
+        arm = next(arm for arm in OURS if arm.name == "isolated")
+        for k in range(self.settings.starts):
+            key = Key("start", "lenet", 1, k)
+            if self._skip([key]):
+                continue
+            try:
+                took = first_answer(arm, self.prepared("lenet"), self.folder / "start")
+                record = Record("start", "lenet", 1, k, arm.name, p50_ms=took * 1e3, requests=1)
+            except (OSError, ArmError) as error:
+                record = Record("start", "lenet", 1, k, arm.name, failure=str(error))
+            self.book.add([record])
+            self.progress.step(f"start: {record.failure or f'{record.p50_ms:.0f} ms'}")
+
+    def _skip(self, keys: Sequence[Key]) -> bool:
+        return all(self.book.has(key) for key in keys)
+
+    @contextmanager
+    def _servers(self, arms: Sequence[Arm], model: str) -> Iterator[tuple[list[Server], dict[str, str]]]:
+        """Those that run, and why the others do not."""
+        prepared = self.prepared(model)
+        running: list[Server] = []
+        failed: dict[str, str] = {}
+        with ExitStack() as stack:
+            for arm in arms:
+                self.progress.tell(f"{model}: starting {arm.title}")
+                environment = self.environments.get(arm.name)
+                try:
+                    server = stack.enter_context(
+                        serving(arm, prepared, environment, self.folder / "servers" / arm.name)
+                    )
+                    with server.awake():
+                        self._warm(server)
+                    running.append(server)
+                except (ArmError, LoadError, GarrisonError, OSError) as error:
+                    failed[arm.name] = str(error)
+                    self.progress.tell(f"{arm.title}: {error}")
+            yield running, failed
+
+    def _warm(self, server: Server) -> None:
+        pool = self._pool(server, FIRST_GUESS, self.settings.warm_seconds)
+        drive(server.url, pool, self.settings.warm_seconds, CONNECTIONS[0])
+
+    def _pool(self, server: Server, rate: float, seconds: float) -> pools.Pool:
+        rate = min(rate, 60.0) if server.model.name == "resnet18" else rate
+        found = server.pool(self.folder / "servers" / server.arm.name / "pool", pool_size(rate, seconds))
+        settle(server.pid)
+        return found
+
+    def _round(
+        self, key: Key, servers: Sequence[Server], failed: dict[str, str], seconds: float, load: float = 0.0
+    ) -> None:
+        """All arms once, in an order that each round rotates."""
+        shift = key.round % max(1, len(servers))
+        records = [_record(key, name, failure=why) for name, why in failed.items()]
+        records += [self._one(key, server, seconds, load) for server in (*servers[shift:], *servers[:shift])]
+        self.book.add(records)
+        shown = ", ".join(f"{r.arm} {r.processor_us:.0f}" for r in records if not r.failure)
+        self.progress.step(f"{key.stage} {key.model}, {key.connections} connections, round {key.round + 1}: us {shown}")
+
+    def _one(self, key: Key, server: Server, seconds: float, load: float) -> Record:
+        rate = load or self._expected(key, server)
+        try:
+            with server.awake():
+                for _ in range(3):
+                    pool = self._pool(server, rate, seconds)
+                    try:
+                        found = measure(server.pid, server.url, pool, seconds, key.connections, load)
+                        break
+                    except PoolUsedUpError:
+                        rate *= 2
+                else:
+                    raise LoadError("it answers faster than can be sealed beforehand")
+        except (ArmError, LoadError, GarrisonError, OSError) as error:
+            self.progress.tell(f"{server.arm.title}: {error}")
+            return _record(key, server.arm.name, failure=str(error))
+        return _record(
+            key,
+            server.arm.name,
+            rate=found.rate,
+            p50_ms=found.p50_ms,
+            p99_ms=found.p99_ms,
+            processor_us=found.processor_us,
+            requests=found.requests,
+        )
+
+    def _expected(self, key: Key, server: Server) -> float:
+        """Requests a second that an arm has answered so far, for the size of its pool."""
+        found = values(self.book.records, key.stage, key.model, key.connections, server.arm.name, rate_of)
+        return max(found, default=FIRST_GUESS)
+
+    def _runtime(self, number: int) -> None:
+        """The bare runtime on the same core."""
+        file = self.prepared("lenet").plain
+        command = [sys.executable, "-m", "benchmarks.serving.bare_runtime", str(file), *map(str, BATCHES)]
+        said = subprocess.run(pinned(SERVER_CORE, command), cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        found = {int(batch): us for batch, us in json.loads(said).items()}
+        self.book.add(
+            Record("runtime", "lenet", batch, number, "runtime", processor_us=us, requests=1)
+            for batch, us in found.items()
+            if not self.book.has(Key("runtime", "lenet", batch, number))
+        )
+
+
+def _record(
+    key: Key,
+    arm: str,
+    *,
+    rate: float = 0.0,
+    p50_ms: float = 0.0,
+    p99_ms: float = 0.0,
+    processor_us: float = 0.0,
+    requests: int = 0,
+    failure: str = "",
+) -> Record:
+    place = (key.stage, key.model, key.connections, key.round, arm)
+    return Record(*place, rate, p50_ms, p99_ms, processor_us, requests, failure)
+
+
+def first_answer(arm: Arm, prepared: Prepared, folder: Path) -> float:
+    """Seconds from the command to the first good answer.
+
+    Raises:
+        ArmError: there is none.
+    """
+    port = free_port()
+    command = garrison_command(arm, prepared, port, folder)
+    body = pools.encode(prepared.model.rows()[0], prepared.model.name)
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while process.poll() is None and time.perf_counter() - began < pools.ANSWER_SECONDS:
+            try:
+                pools.ask(f"http://127.0.0.1:{port}", body)
+                return time.perf_counter() - began
+            except OSError:
+                time.sleep(0.01)
+        raise ArmError("it did not start")
+    finally:
+        stop(process)
