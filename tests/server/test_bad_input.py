@@ -197,6 +197,7 @@ def test_bad_input_is_refused_and_harms_nobody(small: Served, expected: Array, r
 def test_every_code_of_the_table_of_errors_is_met_somewhere() -> None:
     met = {row.code for row in TABLE.values()}
     elsewhere = {"request.unauthenticated", "request.slow", "refused", "unavailable", "internal"}
+    elsewhere |= {"upstream"}  # tests/upstream
     elsewhere |= {
         "request.sealed",
         "request.stale_key",
