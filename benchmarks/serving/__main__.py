@@ -16,7 +16,6 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.serving import page
 from benchmarks.serving.arms import OURS, peer_arm
 from benchmarks.serving.driving import has_wrk
 from benchmarks.serving.environments import PEERS, Environment
@@ -26,6 +25,7 @@ from benchmarks.serving.records import Book, fingerprint
 from benchmarks.serving.stages import Run, Settings
 
 from benchmarks import pages
+from benchmarks.serving import page
 
 QUICK = Settings(peers=(), guard_rounds=5, latency_rounds=0, starts=1, seconds=1.0)
 SMOKE = Settings(
