@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from tests.attacks.services import CLASSES, FEATURES, Linear, rows
 
-from garrison.attacks.base import Attack, Clone, Exam, Goal, Knowledge, View, chance_levels, findings_of
-from garrison.attacks.oracle import MeteredOracle
+from garrison.attacks.base import Attack, Goal, Tactic, View, findings_of
+from garrison.attacks.exam import Clone, Exam, chance_levels
+from garrison.attacks.knowledge import Knowledge
+from garrison.attacks.oracle import Answers, MeteredOracle
 from garrison.errors import AuditError, QueryBudgetError
-from garrison.types import FloatArray
+from garrison.types import Array, FloatArray
 
 Run = Callable[[MeteredOracle, Knowledge, np.random.Generator], Clone]
 
@@ -135,14 +137,38 @@ def test_findings_pool_seeds_price_the_queries_and_carry_chance() -> None:
         scripted(asking(20, Linear().truth)).carry_out(Linear(), Knowledge(rows(50)), exam(), budget=20, seed=seed)
         for seed in range(3)
     ]
-    found = findings_of("scripted", trials, exam(), target="defended", answers=View.SOFT, usd_per_query=0.001)
+    chance = chance_levels(exam(), Linear().facts)
+    found = findings_of("scripted", trials, chance, target="defended", answers=View.SOFT, usd_per_query=0.001)
     first = next(f for f in found if f.metric == "clone_accuracy")
     assert (first.value, first.low, first.high) == (1.0, 1.0, 1.0)
     assert (first.queries, first.budget, first.seeds, first.cost_usd) == (20, 20, 3, 0.02)
     assert first.interval == "t over 3 seeds, 95 %"
-    assert first.chance == chance_levels(exam())["clone_accuracy"]
+    assert first.chance == chance_levels(exam(), Linear().facts)["clone_accuracy"]
     unlabelled = exam(labels=False)
-    assert chance_levels(unlabelled).keys() == {"fidelity"}
+    assert chance_levels(unlabelled, Linear().facts).keys() == {"fidelity"}
+
+
+def test_a_tactic_stands_between_the_attack_and_its_meter() -> None:
+    class Twice(Tactic, frozen=True):
+        name: ClassVar[str] = "twice"
+
+        def around(
+            self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator
+        ) -> tuple[MeteredOracle, Knowledge]:
+            class Doubled:
+                facts = oracle.facts
+
+                def query(self, x: Array) -> Answers:
+                    oracle.query(x)
+                    return oracle.query(x)
+
+            return MeteredOracle(Doubled(), oracle.remaining // 2), knowledge
+
+    trial = scripted(asking(20, constant(0))).carry_out(
+        Linear(), Knowledge(rows(50)), exam(), budget=40, seed=0, tactics=(Twice(),)
+    )
+    assert trial.queries == 40
+    assert trial.attack == "Scripted() with Twice()"
 
 
 def test_shapes() -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tests.attacks.services import Linear, rows
 
-from garrison.attacks.base import Attack, Exam, Goal, Knowledge
+from garrison.attacks.base import Attack, Goal
+from garrison.attacks.exam import Exam
 from garrison.attacks.extraction import ATTACKS
+from garrison.attacks.knowledge import Knowledge
 from garrison.audit.plan import load_attack
 from garrison.errors import AuditError, PlanError
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from garrison.attacks.base import Trial
+from garrison.attacks.exam import Picture
 from garrison.audit.cache import TrialCache
 
-TRIAL = Trial("Knockoff()", 5, 0, 5, 1, 0, 0.5, 0.1, {"clone_accuracy": np.array([0.0, 1.0, 0.3])})
+SHOWN = Picture("a source and its result", ("source", "result"), (np.zeros((1, 2, 3)), np.full((3, 4, 5), 0.5)))
+TRIAL = Trial(
+    "Knockoff()", 5, 0, 5, 1, 0, 0.5, 0.1, {"clone_accuracy": np.array([0.0, 1.0, 0.3])}, {"leaves": 26.0}, (SHOWN,)
+)
 
-PLAIN = [name for name in Trial.__dataclass_fields__ if name != "scores"]
+PLAIN = [name for name in Trial.__dataclass_fields__ if name not in {"scores", "pictures"}]
 
 
 def test_a_trial_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -23,6 +27,9 @@ def test_a_trial_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found is not None
     assert np.array_equal(found.scores["clone_accuracy"], TRIAL.scores["clone_accuracy"])
     assert [getattr(found, n) for n in PLAIN] == [getattr(TRIAL, n) for n in PLAIN]
+    (picture,) = found.pictures
+    assert (picture.caption, picture.names) == (SHOWN.caption, SHOWN.names)
+    assert all(np.array_equal(a, b) for a, b in zip(picture.images, SHOWN.images, strict=True))
     assert cache.get("other") is None
 
 
@@ -36,7 +43,7 @@ def test_a_broken_file_is_no_trial(tmp_path: Path) -> None:
     cache = TrialCache(tmp_path)
     cache.put("k", TRIAL)
     whole = (tmp_path / "k.json").read_bytes()
-    for broken in (b"", whole[:-20], whole.replace(b'"format":1', b'"format":2'), b"{}"):
+    for broken in (b"", whole[:-20], whole.replace(b'"format":2', b'"format":1'), b"{}"):
         (tmp_path / "k.json").write_bytes(broken)
         assert cache.get("k") is None
 

@@ -72,7 +72,7 @@ def test_an_answer_that_changes_when_asked_again_is_seen() -> None:
     noisy = Served(
         served.test,
         served.outside,
-        Answers(np.array([0, 2, 1, 0]), sharp([0, 2, 1, 0], 0.79), *[np.zeros(4, dtype=np.bool_)] * 2),
+        Answers(np.array([0, 2, 1, 0]), sharp([0, 2, 1, 0], 0.79), np.zeros(4, np.bool_), np.zeros(4, np.bool_)),
     )
     assert {x.metric: x.value for x in served_findings("d", noisy, DATA, 3, None, None)}["repeated_alike"] == 0.0
 

@@ -115,7 +115,7 @@ def test_answers_of_other_forms_are_refused() -> None:
     with pytest.raises(PreflightError, match="over 5 classes"):
         answers_of({"probabilities": np.ones((2, 4))}, nobody, 5)
     with pytest.raises(PreflightError, match="expected probabilities"):
-        answers_of({"values": np.ones((2, 5))}, nobody, 5)
+        answers_of({"other": np.ones((2, 5))}, nobody, 5)
     with pytest.raises(PreflightError, match="outside 0 to 4"):
         answers_of({"classes": np.array([[1], [5]])}, nobody, 5)
     scores = answers_of({"scores": np.array([[1.0, 3.0], [2.0, -1.0]])}, nobody, 2)

@@ -10,21 +10,21 @@ Invariant: equal answers and equal seed give equal loot. What the meter holds st
 from __future__ import annotations
 
 import enum
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import msgspec
 import numpy as np
 
 from garrison.attacks import measures
-from garrison.attacks.oracle import Labels, MeteredOracle, Oracle, OracleFacts
+from garrison.attacks.exam import Clone, Exam, Loot, Picture, measure_loot, unit_of
+from garrison.attacks.knowledge import Knowledge
+from garrison.attacks.oracle import MeteredOracle, Oracle, OracleFacts
 from garrison.errors import AuditError, QueryBudgetError
-from garrison.types import Array, FloatArray
-
-Clone = Callable[[Array], FloatArray]
-"""What an extraction hands over: rows (n, *shape) -> probabilities (n, classes). A pure function, called in slices."""
+from garrison.types import FloatArray
 
 
 class Goal(enum.StrEnum):
@@ -44,34 +44,6 @@ class View(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Knowledge:
-    """What an attacker has before asking.
-
-    Attributes:
-        surrogate: (n, *shape), unlabelled inputs that are not the model's business, in the range of its inputs.
-        in_distribution: (m, *shape), unlabelled inputs of the model's own kind, where the attacker has any.
-    """
-
-    surrogate: Array
-    in_distribution: Array | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Exam:
-    """Rows that the loot is measured on; no attack sees them.
-
-    Attributes:
-        x: (rows, *shape).
-        y: (rows,), true classes; None where there are no labels.
-        reference: (rows, classes), the undefended model's probabilities; None where that model is not at hand.
-    """
-
-    x: Array
-    y: Labels | None
-    reference: FloatArray | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Trial:
     """One attack, one budget, one seed: what it cost and what it got.
 
@@ -83,7 +55,9 @@ class Trial:
         failed: of those, the rows lost for another reason than a refusal.
         seconds: wall time of the attack, the waiting for answers included.
         waiting: wall time of waiting for answers.
-        scores: by metric, one value an exam row; its mean is the metric.
+        scores: by metric, one value an exam row, or a single one; its mean is the metric.
+        told: what the attack says of itself; grades nothing.
+        pictures: for the report.
     """
 
     attack: str
@@ -95,6 +69,8 @@ class Trial:
     seconds: float
     waiting: float
     scores: Mapping[str, FloatArray]
+    told: Mapping[str, float] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -139,6 +115,21 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = True
 
 
+class Tactic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an attacker who knows the defense does around any attack. Its fields are its parameters."""
+
+    name: ClassVar[str]
+
+    def around(
+        self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator
+    ) -> tuple[MeteredOracle, Knowledge]:
+        """The service as the attack sees it through this tactic, and what the attack knows.
+
+        What comes back asks `oracle`, whose meter counts every row, and allows no more than it.
+        """
+        raise NotImplementedError
+
+
 class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of every attack: its fields are its parameters. Subclasses set the class variables and write `run`."""
 
@@ -151,12 +142,21 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Why this attack cannot be carried out against such a service; "" where it can."""
         return ""
 
-    def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:
+    def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone | Loot:
         """Attack. Asks at most `oracle.remaining` rows, draws all randomness from `rng`, prints and writes nothing."""
         raise NotImplementedError
 
     @final
-    def carry_out(self, oracle: Oracle, knowledge: Knowledge, exam: Exam, *, budget: int, seed: int) -> Trial:
+    def carry_out(
+        self,
+        oracle: Oracle,
+        knowledge: Knowledge,
+        exam: Exam,
+        *,
+        budget: int,
+        seed: int,
+        tactics: Sequence[Tactic] = (),
+    ) -> Trial:
         """Run the attack under its meter and measure what it got.
 
         Args:
@@ -165,6 +165,7 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             exam: what the clone is measured on.
             budget: most rows that may be asked, at least 1.
             seed: of all randomness. Equal seeds draw the same surrogate rows in the same order, whatever the budget.
+            tactics: what an attacker who knows the defense does around the attack; the first is the nearest to the service.
 
         Raises:
             QueryBudgetError: the attack asked for more than the budget, or the budget is below 1.
@@ -178,10 +179,15 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise QueryBudgetError(f"a budget must be at least 1 row, found {budget}")
         meter = MeteredOracle(oracle, budget)
         begun = time.perf_counter()
-        clone = self.run(meter, knowledge, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        near, known = meter, knowledge
+        for number, tactic in enumerate(tactics):
+            near, known = tactic.around(near, known, np.random.default_rng([seed, number + 1]))
+        found = self.run(near, known, rng)
+        loot = found if isinstance(found, Loot) else Loot(found)
         seconds = time.perf_counter() - begun
         return Trial(
-            attack=repr(self),
+            attack="".join((repr(self), *(f" with {tactic!r}" for tactic in tactics))),
             budget=budget,
             seed=seed,
             queries=meter.rows,
@@ -189,46 +195,25 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             failed=meter.failed,
             seconds=seconds,
             waiting=meter.seconds,
-            scores=measure_clone(clone, exam, oracle.facts.classes),
+            scores=measure_loot(loot, exam, oracle.facts),
+            told=dict(loot.told),
+            pictures=loot.pictures,
         )
-
-
-def measure_clone(clone: Clone, exam: Exam, classes: int) -> dict[str, FloatArray]:
-    """Row by row: `clone_accuracy` where the exam has labels, `fidelity` and `total_variation` where it has a reference."""
-    p = np.asarray(clone(exam.x))
-    if p.shape != (len(exam.x), classes) or not np.isfinite(p).all():
-        raise AuditError(
-            f"the clone answered {p.shape} for {len(exam.x)} rows, expected finite ({len(exam.x)}, {classes})"
-        )
-    first = p.argmax(axis=1)
-    scores = {} if exam.y is None else {"clone_accuracy": measures.correct(first, exam.y)}
-    if exam.reference is not None:
-        scores["fidelity"] = measures.correct(first, exam.reference.argmax(axis=1))
-        scores["total_variation"] = measures.total_variation(p, exam.reference)
-    return scores
-
-
-def chance_levels(exam: Exam) -> dict[str, float]:
-    """What a constant answer gets, by metric."""
-    found = {} if exam.y is None else {"clone_accuracy": measures.most_frequent_share(exam.y)}
-    if exam.reference is not None:
-        found["fidelity"] = measures.most_frequent_share(exam.reference.argmax(axis=1))
-    return found
 
 
 def findings_of(
-    name: str, trials: Sequence[Trial], exam: Exam, *, target: str, answers: View, usd_per_query: float
+    name: str, trials: Sequence[Trial], chance: Mapping[str, float], *, target: str, answers: View, usd_per_query: float
 ) -> tuple[Finding, ...]:
     """One finding a metric from trials that differ in their seed alone.
 
     The interval is Student's over the seeds where there are three or more, else a bootstrap over the exam's rows; shares
-    are cut to [0, 1].
+    are cut to [0, 1], all else at 0. `chance` is what a constant answer gets, by metric.
     """
-    chance = chance_levels(exam)
     queries = max(trial.queries for trial in trials)
     found = []
     for metric in trials[0].scores:
-        e = measures.pooled([trial.scores[metric] for trial in trials])
+        e, unit = measures.pooled([trial.scores[metric] for trial in trials]), unit_of(metric)
+        highest = 1.0 if unit == "fraction" else math.inf
         found.append(
             Finding(
                 attack=name,
@@ -236,13 +221,14 @@ def findings_of(
                 metric=metric,
                 value=e.value,
                 low=None if e.low is None else max(0.0, e.low),
-                high=None if e.high is None else min(1.0, e.high),
+                high=None if e.high is None else min(highest, e.high),
                 interval=e.interval,
                 queries=queries,
                 budget=trials[0].budget,
                 seeds=len(trials),
                 answers=answers.value,
                 chance=chance.get(metric),
+                unit=unit,
                 cost_usd=round(queries * usd_per_query, 6),
                 complete=all(trial.complete for trial in trials),
             )

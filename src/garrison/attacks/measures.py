@@ -22,6 +22,7 @@ RESAMPLES = 2000
 FEWEST_SEEDS = 3
 """From so many seeds on the interval is one over seeds."""
 NO_INTERVAL = "none"
+ONE_NUMBER = "none: one number, fewer than three seeds"
 _FEW_VALUES = 64
 _DRAWS_AT_ONCE = 4_000_000
 
@@ -104,10 +105,11 @@ def over_seeds(means: FloatArray, *, level: float = LEVEL) -> Estimate:
 
 
 def pooled(rows_by_seed: list[FloatArray], *, level: float = LEVEL) -> Estimate:
-    """One estimate from one array of rows a seed: over seeds where there are three or more, else over rows."""
+    """One estimate from one array of rows a seed: over seeds where there are three or more, else over the rows, if they are rows."""
     if len(rows_by_seed) >= FEWEST_SEEDS:
         return over_seeds(np.array([rows.mean() for rows in rows_by_seed]), level=level)
-    return over_rows(np.mean(np.stack(rows_by_seed), axis=0), level=level)
+    rows = np.mean(np.stack(rows_by_seed), axis=0)
+    return Estimate(float(rows[0]), None, None, ONE_NUMBER) if len(rows) == 1 else over_rows(rows, level=level)
 
 
 def student_quantile(p: float, degrees: int) -> float:

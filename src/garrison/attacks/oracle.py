@@ -6,6 +6,7 @@ a misinformed answer and a broken connection are data to an attack, not a crash.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class OracleFacts:
         low, high: smallest and largest allowed value, broadcastable to `shape`; infinite where nothing is said.
         classes: number of classes.
         soft: whether answers come with probabilities.
+        scores: whether answers come with scores that are no probabilities, such as a support vector machine's decision values.
+        regression: whether the answer is a real value, or several; `classes` then counts them.
+        missing: whether NaN may stand for a missing value, broadcastable to `shape`; None where no feature may be missing.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +43,9 @@ class OracleFacts:
     high: Array
     classes: int
     soft: bool
+    scores: bool = False
+    regression: bool = False
+    missing: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,16 +53,18 @@ class Answers:
     """What a service answered, one entry a row.
 
     Attributes:
-        labels: shape (rows,), the first class; -1 where there is no answer.
+        labels: shape (rows,), the first class; -1 where there is no answer. Of a regressor 0.
         probabilities: shape (rows, classes), NaN where there is no answer; None where only labels are released.
         refused: shape (rows,), rows without an answer.
         uncertain: shape (rows,), rows that the service answered with "uncertain".
+        values: shape (rows, classes), scores or a regressor's values, NaN where there is no answer; None where none are released.
     """
 
     labels: Labels
     probabilities: FloatArray | None
     refused: BoolArray
     uncertain: BoolArray
+    values: FloatArray | None = None
 
     @property
     def usable(self) -> BoolArray:
@@ -158,31 +167,43 @@ class MeteredOracle:
 
 
 def _nothing(rows: int, facts: OracleFacts) -> Answers:
-    probabilities = np.full((rows, facts.classes), np.nan, dtype=np.float32) if facts.soft else None
-    return Answers(np.full(rows, -1), probabilities, np.ones(rows, dtype=np.bool_), np.zeros(rows, dtype=np.bool_))
+    unknown = np.full((rows, facts.classes), np.nan)
+    return Answers(
+        np.full(rows, -1),
+        unknown.astype(np.float32) if facts.soft else None,
+        np.ones(rows, dtype=np.bool_),
+        np.zeros(rows, dtype=np.bool_),
+        unknown if facts.scores or facts.regression else None,
+    )
 
 
 def _joined(parts: Sequence[Answers], facts: OracleFacts) -> Answers:
     if not parts:
         return _nothing(0, facts)
-    vectors = [part.probabilities for part in parts if part.probabilities is not None]
     return Answers(
         np.concatenate([part.labels for part in parts]),
-        np.concatenate(vectors) if len(vectors) == len(parts) else None,
+        _together([part.probabilities for part in parts]),
         np.concatenate([part.refused for part in parts]),
         np.concatenate([part.uncertain for part in parts]),
+        _together([part.values for part in parts]),
     )
+
+
+def _together(vectors: Sequence[FloatArray | None]) -> FloatArray | None:
+    """All of them in one array; None where a request was answered without."""
+    there = [vector for vector in vectors if vector is not None]
+    return np.concatenate(there) if len(there) == len(vectors) else None
 
 
 def _check_answers(found: Answers, asked: Array, facts: OracleFacts) -> None:
     shapes = {found.labels.shape, found.refused.shape, found.uncertain.shape}
     if shapes != {(len(asked),)}:
         raise AuditError(f"the oracle was asked {len(asked)} rows and answered arrays of shapes {sorted(shapes)}")
-    if found.probabilities is not None and found.probabilities.shape != (len(asked), facts.classes):
-        raise AuditError(
-            f"the oracle answered probabilities of shape {found.probabilities.shape}, expected "
-            f"({len(asked)}, {facts.classes})"
-        )
+    for what, vector in (("probabilities", found.probabilities), ("values", found.values)):
+        if vector is not None and vector.shape != (len(asked), facts.classes):
+            raise AuditError(
+                f"the oracle answered {what} of shape {vector.shape}, expected ({len(asked)}, {facts.classes})"
+            )
 
 
 class LabelsOnly:
@@ -190,8 +211,7 @@ class LabelsOnly:
 
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
-        old = oracle.facts
-        self.facts = OracleFacts(old.shape, old.dtype, old.low, old.high, old.classes, soft=False)
+        self.facts = dataclasses.replace(oracle.facts, soft=False, scores=False)
 
     def query(self, x: Array) -> Answers:
         found = self._oracle.query(x)

@@ -16,9 +16,11 @@ import msgspec
 import numpy as np
 
 from garrison.attacks.base import Trial
+from garrison.attacks.exam import Picture
 from garrison.types import FloatArray
 
-FORMAT = 1
+FORMAT = 2
+_PACKED = ("scores", "pictures")
 
 
 class _Scores(msgspec.Struct, frozen=True):
@@ -28,10 +30,24 @@ class _Scores(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class _Image(msgspec.Struct, frozen=True):
+    """One float32 a pixel, compressed."""
+
+    shape: tuple[int, int, int]
+    data: bytes
+
+
+class _Picture(msgspec.Struct, frozen=True):
+    caption: str
+    names: tuple[str, ...]
+    images: tuple[_Image, ...]
+
+
 class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     trial: dict[str, Any]
     scores: dict[str, _Scores]
+    pictures: tuple[_Picture, ...]
 
 
 class TrialCache:
@@ -49,7 +65,7 @@ class TrialCache:
             if stored.format != FORMAT:
                 return None
             scores = {name: _unpacked(packed) for name, packed in stored.scores.items()}
-            return Trial(**stored.trial, scores=scores)
+            return Trial(**stored.trial, scores=scores, pictures=tuple(_shown(p) for p in stored.pictures))
         except (OSError, msgspec.DecodeError, zlib.error, ValueError, TypeError):
             return None
 
@@ -58,10 +74,11 @@ class TrialCache:
         if self._folder is None or not trial.complete:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        plain = {name: getattr(trial, name) for name in trial.__dataclass_fields__ if name != "scores"}
+        plain = {name: getattr(trial, name) for name in trial.__dataclass_fields__ if name not in _PACKED}
         scores = {name: _packed(values) for name, values in trial.scores.items()}
         new = self._folder / f".{key}.new"
-        new.write_bytes(msgspec.json.encode(_Stored(FORMAT, plain, scores)))
+        pictures = tuple(_kept(picture) for picture in trial.pictures)
+        new.write_bytes(msgspec.json.encode(_Stored(FORMAT, plain, scores, pictures)))
         new.replace(self._folder / f"{key}.json")
 
 
@@ -72,3 +89,18 @@ def _packed(values: FloatArray) -> _Scores:
 def _unpacked(packed: _Scores) -> FloatArray:
     found: FloatArray = np.frombuffer(zlib.decompress(packed.data), dtype="<f8", count=packed.rows)
     return found
+
+
+def _kept(picture: Picture) -> _Picture:
+    images = tuple(_Image(_shape(i), zlib.compress(np.asarray(i, dtype="<f4").tobytes())) for i in picture.images)
+    return _Picture(picture.caption, picture.names, images)
+
+
+def _shape(image: FloatArray) -> tuple[int, int, int]:
+    channels, height, width = image.shape
+    return channels, height, width
+
+
+def _shown(kept: _Picture) -> Picture:
+    images = tuple(np.frombuffer(zlib.decompress(i.data), dtype="<f4").reshape(i.shape) for i in kept.images)
+    return Picture(kept.caption, kept.names, images)

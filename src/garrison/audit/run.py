@@ -19,7 +19,8 @@ import numpy as np
 
 from garrison import __version__
 from garrison.attacks import measures
-from garrison.attacks.base import Exam, Finding
+from garrison.attacks.base import Finding
+from garrison.attacks.exam import Exam
 from garrison.attacks.oracle import MeteredOracle
 from garrison.audit import preflight, words
 from garrison.audit.arms import Arms, notes

@@ -22,9 +22,10 @@ from garrison.client import Client
 from garrison.enclave.service import Service
 from garrison.errors import PreflightError
 from garrison.guard.override import UnsafeGuardOverride
+from garrison.protocol.oip_metadata import InputRange
 from garrison.types import NUMPY_DTYPES, Array, BoolArray, DefenseSpec, FloatArray, Task
 
-PROBABILITIES, SCORES, CLASSES = "probabilities", "scores", "classes"
+PROBABILITIES, SCORES, VALUES, CLASSES = "probabilities", "scores", "values", "classes"
 ReleaseChoice = Literal["full", "top-k", "label"]
 RELEASE_MODES: dict[ReleaseChoice, str] = {"full": "full", "top-k": "top-k", "label": "labels"}
 UNGUARDED = (DefenseSpec(name="release"),)
@@ -83,10 +84,10 @@ class ServiceTarget:
             raise PreflightError(
                 f"{manifest.name!r} takes {len(manifest.inputs)} input tensors; the attacks know models with one"
             )
-        if manifest.task is Task.REGRESSION:
-            raise PreflightError(f"{manifest.name!r} is a regressor; the attacks and measures here are for classifiers")
         spec = manifest.inputs[0]
         facts, shape = input_facts(spec), spec.shape
+        released = {name for name, _, _ in service.outputs()}
+        missing = facts.may_be_missing.reshape(shape)
         self.service = service
         self.facts = OracleFacts(
             shape=shape,
@@ -94,7 +95,10 @@ class ServiceTarget:
             low=facts.low.reshape(shape),
             high=facts.high.reshape(shape),
             classes=manifest.outputs,
-            soft=PROBABILITIES in {name for name, _, _ in service.outputs()},
+            soft=PROBABILITIES in released,
+            scores=SCORES in released,
+            regression=manifest.task is Task.REGRESSION,
+            missing=missing if missing.any() else None,
         )
         self.identity = Identity(
             where="in-process",
@@ -147,8 +151,6 @@ class HttpTarget:
                 f"{metadata.name!r} takes {len(metadata.inputs)} input tensors; the attacks know models with one"
             )
         spec, extras = metadata.inputs[0], metadata.garrison
-        if extras is not None and extras.task is Task.REGRESSION:
-            raise PreflightError(f"{metadata.name!r} is a regressor; the attacks and measures here are for classifiers")
         if spec.datatype not in NUMPY_DTYPES:
             raise PreflightError(f"{metadata.name!r} takes tensors of the unknown datatype {spec.datatype!r}")
         outputs = {output.name: output.shape for output in metadata.outputs}
@@ -163,6 +165,9 @@ class HttpTarget:
             high=spread(None if span is None else span.maximum, np.inf, shape, dtype),
             classes=_classes(outputs, labels, classes, metadata.name),
             soft=PROBABILITIES in outputs,
+            scores=SCORES in outputs,
+            regression=VALUES in outputs,
+            missing=None if span is None else _missing(span, shape),
         )
         self.identity = Identity(
             where=url,
@@ -191,7 +196,15 @@ def spread(
     return np.broadcast_to(values.reshape(shape) if values.ndim else values, shape)
 
 
+def _missing(span: InputRange, shape: tuple[int, ...]) -> BoolArray | None:
+    flags = np.asarray(span.may_be_missing)
+    found: BoolArray = np.broadcast_to(flags.reshape(shape) if flags.ndim else flags, shape)
+    return found if found.any() else None
+
+
 def _classes(outputs: Mapping[str, tuple[int, ...]], labels: tuple[str, ...], given: int | None, model: str) -> int:
+    if VALUES in outputs:
+        return max(1, outputs[VALUES][-1])
     vectors = [outputs[name][-1] for name in (PROBABILITIES, SCORES) if name in outputs and CLASSES not in outputs]
     found = len(labels) or next((n for n in vectors if n > 0), 0) or given
     if not found:
@@ -202,11 +215,19 @@ def _classes(outputs: Mapping[str, tuple[int, ...]], labels: tuple[str, ...], gi
 def answers_of(outputs: Mapping[str, Array], uncertain: BoolArray, classes: int) -> Answers:
     """Released tensors as an attacker reads them. Top-k answers are completed, see `complete_top_k`.
 
+    Args:
+        outputs: by name.
+        uncertain: (rows,).
+        classes: of a classifier; how many values a regressor answers.
+
     Raises:
-        PreflightError: neither classes nor a vector over the classes.
+        PreflightError: neither classes, nor a vector over the classes, nor values.
     """
     rows = len(uncertain)
     nobody = np.zeros(rows, dtype=np.bool_)
+    if VALUES in outputs:
+        values = outputs[VALUES].reshape(rows, -1).astype(np.float64)
+        return Answers(np.zeros(rows, dtype=np.int64), None, nobody, uncertain, values)
     vector: Any = outputs.get(PROBABILITIES)
     if CLASSES in outputs:
         numbers = outputs[CLASSES].reshape(rows, -1).astype(np.int64)
@@ -218,9 +239,10 @@ def answers_of(outputs: Mapping[str, Array], uncertain: BoolArray, classes: int)
     if vector is None or vector.ndim != 2 or vector.shape[1] != classes:
         shown = ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
         raise PreflightError(f"expected probabilities over {classes} classes, or classes; found {shown}")
-    return Answers(
-        vector.argmax(axis=1).astype(np.int64), vector if PROBABILITIES in outputs else None, nobody, uncertain
-    )
+    labels = vector.argmax(axis=1).astype(np.int64)
+    if PROBABILITIES in outputs:
+        return Answers(labels, vector, nobody, uncertain)
+    return Answers(labels, None, nobody, uncertain, vector.astype(np.float64))
 
 
 def complete_top_k(numbers: Array, values: FloatArray, classes: int) -> FloatArray:

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from garrison.attacks.base import Attack, Exam, Finding, Knowledge, Trial, View, findings_of
+from garrison.attacks.base import Attack, Finding, Trial, View, findings_of
+from garrison.attacks.exam import Exam, chance_levels
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import LabelsOnly, MeteredOracle, Oracle
 from garrison.audit import metrics
 from garrison.audit.cache import TrialCache
@@ -88,7 +90,7 @@ class Thief:
                 stream: Oracle = streams[seed].rewind()
                 oracle = LabelsOnly(stream) if view is View.LABELS else stream
                 trials.append(self._trial(attack, view, budget, seed, oracle, (name.value, print_of)))
-            found += self._findings(attack, trials, name.value, view)
+            found += self._findings(attack, trials, target, name.value, view)
         self.asked[name] = sum(stream.asked for stream in streams.values())
         return found + queries_to_fidelity(found, self.plan.usd_per_query)
 
@@ -101,12 +103,14 @@ class Thief:
         for budget in sorted(self.plan.control.budgets):
             seeds = self.plan.seeds
             trials = [self._trial(attack, View.LABELS, budget, seed, target, (NOBODY, "")) for seed in seeds]
-            found += self._findings(attack, trials, NOBODY, View.LABELS)
+            found += self._findings(attack, trials, target, NOBODY, View.LABELS)
         return found
 
-    def _findings(self, attack: Attack, trials: list[Trial], target: str, view: View) -> tuple[Finding, ...]:
-        price = self.plan.usd_per_query
-        return findings_of(attack.name, trials, self.exam, target=target, answers=view, usd_per_query=price)
+    def _findings(
+        self, attack: Attack, trials: list[Trial], asked: Target, target: str, view: View
+    ) -> tuple[Finding, ...]:
+        price, chance = self.plan.usd_per_query, chance_levels(self.exam, asked.facts)
+        return findings_of(attack.name, trials, chance, target=target, answers=view, usd_per_query=price)
 
     def _trial(
         self, attack: Attack, view: View, budget: int, seed: int, oracle: Oracle, target: tuple[str, str]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from garrison import datasets
-from garrison.attacks.base import Exam, Knowledge
+from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.knockoff import Knockoff
 from garrison.attacks.extraction.random_labels import RandomLabels
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
 from garrison.hardening.training import Training, apply
 from garrison.hardening.victim import train_victim

@@ -14,8 +14,9 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
 from tests.attacks.services import CLASSES, FEATURES, Linear, facts, rows
 
-from garrison.attacks.base import Exam, Knowledge
+from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.equation_solving import Basis, EquationSolving, uniform_rows
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
 from garrison.errors import AuditError
 from garrison.types import Array, FloatArray

@@ -7,10 +7,11 @@ import pytest
 import torch
 from tests.attacks.services import CLASSES, Linear, facts, rows
 
-from garrison.attacks.base import Exam, Knowledge
+from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.clones import Recipe, is_image, network, scaling, train_clone
 from garrison.attacks.extraction.knockoff import Knockoff, one_hot, surrogate_rows, targets_of
 from garrison.attacks.extraction.random_labels import RandomLabels
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, Oracle
 from garrison.types import Array
 

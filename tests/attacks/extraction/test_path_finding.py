@@ -12,8 +12,10 @@ from sklearn.tree import DecisionTreeClassifier
 from tests.attacks.services import Linear, rows
 
 from garrison import datasets
-from garrison.attacks.base import Exam, Knowledge, Trial
+from garrison.attacks.base import Trial
+from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.path_finding import PathFinding
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
 from garrison.errors import AuditError
 from garrison.types import Array

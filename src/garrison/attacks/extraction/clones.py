@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from garrison.attacks.base import Clone
+from garrison.attacks.exam import Clone
 from garrison.attacks.oracle import OracleFacts
 from garrison.errors import MissingExtraError
 from garrison.types import Array, FloatArray

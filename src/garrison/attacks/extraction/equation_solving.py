@@ -22,8 +22,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from garrison.attacks.base import Attack, Clone, Goal, Knowledge
+from garrison.attacks.base import Attack, Goal
+from garrison.attacks.exam import Clone
 from garrison.attacks.extraction.knockoff import surrogate_rows
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import MeteredOracle, OracleFacts
 from garrison.errors import MissingExtraError
 from garrison.types import Array, FloatArray

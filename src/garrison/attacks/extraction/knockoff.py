@@ -18,8 +18,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from garrison.attacks.base import Attack, Clone, Goal, Knowledge
+from garrison.attacks.base import Attack, Goal
+from garrison.attacks.exam import Clone
 from garrison.attacks.extraction.clones import Recipe, train_clone
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, MeteredOracle
 from garrison.types import Array, FloatArray
 

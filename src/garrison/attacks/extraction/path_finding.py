@@ -24,8 +24,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from garrison.attacks.base import Attack, Clone, Goal, Knowledge
+from garrison.attacks.base import Attack, Goal
+from garrison.attacks.exam import Clone
 from garrison.attacks.extraction.boxes import Box, Space
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import MeteredOracle, OracleFacts
 from garrison.types import Array, BoolArray, FloatArray
 

@@ -10,9 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from garrison.attacks.base import Clone, Goal, Knowledge
+from garrison.attacks.base import Goal
+from garrison.attacks.exam import Clone
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.knockoff import Knockoff, one_hot, surrogate_rows
+from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import MeteredOracle
 
 
