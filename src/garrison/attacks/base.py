@@ -51,13 +51,14 @@ class Trial:
         attack: the attack with all its parameters, as it prints itself.
         budget: rows that it might ask.
         queries: rows that it asked, repeats included.
-        unanswered: of those, the rows that were refused or lost.
+        unanswered: of all rows that it sent, those that were refused or lost.
         failed: of those, the rows lost for another reason than a refusal.
         seconds: wall time of the attack, the waiting for answers included.
         waiting: wall time of waiting for answers.
         scores: by metric, one value an exam row, or a single one; its mean is the metric.
         told: what the attack says of itself; grades nothing.
         pictures: for the report.
+        cover: rows of cover traffic that it sent beside its queries.
     """
 
     attack: str
@@ -71,6 +72,7 @@ class Trial:
     scores: Mapping[str, FloatArray]
     told: Mapping[str, float] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
+    cover: int = 0
 
     @property
     def complete(self) -> bool:
@@ -119,6 +121,10 @@ class Tactic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What an attacker who knows the defense does around any attack. Its fields are its parameters."""
 
     name: ClassVar[str]
+
+    def obstacle(self, facts: OracleFacts, knowledge: Knowledge) -> str:  # noqa: ARG002
+        """Why this tactic cannot be used against such a service with such knowledge; "" where it can."""
+        return ""
 
     def around(
         self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator
@@ -172,7 +178,9 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             AuditError: the attack cannot be carried out here (see `obstacle`), or the clone or the oracle answered in another form
                 than promised.
         """
-        why_not = self.obstacle(oracle.facts)
+        why_not = self.obstacle(oracle.facts) or next(
+            (f"{t.name}: {why}" for t in tactics if (why := t.obstacle(oracle.facts, knowledge))), ""
+        )
         if why_not:
             raise AuditError(f"{self.name}: {why_not}")
         if budget < 1:
@@ -198,6 +206,7 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             scores=measure_loot(loot, exam, oracle.facts),
             told=dict(loot.told),
             pictures=loot.pictures,
+            cover=meter.cover,
         )
 
 

@@ -35,6 +35,7 @@ class OracleFacts:
         scores: whether answers come with scores that are no probabilities, such as a support vector machine's decision values.
         regression: whether the answer is a real value, or several; `classes` then counts them.
         missing: whether NaN may stand for a missing value, broadcastable to `shape`; None where no feature may be missing.
+        accounts: how many accounts the attacker can ask from; see `AccountOracle`.
     """
 
     shape: tuple[int, ...]
@@ -46,6 +47,7 @@ class OracleFacts:
     scores: bool = False
     regression: bool = False
     missing: Array | None = None
+    accounts: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +73,16 @@ class Answers:
         """Rows with an answer that names a class."""
         return ~(self.refused | self.uncertain)
 
+    def __getitem__(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Answers:
+        """The answers to some of the rows."""
+        return Answers(
+            self.labels[rows],
+            None if self.probabilities is None else self.probabilities[rows],
+            self.refused[rows],
+            self.uncertain[rows],
+            None if self.values is None else self.values[rows],
+        )
+
 
 @runtime_checkable
 class Oracle(Protocol):
@@ -88,6 +100,15 @@ class Oracle(Protocol):
         ...
 
 
+@runtime_checkable
+class AccountOracle(Oracle, Protocol):
+    """A service that can be asked from several accounts; `facts.accounts` says how many."""
+
+    def query_as(self, x: Array, account: int) -> Answers:
+        """`query` from the account of that number, from 0; account 0 is the one that `query` asks from."""
+        ...
+
+
 class MeteredOracle:
     """The oracle that an attack is given: counts, and stops at the budget.
 
@@ -95,7 +116,8 @@ class MeteredOracle:
     attacker would; the rows of that request are asked, and counted, again.
 
     Attributes:
-        rows: queries so far.
+        rows: queries so far, cover traffic left out.
+        cover: rows of cover traffic so far: asked, and paid for, but not the attacker's questions.
         requests: requests so far.
         refused: rows without an answer.
         failed: rows without an answer for another reason than a refusal, such as a lost connection.
@@ -105,7 +127,7 @@ class MeteredOracle:
     def __init__(self, oracle: Oracle, budget: int, rows_a_request: int = ROWS_A_REQUEST) -> None:
         self.facts = oracle.facts
         self.budget = budget
-        self.rows = self.requests = self.refused = self.failed = 0
+        self.rows = self.cover = self.requests = self.refused = self.failed = 0
         self.seconds = 0.0
         self._oracle = oracle
         self._step = rows_a_request
@@ -115,41 +137,56 @@ class MeteredOracle:
         """Rows that may still be asked."""
         return self.budget - self.rows
 
-    def query(self, x: Array) -> Answers:
+    def query(self, x: Array, *, account: int = 0, cover: BoolArray | None = None) -> Answers:
         """Answers for rows (n, *shape); rows that were refused or lost are marked, never raised.
+
+        Args:
+            x: the rows.
+            account: to ask from; anything but 0 needs an `AccountOracle`.
+            cover: (n,), rows that are cover traffic and not charged to the budget; none where None.
 
         Raises:
             QueryBudgetError: more rows than remain; none of them is asked.
         """
-        if len(x) > self.remaining:
+        hidden = np.zeros(len(x), dtype=np.bool_) if cover is None else cover
+        own = len(x) - int(hidden.sum())
+        if own > self.remaining:
             raise QueryBudgetError(
-                f"{len(x)} rows were asked for and {self.remaining} of the budget of {self.budget} are left"
+                f"{own} rows were asked for and {self.remaining} of the budget of {self.budget} are left"
             )
         parts: list[Answers] = []
         first = 0
         while first < len(x):
-            part, first = x[first : first + self._step], first + self._step
-            parts.append(self._request(part))
+            place, first = slice(first, first + self._step), first + self._step
+            parts.append(self._request(x[place], account, hidden[place]))
         return _joined(parts, self.facts)
 
-    def _request(self, part: Array) -> Answers:
+    def query_within(self, x: Array, *, account: int = 0) -> Answers:
+        """`query` for as many of the rows as remain; those beyond are marked as refused, and not asked."""
+        most = min(len(x), self.remaining)
+        return _joined([self.query(x[:most], account=account), _nothing(len(x) - most, self.facts)], self.facts)
+
+    def _request(self, part: Array, account: int, cover: BoolArray) -> Answers:
         """One request; where it is refused as a whole, its rows one by one as far as the budget goes."""
-        found = self._ask(part)
+        found = self._ask(part, account, cover)
         if found is not None:
             return found
         if len(part) == 1 or self.remaining < len(part):
             return _nothing(len(part), self.facts)
         self._step = 1
         self.refused -= len(part)
-        return _joined([self._ask(part[i : i + 1]) or _nothing(1, self.facts) for i in range(len(part))], self.facts)
+        singles = [self._ask(part[i : i + 1], account, cover[i : i + 1]) for i in range(len(part))]
+        return _joined([single or _nothing(1, self.facts) for single in singles], self.facts)
 
-    def _ask(self, part: Array) -> Answers | None:
+    def _ask(self, part: Array, account: int, cover: BoolArray) -> Answers | None:
         """None where the request was refused; counted before it is asked."""
-        self.rows += len(part)
+        hidden = int(cover.sum())
+        self.rows += len(part) - hidden
+        self.cover += hidden
         self.requests += 1
         begun = time.perf_counter()
         try:
-            found = self._oracle.query(part)
+            found = self._oracle.query(part) if account == 0 else _as_account(self._oracle, part, account)
         except AuditError:
             raise  # the audit's own fault
         except RefusedError:
@@ -164,6 +201,12 @@ class MeteredOracle:
         _check_answers(found, part, self.facts)
         self.refused += int(found.refused.sum())
         return found
+
+
+def _as_account(oracle: Oracle, part: Array, account: int) -> Answers:
+    if not isinstance(oracle, AccountOracle) or not 0 <= account < oracle.facts.accounts:
+        raise AuditError(f"there is no account {account}: this service can be asked from {oracle.facts.accounts}")
+    return oracle.query_as(part, account)
 
 
 def _nothing(rows: int, facts: OracleFacts) -> Answers:
@@ -214,5 +257,11 @@ class LabelsOnly:
         self.facts = dataclasses.replace(oracle.facts, soft=False, scores=False)
 
     def query(self, x: Array) -> Answers:
-        found = self._oracle.query(x)
-        return Answers(found.labels, None, found.refused, found.uncertain)
+        return _labels_of(self._oracle.query(x))
+
+    def query_as(self, x: Array, account: int) -> Answers:
+        return _labels_of(_as_account(self._oracle, x, account))
+
+
+def _labels_of(found: Answers) -> Answers:
+    return Answers(found.labels, None, found.refused, found.uncertain)
