@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.attacks.services import CLASSES, FEATURES, Linear, rows
 
-from garrison.attacks.base import Attack, Goal, Tactic, View, findings_of
+from garrison.attacks.base import Attack, Goal, Tactic, Tried, View, findings_of
 from garrison.attacks.exam import Clone, Exam, chance_levels
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, MeteredOracle
@@ -138,7 +138,7 @@ def test_findings_pool_seeds_price_the_queries_and_carry_chance() -> None:
         for seed in range(3)
     ]
     chance = chance_levels(exam(), Linear().facts)
-    found = findings_of("scripted", trials, chance, target="defended", answers=View.SOFT, usd_per_query=0.001)
+    found = findings_of(trials, chance, who=Tried("scripted", "defended", View.SOFT), usd_per_query=0.001)
     first = next(f for f in found if f.metric == "clone_accuracy")
     assert (first.value, first.low, first.high) == (1.0, 1.0, 1.0)
     assert (first.queries, first.budget, first.seeds, first.cost_usd) == (20, 20, 3, 0.02)

@@ -73,4 +73,4 @@ def test_a_file_names_rows_from_its_own_folder(tmp_path: Path) -> None:
 
 def test_counts_and_prices() -> None:
     plan = parse_plan(PLAN, "a test")
-    assert (plan.clones(3), plan.training_rows(3), plan.usd_per_query) == (10, 3 * 200 + 80, 0.002)
+    assert (plan.clones(3), plan.usd_per_query) == (10, 0.002)

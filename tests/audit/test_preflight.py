@@ -11,9 +11,10 @@ import pytest
 from tests.audit.worlds import World, rows, sealed
 from tests.models import BOUNDS, RELEASE
 
-from garrison.attacks.oracle import Answers
+from garrison.attacks.oracle import Answers, OracleFacts
 from garrison.audit import preflight
 from garrison.audit.arms import choose_arms
+from garrison.audit.data import AuditData
 from garrison.audit.run import run_audit
 from garrison.audit.targets import guarded
 from garrison.errors import PreflightError
@@ -87,8 +88,26 @@ def test_rows_that_do_not_fit(world: World, changes: Any, message: str) -> None:
 
 
 def test_permuted_labels_are_no_better_than_chance(world: World) -> None:
+    y = world.data.test.y
+    assert y is not None
     with pytest.raises(PreflightError, match="another order, or inputs prepared in another way"):
-        audit(change(world, y=(world.data.y + 1) % 5))
+        audit(change(world, y=(y + 1) % 5))
+
+
+def test_a_model_that_does_not_depend_on_its_input() -> None:
+    preflight.check_depends_on_input(np.array([[0.5, 0.5], [0.5, 0.5], [0.4, 0.6]]), "m")
+    preflight.check_depends_on_input(np.array([[0.5, 0.5]]), "one row says nothing")
+    with pytest.raises(PreflightError, match="same numbers to the last bit"):
+        preflight.check_depends_on_input(np.full((5, 2), 0.5), "m")
+
+
+def test_a_cast_that_loses_the_values() -> None:
+    whole = OracleFacts((3,), np.dtype(np.float16), np.zeros(3), np.full(3, 9e9), 2, soft=True)
+    fine = rows(np.full((4, 3), 0.25, dtype=np.float32), None, "fine")
+    preflight.check_rows(whole, AuditData(fine, fine, fine))
+    lost = rows(np.full((4, 3), 1e8, dtype=np.float32), None, "lost")
+    with pytest.raises(PreflightError, match=r"lost: 100\.0% of the values change"), np.errstate(over="ignore"):
+        preflight.check_rows(whole, AuditData(lost, fine, fine))
 
 
 def test_another_model_is_no_reference(world: World, tmp_path: Path) -> None:
@@ -117,5 +136,5 @@ def test_missing_values_are_not_out_of_range(world: World) -> None:
     x = world.data.test.x.copy()
     x[0, 0, 0, 0] = np.nan
     facts = guarded(world.opened(world.bundle), world.key).facts
-    data = replace(world.data, test=rows(x, world.data.y, "own"))
+    data = replace(world.data, test=rows(x, world.data.test.y, "own"))
     preflight.check_rows(facts, data)  # whether they are allowed is for the service's bounds to say

@@ -69,9 +69,9 @@ def test_the_reported_figures_are_those_of_the_service(whole: tuple[World, Repor
         assert found.value is not None
         return found.value
 
-    assert value("served_accuracy") == pytest.approx((served_labels == world.data.y).mean())
+    assert value("served_accuracy") == pytest.approx((served_labels == world.data.test.y).mean())
     assert value("changed_top1_guard") == pytest.approx((served_labels != raw).mean())
-    assert value("benign_loss_guard") == pytest.approx(1.0 - (served_labels == world.data.y).mean())
+    assert value("benign_loss_guard") == pytest.approx(1.0 - (served_labels == world.data.test.y).mean())
     outside = guarded(bundle, world.key).query(world.data.outside.x).labels
     assert value("outside_classes_used") == len(np.unique(outside))
     assert value("repeated_alike") == 1.0

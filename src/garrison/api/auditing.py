@@ -23,6 +23,7 @@ def run_audit(
     opening: Opening | None = None,
     test: str | Path | None = None,
     surrogate: str | Path | None = None,
+    in_distribution: str | Path | None = None,
     cpu_threads: int = 2,
     report: Progress = silent,
 ) -> Report:
@@ -34,7 +35,7 @@ def run_audit(
         plan: the name of a shipped plan, a TOML file, or a plan.
         trust: keys that may have signed the bundles; needed for a bundle.
         opening: what it is compared with, and how it is opened.
-        test, surrogate: .npz files that take the place of the plan's rows.
+        test, surrogate, in_distribution: .npz files that take the place of the plan's rows.
         cpu_threads: arms to attack side by side.
         report: told how far it is.
 
@@ -45,8 +46,9 @@ def run_audit(
     for name in paths:
         load_format(name)  # a missing package shows now, and not after the work
     chosen = plan if isinstance(plan, Plan) else load_plan(str(plan))
-    rows = load_data(chosen, test=_path(test), surrogate=_path(surrogate))
     with open_arms(str(target), trusted(trust), opening or Opening()) as arms:
+        facts, own = arms.defended.facts, _path(in_distribution)
+        rows = load_data(chosen, facts, test=_path(test), surrogate=_path(surrogate), in_distribution=own)
         cache = TrialCache(paths["json"].parent / ".cache")
         found = run(chosen, arms, rows, cache=cache, cpu_threads=cpu_threads, report=report)
     write_report(found, Path(out))

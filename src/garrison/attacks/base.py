@@ -27,6 +27,10 @@ from garrison.errors import AuditError, QueryBudgetError
 from garrison.types import FloatArray
 
 
+NAIVE = "naive"
+"""A thief without tactics."""
+
+
 class Goal(enum.StrEnum):
     """What an attacker wants."""
 
@@ -98,6 +102,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         unit: "fraction" of 1 unless it says otherwise.
         cost_usd: queries at the plan's price, in US dollars.
         complete: whether all was measured as planned.
+        tactic: what the thief did who knows the defense, "naive" for nothing.
+        cover: rows of cover traffic that were sent, and paid for, beside the queries, for one seed.
     """
 
     attack: str
@@ -115,6 +121,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     unit: str = "fraction"
     cost_usd: float = 0.0
     complete: bool = True
+    tactic: str = NAIVE
+    cover: int = 0
 
 
 class Tactic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -148,6 +156,10 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Why this attack cannot be carried out against such a service; "" where it can."""
         return ""
 
+    def lacks(self, knowledge: Knowledge) -> str:  # noqa: ARG002
+        """What this attack needs to know and does not; "" where it knows enough."""
+        return ""
+
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone | Loot:
         """Attack. Asks at most `oracle.remaining` rows, draws all randomness from `rng`, prints and writes nothing."""
         raise NotImplementedError
@@ -178,8 +190,10 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             AuditError: the attack cannot be carried out here (see `obstacle`), or the clone or the oracle answered in another form
                 than promised.
         """
-        why_not = self.obstacle(oracle.facts) or next(
-            (f"{t.name}: {why}" for t in tactics if (why := t.obstacle(oracle.facts, knowledge))), ""
+        why_not = (
+            self.obstacle(oracle.facts)
+            or self.lacks(knowledge)
+            or next((f"{t.name}: {why}" for t in tactics if (why := t.obstacle(oracle.facts, knowledge))), "")
         )
         if why_not:
             raise AuditError(f"{self.name}: {why_not}")
@@ -210,23 +224,33 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a finding stands under: the attack and tactics by their names in the report, the target, the answers that were used."""
+
+    attack: str
+    target: str
+    answers: View
+    tactic: str = NAIVE
+
+
 def findings_of(
-    name: str, trials: Sequence[Trial], chance: Mapping[str, float], *, target: str, answers: View, usd_per_query: float
+    trials: Sequence[Trial], chance: Mapping[str, float], *, who: Tried, usd_per_query: float
 ) -> tuple[Finding, ...]:
     """One finding a metric from trials that differ in their seed alone.
 
     The interval is Student's over the seeds where there are three or more, else a bootstrap over the exam's rows; shares
     are cut to [0, 1], all else at 0. `chance` is what a constant answer gets, by metric.
     """
-    queries = max(trial.queries for trial in trials)
+    queries, cover = max(trial.queries for trial in trials), max(trial.cover for trial in trials)
     found = []
     for metric in trials[0].scores:
         e, unit = measures.pooled([trial.scores[metric] for trial in trials]), unit_of(metric)
         highest = 1.0 if unit == "fraction" else math.inf
         found.append(
             Finding(
-                attack=name,
-                target=target,
+                attack=who.attack,
+                target=who.target,
                 metric=metric,
                 value=e.value,
                 low=None if e.low is None else max(0.0, e.low),
@@ -235,10 +259,12 @@ def findings_of(
                 queries=queries,
                 budget=trials[0].budget,
                 seeds=len(trials),
-                answers=answers.value,
+                answers=who.answers.value,
+                tactic=who.tactic,
+                cover=cover,
                 chance=chance.get(metric),
                 unit=unit,
-                cost_usd=round(queries * usd_per_query, 6),
+                cost_usd=round((queries + cover) * usd_per_query, 6),
                 complete=all(trial.complete for trial in trials),
             )
         )

@@ -69,6 +69,10 @@ class TrialCache:
         except (OSError, msgspec.DecodeError, zlib.error, ValueError, TypeError):
             return None
 
+    def answers(self, target: str, seed: int) -> Path | None:
+        """The file that keeps what a target answered to the trials of one seed; None where nothing is kept."""
+        return None if self._folder is None else self._folder / f"{target}-{seed}.answers"
+
     def put(self, key: str, trial: Trial) -> None:
         """Keep a complete trial; it appears whole or not at all. An incomplete one is tried again next time."""
         if self._folder is None or not trial.complete:

@@ -26,6 +26,7 @@ class Opening:
         secret: misinformation key of the reference; None for the one beside it.
         release: release this instead; only where the target is a bundle.
         api_key, model: for a service.
+        accounts: further API keys, for attacks that ask from many accounts.
     """
 
     reference: Path | None = None
@@ -34,6 +35,7 @@ class Opening:
     release: ReleaseChoice | None = None
     api_key: str | None = None
     model: str | None = None
+    accounts: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -56,8 +58,11 @@ def open_arms(target: str, trusted: Sequence[OwnerPublicKey], opening: Opening) 
     if is_url:
         reference = _opened(opening.reference, trusted)
         key = _key(opening.reference, opening.secret)
-        with Client(target, api_key=opening.api_key, model=opening.model) as client:
-            yield choose_arms(HttpTarget(client, target), reference=reference, baseline=baseline, key=key)
+        with contextlib.ExitStack() as stack:
+            keys = (opening.api_key, *opening.accounts)
+            first, *others = [stack.enter_context(Client(target, api_key=k, model=opening.model)) for k in keys]
+            asked = HttpTarget(first, target, accounts=others)
+            yield choose_arms(asked, reference=reference, baseline=baseline, key=key)
         return
     path = Path(target)
     if not path.is_dir():

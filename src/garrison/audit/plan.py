@@ -19,13 +19,15 @@ import importlib
 import importlib.resources
 import math
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from garrison.attacks.base import Attack, View
+from garrison.attacks.base import NAIVE, Attack, Tactic, View
 from garrison.attacks.extraction import ATTACKS
+from garrison.attacks.tactics import TACTICS
 from garrison.errors import PlanError
 
 MOST_PLAN_BYTES = 1_000_000
@@ -37,15 +39,40 @@ class AttackPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         name: of a registered attack.
-        answers: "soft" uses the released probabilities, "labels" the first class alone.
+        label: its name in the report, where one attack stands in a plan with several parameters; else its own name.
+        answers: "soft" uses all that is released, "labels" the first class alone.
         budgets: rows that may be asked; one clone for each.
+        a_feature: budgets counted in features of the model plus one, rounded up: 1.0 is d + 1 rows.
+        tactics: what the thief does who knows the defense: tables with the name of a tactic and its parameters; the first is the
+            nearest to the service.
+        surrogate: rows that this attack asks, in place of the plan's.
         parameters: the attack's own fields.
     """
 
     name: str = "knockoff"
+    label: str = ""
     answers: View = View.SOFT
-    budgets: tuple[int, ...]
+    budgets: tuple[int, ...] = ()
+    a_feature: tuple[float, ...] = ()
+    tactics: tuple[dict[str, Any], ...] = ()
+    surrogate: str = ""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a thief of hyperparameters knows, and the truth it is graded by.
+
+    Attributes:
+        rows: the rows that the model was trained on, with y.
+        algorithm: the learner's name.
+        settings: the learner's other, public settings.
+        truth: the true hyperparameters by name; the thief is not told.
+    """
+
+    rows: str
+    algorithm: str
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
+    truth: dict[str, float]
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,6 +96,16 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         attacks, control: what is done.
         taus: thresholds of the similarity sweep; chosen by the range of the score where empty.
         usd_per_1000_queries: what the service charges.
+        in_distribution: rows of the model's own kind that the thief has; "" for none.
+        in_distribution_rows: most of them that are used.
+        labelled_rows: of those, the first ones whose classes the thief knows.
+        uniform_rows: rows drawn evenly from the stated range that clones of tables are measured on as well; 0 for none.
+        categorical: by flat feature number, the values that it takes.
+        training: what a thief of hyperparameters knows.
+        enough: fidelity from which on the dearer attacks on that target are left out; above 1 for never.
+        else_uniform: rows that do not fit the target are replaced by rows drawn evenly from its stated range, and the report says so.
+        most_queries, most_usd, most_minutes: what the audit may ask of the service, pay it, and take; 0 for no limit. What does not
+            fit is left out, and named.
     """
 
     name: str
@@ -82,6 +119,17 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     control: Control = Control()
     taus: tuple[float, ...] = ()
     usd_per_1000_queries: float = 1.0
+    in_distribution: str = ""
+    in_distribution_rows: int = 2_500
+    labelled_rows: int = 150
+    uniform_rows: int = 0
+    categorical: dict[int, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    training: TrainingPlan | None = None
+    enough: float = 2.0
+    else_uniform: bool = False
+    most_queries: int = 0
+    most_usd: float = 0.0
+    most_minutes: float = 0.0
 
     @property
     def usd_per_query(self) -> float:
@@ -89,13 +137,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def clones(self, targets: int) -> int:
         """How many clones are trained against so many targets."""
-        asked = sum(len(attack.budgets) for attack in self.attacks)
+        asked = sum(len(attack.budgets) + len(attack.a_feature) for attack in self.attacks)
         return len(self.seeds) * (targets * asked + len(self.control.budgets))
 
-    def training_rows(self, targets: int) -> int:
-        """How many rows all those clones are trained on."""
-        asked = sum(sum(attack.budgets) for attack in self.attacks)
-        return len(self.seeds) * (targets * asked + sum(self.control.budgets))
+
+def within(plan: Plan, *, queries: int | None = None, usd: float | None = None, minutes: float | None = None) -> Plan:
+    """The plan with other limits; None leaves the plan's own."""
+    given = {"most_queries": queries, "most_usd": usd, "most_minutes": minutes}
+    return msgspec.structs.replace(plan, **{name: value for name, value in given.items() if value is not None})
 
 
 def shipped_plans() -> tuple[str, ...]:
@@ -147,6 +196,8 @@ def parse_plan(text: str, source: str) -> Plan:
         raise PlanError(f"{source}: {problem}")
     for attack in plan.attacks:
         load_attack(attack.name, attack.parameters)
+        for tactic in attack.tactics:
+            load_tactic(tactic)
     if plan.control.budgets:
         load_attack(CONTROL, plan.control.parameters)
     return plan
@@ -159,24 +210,62 @@ def load_attack(name: str, parameters: dict[str, Any]) -> Attack:
         PlanError: an unknown name, an unknown or ill-typed parameter.
         MissingExtraError: the attack needs torch.
     """
-    if name not in ATTACKS:
-        raise PlanError(f"unknown attack {name!r}; known are {', '.join(sorted(ATTACKS))}")
-    module, _, attribute = ATTACKS[name].partition(":")
-    kind: type[Attack] = getattr(importlib.import_module(module), attribute)
+    found: Attack = _load("attack", ATTACKS, name, parameters)
+    return found
+
+
+def load_tactic(table: Mapping[str, Any]) -> Tactic:
+    """The tactic of that table, a name and parameters.
+
+    Raises:
+        PlanError: no name, an unknown one, an unknown or ill-typed parameter.
+    """
+    found: Tactic = _load(
+        "tactic", TACTICS, str(table.get("name", "")), {k: v for k, v in table.items() if k != "name"}
+    )
+    return found
+
+
+def tactic_names(tables: Sequence[Mapping[str, Any]]) -> str:
+    """The names of a set of tactics as a report shows them; "naive" for none."""
+    return " + ".join(str(table.get("name", "")) for table in tables) or NAIVE
+
+
+def _load(what: str, registry: Mapping[str, str], name: str, parameters: dict[str, Any]) -> Any:
+    if name not in registry:
+        raise PlanError(f"unknown {what} {name!r}; known are {', '.join(sorted(registry))}")
+    module, _, attribute = registry[name].partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
     try:
         return msgspec.convert(parameters, kind)
     except msgspec.ValidationError as error:
-        raise PlanError(f"attack {name!r}: {error}") from error
+        raise PlanError(f"{what} {name!r}: {error}") from error
 
 
 def _problem(plan: Plan) -> str:
     budgets = [b for attack in plan.attacks for b in attack.budgets] + list(plan.control.budgets)
-    arms = [(attack.name, attack.answers, budget) for attack in plan.attacks for budget in attack.budgets]
+    shares = [b for attack in plan.attacks for b in attack.a_feature]
+    arms = [
+        (attack.label or attack.name, tactic_names(attack.tactics), attack.answers, budget)
+        for attack in plan.attacks
+        for budget in (*attack.budgets, *(f"{share} a feature" for share in attack.a_feature))
+    ]
+    limits = (plan.most_queries, plan.most_usd, plan.most_minutes)
     checks = {
         "attacks must not be empty, and each needs at least one budget": plan.attacks
-        and all(attack.budgets for attack in plan.attacks),
-        "a budget must be at least 1 row": all(budget >= 1 for budget in budgets),
-        "an attack stands twice with the same answers and budget": len(set(arms)) == len(arms),
+        and all(attack.budgets or attack.a_feature for attack in plan.attacks),
+        "a budget must be at least 1 row, and above 0 a feature": all(budget >= 1 for budget in budgets)
+        and all(0 < s < math.inf for s in shares),
+        "an attack stands twice with the same tactics, answers and budget; give one of them a label": len(set(arms))
+        == len(arms),
+        "most_queries, most_usd and most_minutes must be finite and not negative": all(
+            0 <= n < math.inf for n in limits
+        ),
+        "in_distribution_rows, labelled_rows and uniform_rows must not be negative": min(
+            plan.in_distribution_rows, plan.labelled_rows, plan.uniform_rows
+        )
+        >= 0,
+        "enough must be above 0": plan.enough > 0,
         f"the control arm is asked for under [control], not as the attack {CONTROL!r}": all(
             attack.name != CONTROL for attack in plan.attacks
         ),
@@ -194,6 +283,7 @@ def _anchored(plan: Plan, folder: Path) -> Plan:
     def anchor(name: str) -> str:
         return str(folder / name) if name.endswith(".npz") else name
 
-    return msgspec.structs.replace(
-        plan, test=anchor(plan.test), surrogate=anchor(plan.surrogate), outside=anchor(plan.outside)
-    )
+    attacks = tuple(msgspec.structs.replace(a, surrogate=anchor(a.surrogate)) for a in plan.attacks)
+    training = plan.training and msgspec.structs.replace(plan.training, rows=anchor(plan.training.rows))
+    own = {name: anchor(getattr(plan, name)) for name in ("test", "surrogate", "outside", "in_distribution")}
+    return msgspec.structs.replace(plan, **own, attacks=attacks, training=training)

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from garrison.attacks.measures import share
-from garrison.attacks.oracle import Answers, OracleFacts
+from garrison.attacks.measures import most_frequent_share, share
+from garrison.attacks.oracle import Answers, Labels, OracleFacts
 from garrison.audit.data import AuditData, Rows
 from garrison.audit.targets import Target
 from garrison.errors import PreflightError
@@ -20,24 +20,44 @@ LEAST_AGREEMENT = 0.9
 """Least share of rows, of those that the guard leaves alone, on which a target and its reference must name the same class."""
 _SUM_TOLERANCE = 1e-3
 _MOST_DECIMALS = 6
+_ROUNDING = {2: 1e-2, 4: 1e-5, 8: 1e-12}
+"""By bytes of a float, the relative change that a cast may bring."""
 _SLICE = 4096
 
 
 def check_rows(facts: OracleFacts, data: AuditData) -> None:
     """Raise `PreflightError` where the rows are not of the shape, type or range that the target takes."""
-    for rows in (data.test, data.surrogate, data.outside):
+    for rows in (
+        r for r in (data.test, data.surrogate, data.outside, data.own, *data.others.values()) if r is not None
+    ):
         if rows.x.shape[1:] != facts.shape:
             raise PreflightError(
                 f"{rows.source}: rows have the shape {list(rows.x.shape[1:])}, the target takes {list(facts.shape)}"
             )
         if not np.can_cast(rows.x.dtype, facts.dtype, "same_kind"):
             raise PreflightError(f"{rows.source}: {rows.x.dtype} cannot become the target's {facts.dtype} without loss")
+        lost = _share_lost(rows.x, facts)
+        if lost:
+            raise PreflightError(
+                f"{rows.source}: {lost:.1%} of the values change when they become the target's {facts.dtype}, as fractions cast to "
+                "whole numbers do: prepare the rows as the model takes them"
+            )
         beyond = _rows_beyond(rows.x, facts)
         if beyond:
             raise PreflightError(
                 f"{rows.source}: {beyond} of {len(rows.x)} rows hold values outside the range that the target allows; bring them "
                 "into it first"
             )
+
+
+def _share_lost(x: Array, facts: OracleFacts) -> float:
+    """Share of values that a cast to the target's type changes by more than single precision rounds; of the first rows."""
+    part = x[:_SLICE].astype(np.float64)
+    cast = x[:_SLICE].astype(facts.dtype).astype(np.float64)
+    same = np.isclose(
+        part, cast, rtol=_ROUNDING[facts.dtype.itemsize] if facts.dtype.kind == "f" else 0, equal_nan=True
+    )
+    return float(1.0 - same.mean())
 
 
 def _rows_beyond(x: Array, facts: OracleFacts) -> int:
@@ -107,8 +127,18 @@ def sum_tolerance(p: FloatArray) -> float:
     return _SUM_TOLERANCE
 
 
-def check_better_than_chance(accuracy: float, chance: float, rows: int, source: str) -> None:
+def check_depends_on_input(answers: FloatArray, source: str) -> None:
+    """Raise `PreflightError` where a model answers all probed rows alike: nothing can be learned from it, and every fidelity is 1."""
+    if len(answers) > 1 and not (answers != answers[:1]).any():
+        raise PreflightError(
+            f"{source} answers {len(answers)} different rows with the same numbers to the last bit: its inputs are lost on the way, as "
+            "by a cast to whole numbers or a scale that was applied twice"
+        )
+
+
+def check_better_than_chance(found: Labels, y: Labels, source: str) -> None:
     """Raise `PreflightError` where a model is no better than a constant answer, by more than three standard errors."""
+    accuracy, chance, rows = float(np.mean(found == y)), most_frequent_share(y), len(y)
     if accuracy <= chance + 3 * math.sqrt(max(chance * (1 - chance), 1e-9) / rows):
         raise PreflightError(
             f"{source} is right on {accuracy:.1%} of the test rows, a constant answer on {chance:.1%}: classes in another order, "

@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from garrison import __version__
-from garrison.attacks import measures
 from garrison.attacks.base import Finding
+from garrison.attacks.draws import has_range, uniform_rows
 from garrison.attacks.exam import Exam
 from garrison.attacks.oracle import MeteredOracle
 from garrison.audit import preflight, words
@@ -29,13 +29,17 @@ from garrison.audit.data import AuditData, Progress, Rows, silent
 from garrison.audit.environment import environment
 from garrison.audit.plan import Plan
 from garrison.audit.report.content import DataCard, Report, TargetCard
+from garrison.audit.report.pictures import cards
 from garrison.audit.served import REPEATED_ROWS, Baseline, Served, ask_honestly, served_findings
 from garrison.audit.similarity import SimilarityPoint, left_alone, similarity_curves
+from garrison.audit.spending import Spending
 from garrison.audit.targets import ServiceTarget, Target, TargetName
-from garrison.audit.trials import PROBES, Thief
+from garrison.audit.trials import PROBES, Looted, Thief
+from garrison.errors import PlanError
 
 _ASKING = 0.15
 """Share of an audit's time before the first clone."""
+_UNIFORM_SEED = 20_160_810
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,10 @@ def run_audit(
     thief = Thief(
         plan=plan,
         data=data,
-        exam=Exam(data.test.x, data.y, None if f is None else f.raw(data.test.x)),
+        exam=_exam(work),
         reference_digest="" if f is None else f.identity.manifest_digest,
         cache=cache or TrialCache(None),
+        spending=Spending(plan),
         tell=lambda message, share: report(message, _ASKING + (1 - _ASKING) * share),
         targets=len(targets),
     )
@@ -95,8 +100,24 @@ def run_audit(
     curves = _similarity(work)
     # 6 the report
     asked = len(data.test.x) + len(data.outside.x) + REPEATED_ROWS + 4 * PROBES + thief.asked[TargetName.DEFENDED]
-    limits = words.limits(plan, arms, data, (*findings, *stolen), asked)
-    return _report(work, (*findings, *stolen), tuple(controls), curves, limits, cpu_threads)
+    limits = words.limits(plan, arms, data, (*findings, *stolen.findings), asked)
+    return _report(work, tuple(findings), stolen, tuple(controls), curves, limits, cpu_threads)
+
+
+def _exam(work: _Work) -> Exam:
+    """What clones are measured on; of tables also rows drawn evenly from the range."""
+    plan, data, f, facts = work.plan, work.data, work.arms.f, work.arms.defended.facts
+    uniform = None
+    if plan.uniform_rows and len(facts.shape) == 1 and has_range(facts):
+        uniform = uniform_rows(np.random.default_rng(_UNIFORM_SEED), plan.uniform_rows, facts)
+    return Exam(
+        data.test.x,
+        None if facts.regression else data.test.y,
+        None if f is None else f.raw(data.test.x),
+        uniform,
+        None if f is None or uniform is None else f.raw(uniform),
+        {} if plan.training is None else plan.training.truth,
+    )
 
 
 def _references(arms: Arms) -> list[ServiceTarget]:
@@ -107,16 +128,21 @@ def _references(arms: Arms) -> list[ServiceTarget]:
 
 def _preflight(work: _Work) -> None:
     arms, data = work.arms, work.data
+    regression = arms.defended.facts.regression
     for target in arms.targets().values():
         preflight.check_rows(target.facts, data)
-        preflight.check_classes(target.facts, target.identity.labels, data.test)
+        if data.test.y is not None and not regression:
+            preflight.check_classes(target.facts, target.identity.labels, data.test)
+    if data.test.y is None and arms.f is None:
+        raise PlanError(f"{data.test.source} has no class numbers and no reference is given: nothing can be graded")
     probes = MeteredOracle(arms.defended, 4 * PROBES).query(data.test.x[:PROBES])
     preflight.check_answers(probes, arms.defended.identity.where)
-    chance = measures.most_frequent_share(data.y)
     for reference in _references(arms):
         preflight.check_same_model(arms.defended, reference)
-        right = float(np.mean(reference.raw(data.test.x).argmax(axis=1) == data.y))
-        preflight.check_better_than_chance(right, chance, len(data.y), f"{reference.identity.model!r} without a guard")
+        preflight.check_depends_on_input(reference.raw(data.test.x[:PROBES]), f"{reference.identity.model!r}")
+        if data.test.y is not None and not regression:
+            first = reference.raw(data.test.x).argmax(axis=1)
+            preflight.check_better_than_chance(first, data.test.y, f"{reference.identity.model!r} without a guard")
 
 
 def _ask(work: _Work, name: TargetName, target: Target) -> Served:
@@ -127,11 +153,11 @@ def _ask(work: _Work, name: TargetName, target: Target) -> Served:
     if name is not TargetName.DEFENDED:
         return served
     own, data = work.arms.reference, work.data
-    if own is None:
-        right = float(np.mean(served.test.labels == data.y))
-        chance = measures.most_frequent_share(data.y)
-        preflight.check_better_than_chance(right, chance, len(data.y), target.identity.where)
-    else:
+    if target.facts.regression:
+        return served
+    if own is None and data.test.y is not None:
+        preflight.check_better_than_chance(served.test.labels, data.test.y, target.identity.where)
+    elif own is not None:
         alone = left_alone(own, data.test.x)
         preflight.check_agreement(served.test, own.raw(data.test.x), alone, own.identity.model)
     return served
@@ -140,6 +166,8 @@ def _ask(work: _Work, name: TargetName, target: Target) -> Served:
 def _served(work: _Work, name: TargetName, served: Served) -> tuple[Finding, ...]:
     arms, data = work.arms, work.data
     target = arms.targets()[name]
+    if target.facts.regression:
+        return ()
     f = None if arms.f is target else _baseline(arms.f, data)
     own = _baseline(arms.reference, data) if name is TargetName.DEFENDED else None
     return served_findings(name.value, served, data, target.facts.classes, f, own)
@@ -151,7 +179,7 @@ def _baseline(model: ServiceTarget | None, data: AuditData) -> Baseline | None:
 
 def _similarity(work: _Work) -> tuple[SimilarityPoint, ...]:
     arms, data = work.arms, work.data
-    if arms.reference is None:
+    if arms.reference is None or arms.reference.facts.regression:
         return ()
     plain = arms.undefended
     against = None if plain is None or plain is arms.reference else plain.raw
@@ -167,7 +195,8 @@ def _similarity(work: _Work) -> tuple[SimilarityPoint, ...]:
 
 def _report(
     work: _Work,
-    findings: tuple[Finding, ...],
+    served: tuple[Finding, ...],
+    stolen: Looted,
     controls: tuple[Finding, ...],
     curves: tuple[SimilarityPoint, ...],
     limits: tuple[str, ...],
@@ -175,7 +204,10 @@ def _report(
 ) -> Report:
     plan, arms, data = work.plan, work.arms, work.data
     said = notes(arms)
+    findings = (*served, *stolen.findings)
     rows = {"test": data.test, "surrogate": data.surrogate, "outside": data.outside}
+    rows |= {} if data.own is None else {"in-distribution": data.own}
+    rows |= {name: others for name, others in data.others.items() if others is not data.surrogate}
     return Report(
         garrison=__version__,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -188,6 +220,9 @@ def _report(
         findings=findings,
         controls=controls,
         similarity=curves,
+        left_out=tuple(stolen.left_out),
+        told=tuple(stolen.told),
+        pictures=cards(stolen.pictures),
         limits=limits,
     )
 

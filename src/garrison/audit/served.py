@@ -65,28 +65,27 @@ def served_findings(
         f: the undefended model, None where it is not at hand or is the target itself.
         own: the target's own model without its guard, None likewise.
     """
-    y = data.y
-    found = {"served_accuracy": metrics.accuracy(served.test.labels, y)}
+    y = data.test.y
+    found = {} if y is None else {"served_accuracy": metrics.accuracy(served.test.labels, y)}
     if served.test.refused.any() or served.test.uncertain.any():
         found["unanswered"] = over_rows((~served.test.usable).astype(np.float64))
     whole = ~served.test.refused
-    if served.test.probabilities is not None and whole.any():
+    if y is not None and served.test.probabilities is not None and whole.any():
         found["calibration_error"] = metrics.calibration_error(served.test.probabilities[whole], y[whole])
     if f is not None:
         found |= _compared(served, y, f, "total")
     if own is not None:
         found |= _compared(served, y, own, "guard")
-    findings = [_finding(target, name, e, len(y)) for name, e in found.items()]
+    findings = [_finding(target, name, e, len(data.test.x)) for name, e in found.items()]
     strangers = _strangers(served, classes, f, own)
     return (*findings, *(_finding(target, name, e, len(data.outside.x)) for name, e in strangers.items()))
 
 
-def _compared(served: Served, y: npt.NDArray[np.int64], other: Baseline, suffix: str) -> dict[str, Estimate]:
+def _compared(served: Served, y: npt.NDArray[np.int64] | None, other: Baseline, suffix: str) -> dict[str, Estimate]:
     first = other.test.argmax(axis=1)
-    found = {
-        f"benign_loss_{suffix}": metrics.paired_loss(first, served.test.labels, y),
-        f"changed_top1_{suffix}": metrics.changed(served.test.labels, first),
-    }
+    found = {f"changed_top1_{suffix}": metrics.changed(served.test.labels, first)}
+    if y is not None:
+        found[f"benign_loss_{suffix}"] = metrics.paired_loss(first, served.test.labels, y)
     whole = ~served.test.refused
     if served.test.probabilities is not None and whole.any():
         found[f"mean_l1_{suffix}"] = metrics.mean_l1(served.test.probabilities[whole], other.test[whole])

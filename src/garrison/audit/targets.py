@@ -9,7 +9,7 @@ Invariant: an attack sees the same of both kinds: what the release policy lets o
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -28,6 +28,8 @@ from garrison.types import NUMPY_DTYPES, Array, BoolArray, DefenseSpec, FloatArr
 PROBABILITIES, SCORES, VALUES, CLASSES = "probabilities", "scores", "values", "classes"
 ReleaseChoice = Literal["full", "top-k", "label"]
 RELEASE_MODES: dict[ReleaseChoice, str] = {"full": "full", "top-k": "top-k", "label": "labels"}
+MANY_ACCOUNTS = 1_000_000
+"""So many accounts can be had where an account is but a name."""
 UNGUARDED = (DefenseSpec(name="release"),)
 """The chain that holds nothing back."""
 
@@ -99,6 +101,7 @@ class ServiceTarget:
             scores=SCORES in released,
             regression=manifest.task is Task.REGRESSION,
             missing=missing if missing.any() else None,
+            accounts=MANY_ACCOUNTS,
         )
         self.identity = Identity(
             where="in-process",
@@ -113,7 +116,11 @@ class ServiceTarget:
         self._input = spec.name
 
     def query(self, x: Array) -> Answers:
-        released = self.service.predict(self._named(x))
+        return self.query_as(x, 0)
+
+    def query_as(self, x: Array, account: int) -> Answers:
+        """`query` under the name of an account; in this process an account costs nothing."""
+        released = self.service.predict(self._named(x), caller=f"audit-{account}" if account else "local")
         return answers_of(released.outputs, released.uncertain, self.facts.classes)
 
     def raw(self, x: Array) -> FloatArray:
@@ -138,13 +145,16 @@ class HttpTarget:
     Args:
         client: asks it.
         url: for the report.
+        accounts: further clients, each with an API key of its own.
         classes: number of classes, for services that release labels only and do not say how many there are.
 
     Raises:
         PreflightError: the model takes several inputs, or does not say how many classes it has.
     """
 
-    def __init__(self, client: Client, url: str, classes: int | None = None) -> None:
+    def __init__(
+        self, client: Client, url: str, classes: int | None = None, *, accounts: Sequence[Client] = ()
+    ) -> None:
         metadata = client.metadata()
         if len(metadata.inputs) != 1:
             raise PreflightError(
@@ -157,7 +167,7 @@ class HttpTarget:
         span = None if extras is None else extras.ranges.get(spec.name)
         shape, dtype = tuple(spec.shape[1:]), NUMPY_DTYPES[spec.datatype]
         labels = () if extras is None else extras.labels
-        self._client = client
+        self._clients = (client, *accounts)
         self.facts = OracleFacts(
             shape=shape,
             dtype=dtype,
@@ -168,6 +178,7 @@ class HttpTarget:
             scores=SCORES in outputs,
             regression=VALUES in outputs,
             missing=None if span is None else _missing(span, shape),
+            accounts=len(self._clients),
         )
         self.identity = Identity(
             where=url,
@@ -182,7 +193,13 @@ class HttpTarget:
         )
 
     def query(self, x: Array) -> Answers:
-        found = self._client.predict(np.ascontiguousarray(x, dtype=self.facts.dtype), rows_a_request=max(1, len(x)))
+        return self.query_as(x, 0)
+
+    def query_as(self, x: Array, account: int) -> Answers:
+        """`query` with the API key of an account."""
+        found = self._clients[account].predict(
+            np.ascontiguousarray(x, dtype=self.facts.dtype), rows_a_request=max(1, len(x))
+        )
         return answers_of(found.outputs, found.uncertain, self.facts.classes)
 
 

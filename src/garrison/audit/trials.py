@@ -1,7 +1,8 @@
 """The thief's part of an audit: every attack, budget and seed against every arm, and the control arm that asks nobody.
 
 Invariants: the arms meet the same attacks with the same seeds through the same meter; a finished trial is kept and not done
-again; budgets run from the smallest, so that larger ones share the questions of smaller ones. Arms are attacked side by side, each
+again, and the answers of one that was interrupted are not asked again; budgets run from the smallest, so that larger ones share the
+questions of smaller ones; what is left out is named with the reason. Arms are attacked side by side, each
 on one thread, so that the figures do not depend on how many processors there are.
 """
 
@@ -16,16 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
-from garrison.attacks.base import Attack, Finding, Trial, View, findings_of
-from garrison.attacks.exam import Exam, chance_levels
-from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import LabelsOnly, MeteredOracle, Oracle
+from garrison.attacks.base import NAIVE, Finding, Trial, View, findings_of
+from garrison.attacks.exam import Exam, Picture, chance_levels
+from garrison.attacks.knowledge import Knowledge, Labelled, Training
+from garrison.attacks.oracle import LabelsOnly, MeteredOracle, Oracle, OracleFacts
 from garrison.audit import metrics
 from garrison.audit.cache import TrialCache
 from garrison.audit.data import AuditData
 from garrison.audit.environment import versions
 from garrison.audit.plan import CONTROL, Plan, load_attack
+from garrison.audit.report.content import LeftOut, Told
+from garrison.audit.spending import Spending
+from garrison.audit.steps import Step, steps_of
 from garrison.audit.stream import SharedStream
 from garrison.audit.targets import Target, TargetName
 from garrison.errors import MissingExtraError
@@ -36,12 +41,31 @@ NOBODY = "none"
 
 
 @dataclass(slots=True)
+class Looted:
+    """What the attacks on one target gave."""
+
+    findings: list[Finding] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+    def add(self, other: Looted) -> None:
+        """Add what another target gave."""
+        self.findings += other.findings
+        self.left_out += other.left_out
+        self.told += other.told
+        self.pictures += other.pictures
+
+
+@dataclass(slots=True)
 class Thief:
     """Carries out a plan's attacks.
 
     Attributes:
         exam: what clones are measured on; the digests of its rows are in `data`, of its reference in `reference_digest`.
-        tell: told what is being done, and the share of all training rows that is done; from several threads.
+        cache: finished trials, and the answers of those that are under way.
+        spending: what may still be asked of the service.
+        tell: told what is being done, and the share of all clones that is done; from several threads.
         asked: rows that each target itself was asked.
     """
 
@@ -50,6 +74,7 @@ class Thief:
     exam: Exam
     reference_digest: str
     cache: TrialCache
+    spending: Spending
     tell: Callable[[str, float], None]
     targets: int
     asked: dict[TargetName, int] = field(default_factory=dict)
@@ -58,8 +83,8 @@ class Thief:
 
     def attack_all(
         self, targets: Mapping[TargetName, Target], control: Target, threads: int
-    ) -> tuple[list[Finding], list[Finding]]:
-        """The findings on all targets, in their order, and those of the control arm.
+    ) -> tuple[Looted, list[Finding]]:
+        """What all targets gave, in their order, and the findings of the control arm.
 
         Args:
             targets: each is asked from one thread at a time.
@@ -70,84 +95,165 @@ class Thief:
             arms = [pool.submit(self.attack, name, target) for name, target in targets.items()]
             last = pool.submit(self.control, control)
             try:
-                return [finding for arm in arms for finding in arm.result()], last.result()
+                whole = Looted()
+                for arm in arms:
+                    whole.add(arm.result())
+                return whole, last.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def attack(self, name: TargetName, target: Target) -> list[Finding]:
-        """All attacks of the plan against one target. What cannot be carried out here is left out."""
-        streams = {seed: SharedStream(target) for seed in self.plan.seeds}
-        print_of = _fingerprint(target, self.data)
-        found: list[Finding] = []
-        for attack, view, budget in attacks_of(self.plan):
-            facts = dataclasses.replace(target.facts, soft=target.facts.soft and view is View.SOFT)
-            if (view is View.SOFT and not facts.soft) or attack.obstacle(facts):
-                self._done(budget * len(self.plan.seeds))
-                continue
-            trials = []
-            for seed in self.plan.seeds:
-                stream: Oracle = streams[seed].rewind()
-                oracle = LabelsOnly(stream) if view is View.LABELS else stream
-                trials.append(self._trial(attack, view, budget, seed, oracle, (name.value, print_of)))
-            found += self._findings(attack, trials, target, name.value, view)
+    def attack(self, name: TargetName, target: Target) -> Looted:
+        """All attacks of the plan against one target. What cannot be carried out here is left out, and named."""
+        print_of = fingerprint(target, self.data)
+        streams = {
+            seed: SharedStream(target, self.cache.answers(f"{name.value}-{print_of}", seed)) for seed in self.plan.seeds
+        }
+        found, exact = Looted(), ""
+        for step in steps_of(self.plan, target.facts):
+            why = self._obstacle(step, target.facts) or exact
+            trials: list[Trial] = []
+            for seed in () if why else self.plan.seeds:
+                trial, why = self._asked(step, seed, streams[seed], (name, print_of))
+                if trial is None:
+                    break
+                trials.append(trial)
+            if why:
+                found.left_out.append(LeftOut(target=name.value, attack=str(step), why=why))
+            if trials:
+                self._add(found, step, trials, target, name)
+                exact = exact or _enough(found.findings, step, self.plan.enough)
+            self._done(len(self.plan.seeds))
         self.asked[name] = sum(stream.asked for stream in streams.values())
-        return found + queries_to_fidelity(found, self.plan.usd_per_query)
+        for stream in streams.values():
+            stream.close()
+        found.findings += queries_to_fidelity(found.findings, self.plan.usd_per_query)
+        return found
+
+    def _obstacle(self, step: Step, facts: OracleFacts) -> str:
+        """Why a step cannot be carried out against such a target; "" where it can."""
+        if step.view is View.LABELS and facts.regression:
+            return "a regressor answers no classes"
+        if step.view is View.SOFT and not (facts.soft or facts.scores or facts.regression):
+            return "the service releases labels alone"
+        seen = dataclasses.replace(facts, soft=False, scores=False) if step.view is View.LABELS else facts
+        known = self._knowledge(step)
+        near = (f"{tactic.name}: {why}" for tactic in step.tactics if (why := tactic.obstacle(seen, known)))
+        return step.attack.obstacle(seen) or step.attack.lacks(known) or next(near, "")
+
+    def _asked(
+        self, step: Step, seed: int, stream: SharedStream, target: tuple[TargetName, str]
+    ) -> tuple[Trial | None, str]:
+        """The trial, from the cache or carried out; else why not."""
+        name, print_of = target
+        key = self._key(step, seed, f"{name.value} {print_of}")
+        trial = self.cache.get(key)
+        if trial is not None:
+            return trial, ""
+        paid = name is TargetName.DEFENDED
+        why = self.spending.reserve(step.budget, paid=paid)
+        if why:
+            return None, why
+        shared: Oracle = stream.rewind()
+        oracle = LabelsOnly(shared) if step.view is View.LABELS else shared
+        self.tell(f"{step.label} on {name.value}, {step.budget:,} {step.view.value}, seed {seed}", self._share())
+        trial = step.attack.carry_out(
+            oracle, self._knowledge(step), self.exam, budget=step.budget, seed=seed, tactics=step.tactics
+        )
+        if paid:
+            self.spending.give_back(step.budget - trial.queries - trial.cover)
+        self.cache.put(key, trial)
+        return trial, ""
+
+    def _add(self, found: Looted, step: Step, trials: list[Trial], asked: Target, name: TargetName) -> None:
+        price, chance = self.plan.usd_per_query, chance_levels(self.exam, asked.facts)
+        found.findings += findings_of(trials, chance, who=step.tried(name.value), usd_per_query=price)
+        for what in trials[0].told:
+            values = [trial.told[what] for trial in trials if what in trial.told]
+            place = {"target": name.value, "attack": step.label, "tactic": step.tactic}
+            found.told.append(Told(**place, budget=step.budget, what=what, value=sum(values) / len(values)))
+        if name is TargetName.DEFENDED or self.targets == 1:
+            found.pictures += trials[0].pictures
 
     def control(self, target: Target) -> list[Finding]:
         """The control arm; the target only tells shape and classes, and is asked nothing."""
         found: list[Finding] = []
-        if not self.plan.control.budgets:
+        if not self.plan.control.budgets or target.facts.regression:
             return found
         attack = load_attack(CONTROL, self.plan.control.parameters)
+        chance = chance_levels(self.exam, target.facts)
         for budget in sorted(self.plan.control.budgets):
-            seeds = self.plan.seeds
-            trials = [self._trial(attack, View.LABELS, budget, seed, target, (NOBODY, "")) for seed in seeds]
-            found += self._findings(attack, trials, target, NOBODY, View.LABELS)
+            step = Step(CONTROL, attack, (), NAIVE, View.LABELS, budget)
+            trials = [self._unasked(step, seed, target) for seed in self.plan.seeds]
+            found += findings_of(trials, chance, who=step.tried(NOBODY), usd_per_query=self.plan.usd_per_query)
         return found
 
-    def _findings(
-        self, attack: Attack, trials: list[Trial], asked: Target, target: str, view: View
-    ) -> tuple[Finding, ...]:
-        price, chance = self.plan.usd_per_query, chance_levels(self.exam, asked.facts)
-        return findings_of(attack.name, trials, chance, target=target, answers=view, usd_per_query=price)
-
-    def _trial(
-        self, attack: Attack, view: View, budget: int, seed: int, oracle: Oracle, target: tuple[str, str]
-    ) -> Trial:
-        name, fingerprint = target
-        whole = self.plan.training_rows(self.targets)
-        self.tell(f"{attack.name} on {name}, {budget:,} {view.value}, seed {seed}", self._trained / whole)
-        rows = [self.data.surrogate.sha256, self.data.test.sha256, len(self.exam.x), self.reference_digest]
-        parts = [repr(attack), view.value, budget, seed, fingerprint, *rows, *versions().values()]
-        key = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+    def _unasked(self, step: Step, seed: int, target: Target) -> Trial:
+        key = self._key(step, seed, NOBODY)
         trial = self.cache.get(key)
         if trial is None:
-            knowledge = Knowledge(self.data.surrogate.x)
-            trial = attack.carry_out(oracle, knowledge, self.exam, budget=budget, seed=seed)
+            self.tell(f"{step.label}, {step.budget:,} rows, seed {seed}", self._share())
+            trial = step.attack.carry_out(target, self._knowledge(step), self.exam, budget=step.budget, seed=seed)
             self.cache.put(key, trial)
-        self._done(budget)
+        self._done(1)
         return trial
 
-    def _done(self, rows: int) -> None:
+    def _knowledge(self, step: Step) -> Knowledge:
+        data, first = self.data, self.plan.labelled_rows
+        own, training, plan = data.own, data.training, self.plan.training
+        labelled = None
+        if own is not None and own.y is not None and first > 0:
+            labelled = Labelled(own.x[:first], own.y[:first])
+        trained = None
+        if training is not None and training.y is not None and plan is not None:
+            trained = Training(training.x, training.y, plan.algorithm, plan.settings)
+        return Knowledge(
+            data.asked_by(step.surrogate).x,
+            in_distribution=None if own is None else own.x,
+            labelled=labelled,
+            training=trained,
+            categorical=self.plan.categorical,
+        )
+
+    def _key(self, step: Step, seed: int, target: str) -> str:
+        """The digest of all that a trial's result depends on."""
+        data = self.data
+        kinds = (data.asked_by(step.surrogate), data.test, data.own, data.training)
+        rows = ["" if r is None else f"{r.sha256} {len(r.x)}" for r in kinds]
+        uniform = 0 if self.exam.uniform is None else len(self.exam.uniform)
+        knows = [self.plan.labelled_rows, msgspec.to_builtins(self.plan.training), str(self.plan.categorical)]
+        around = [repr(tactic) for tactic in step.tactics]
+        parts = [repr(step.attack), around, step.view.value, step.budget, seed, target, rows, uniform, knows]
+        versioned = [*parts, self.reference_digest, *versions().values()]
+        return hashlib.sha256(msgspec.json.encode(versioned)).hexdigest()
+
+    def _share(self) -> float:
+        return min(1.0, self._trained / max(1, self.plan.clones(self.targets)))
+
+    def _done(self, clones: int) -> None:
         with self._lock:
-            self._trained += rows
+            self._trained += clones
 
 
-def attacks_of(plan: Plan) -> Iterator[tuple[Attack, View, int]]:
-    """Every attack with its budget, of each attack the smallest first."""
-    for item in plan.attacks:
-        attack = load_attack(item.name, item.parameters)
-        for budget in sorted(item.budgets):
-            yield attack, item.answers, budget
+def _enough(found: list[Finding], step: Step, enough: float) -> str:
+    """Why dearer attacks are left out: this step has the model already; "" where it has not."""
+    mine = {
+        f.metric: f.value
+        for f in found
+        if (f.attack, f.tactic, f.answers, f.budget) == (step.label, step.tactic, step.view.value, step.budget)
+    }
+    shares = [mine[metric] for metric in ("fidelity", "uniform_fidelity") if metric in mine]
+    if not shares or any(value is None or value < enough for value in shares):
+        return ""
+    return f"{step} has the model already"
 
 
 def queries_to_fidelity(found: list[Finding], usd_per_query: float) -> list[Finding]:
     """Q@f: for each attack and kind of answers, the fewest of the tried budgets that reach a fidelity."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
     for f in found:
         if f.metric == "fidelity" and f.value is not None:
-            groups.setdefault((f.attack, f.answers), []).append(f)
+            groups.setdefault((f.attack, f.tactic, f.answers), []).append(f)
     return [_reaching(group, level, usd_per_query) for group in groups.values() for level in FIDELITIES]
 
 
@@ -170,13 +276,14 @@ def _reaching(group: list[Finding], level: float, usd_per_query: float) -> Findi
     )
 
 
-def _fingerprint(target: Target, data: AuditData) -> str:
+def fingerprint(target: Target, data: AuditData) -> str:
     """What tells one target from another: its digests, and the classes that it names for probes of all three kinds.
 
     Where it answers is left out: the same service at another port is the same target.
     """
     rows = (data.test, data.surrogate, data.outside)
-    named = [MeteredOracle(target, 4 * PROBES).query(r.x[:PROBES]).labels.tolist() for r in rows]
+    answers = [MeteredOracle(target, 4 * PROBES).query(r.x[:PROBES]) for r in rows]
+    named = [a.labels.tolist() if a.values is None else np.round(a.values, 4).tolist() for a in answers]
     identity = target.identity
     parts = [identity.manifest_digest, identity.guard_digest, target.facts.soft, named]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

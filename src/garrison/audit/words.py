@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from garrison.attacks.base import Finding, View
+from garrison.attacks.base import NAIVE, Finding
 from garrison.attacks.measures import FEWEST_SEEDS
 from garrison.audit.arms import Arms
 from garrison.audit.data import AuditData
@@ -15,10 +15,11 @@ _CLOSER_THIEVES = (
     "A thief with in-distribution data, or one who starts from a few such rows (JBDA), was not tried. Adaptive Misinformation "
     "does not stop them: their questions look honest."
 )
-_NAIVE = (
-    "The thief is naive: it does not look for misinformed answers, average repetitions, or drop what looks out of distribution. "
-    "One account asked; Sybil accounts and cover traffic were not tried."
-)
+_NAIVE = "The thief is naive: it does not look for misinformed answers, average repetitions, or drop what looks out of distribution."
+_ALONE = "One account asked; Sybil accounts and cover traffic were not tried."
+_DRAWN = "The plan's {} rows do not fit this model and were replaced by rows drawn evenly from the stated range of its inputs."
+_KNOWING = {"repeats", "drop-suspicious", "restore-bayes", "restore-network", "top-1"}
+_STARTS_CLOSE = {"activethief", "cloudleak", "jbda", "jbda-tr"}
 
 
 def share(value: float) -> str:
@@ -31,26 +32,51 @@ def money(usd: float) -> str:
 
 
 def headline(plan: Plan, data: AuditData, findings: Sequence[Finding], controls: Sequence[Finding]) -> str:
-    """What a thief gets from the service at what price, beside what the undefended model and chance give."""
-    mine = [
-        f for f in findings if f.target == TargetName.DEFENDED and f.metric == "clone_accuracy" and f.value is not None
-    ]
-    if not mine:
-        return "No clone was trained against the service."
-    best = max(mine, key=lambda f: (f.budget, f.answers == View.SOFT))
-    bought = f"{best.queries:,} queries at {money(plan.usd_per_1000_queries)} per 1,000"
+    """What a thief gets from the service at what price, beside what the undefended model and chance give.
+
+    Of all that was tried against the service, the clone that is nearest to the model; of those as good but for half a point, the
+    cheapest one.
+    """
+    best = best_clone(findings)
+    if best is None:
+        return "Nothing was stolen from the service: no attack of the plan could be carried out against it."
+    paid = f"{best.queries + best.cover:,} queries at {money(plan.usd_per_1000_queries)} per 1,000"
+    tried = {(f.attack, f.tactic) for f in findings if f.metric == best.metric and f.target == best.target}
+    how = best.attack if best.tactic == NAIVE else f"{best.attack} with {best.tactic}"
+    rows = data.test.source
     text = (
-        f"For {money(best.cost_usd)} ({bought}), a thief who asks {data.surrogate.source} gets from the service a clone that is "
-        f"right on {_valued(best)} of {data.test.source}; {_chance(best, controls)}."
+        f"For {money(best.cost_usd)} ({paid}), a thief gets from the service a clone that {_MEANS[best.metric]} {_valued(best)} of "
+        f"{rows}, by {how}{', the best of ' + str(len(tried)) + ' ways tried' if len(tried) > 1 else ''}; "
+        f"{_chance(best, controls)}."
     )
     others = [
         f"{share(f.value)} from {_the(f.target)}"
         for f in findings
-        if f.target != best.target
-        and (f.metric, f.answers, f.budget) == (best.metric, best.answers, best.budget)
-        and f.value is not None
+        if f.target != best.target and _same_try(f, best) and f.value is not None
     ]
     return f"{text} The same money buys {' and '.join(others)}." if others else text
+
+
+_MEANS = {
+    "clone_accuracy": "is right on",
+    "fidelity": "answers as the undefended model on",
+    "uniform_fidelity": "answers as the undefended model on",
+}
+_AS_GOOD = 0.005
+
+
+def best_clone(findings: Sequence[Finding]) -> Finding | None:
+    """The nearest clone of the service and of those as good the cheapest; None where there is none."""
+    for metric in ("clone_accuracy", "fidelity"):
+        mine = [f for f in findings if (f.target, f.metric) == (TargetName.DEFENDED, metric) and f.value is not None]
+        if mine:
+            most = max(f.value or 0.0 for f in mine)
+            return min((f for f in mine if (f.value or 0.0) >= most - _AS_GOOD), key=lambda f: f.cost_usd)
+    return None
+
+
+def _same_try(a: Finding, b: Finding) -> bool:
+    return (a.metric, a.attack, a.tactic, a.answers, a.budget) == (b.metric, b.attack, b.tactic, b.answers, b.budget)
 
 
 def _valued(finding: Finding) -> str:
@@ -62,7 +88,9 @@ def _valued(finding: Finding) -> str:
 
 def _chance(best: Finding, controls: Sequence[Finding]) -> str:
     parts = [] if best.chance is None else [f"a constant answer is right on {share(best.chance)}"]
-    control = next((c for c in controls if (c.metric, c.budget) == (best.metric, best.budget)), None)
+    mine = [c for c in controls if c.metric == best.metric]
+    # The control of the same size, else the largest one.
+    control = max(mine, key=lambda c: (c.budget == best.budget, c.budget), default=None)
     if control is not None and control.value is not None:
         parts.append(f"a clone trained on random labels on {share(control.value)}")
     return ", ".join(parts) or "chance is not known"
@@ -82,7 +110,7 @@ def limits(plan: Plan, arms: Arms, data: AuditData, findings: Sequence[Finding],
     """
     return (
         *_missing_arms(arms),
-        *_not_tried(plan, data),
+        *_not_tried(plan, arms, data),
         *_how_sure(plan, findings),
         *_service(arms, findings, asked),
     )
@@ -117,15 +145,26 @@ def _missing_arms(arms: Arms) -> list[str]:
     return found
 
 
-def _not_tried(plan: Plan, data: AuditData) -> list[str]:
+def _not_tried(plan: Plan, arms: Arms, data: AuditData) -> list[str]:
     names = sorted({attack.name for attack in plan.attacks})
-    source = data.surrogate.source
-    return [
-        f"Only {', '.join(names)} was tried, with surrogate rows from {source}. Other rows may do better; closer ones do.",
-        _CLOSER_THIEVES,
-        _NAIVE,
-        "Latency and processor time were not measured.",
-    ]
+    tactics = {str(table["name"]) for attack in plan.attacks for table in attack.tactics}
+    asked = f"Only {', '.join(names)} was tried, with surrogate rows from {data.surrogate.source}."
+    found = [f"{asked} Other rows may do better; closer ones do."]
+    found += [_DRAWN.format(role) for role in data.replaced]
+    found += (
+        []
+        if data.own is not None and (tactics & {"in-distribution"} or _STARTS_CLOSE & {*names})
+        else [_CLOSER_THIEVES]
+    )
+    found += [] if tactics & _KNOWING else [_NAIVE]
+    found += [] if tactics & {"sybil", "cover-traffic"} else [_ALONE]
+    if arms.defended.facts.regression:
+        found.append(
+            "The model is a regressor: what honest users get, and similarity, are measured for classifiers only."
+        )
+    elif data.test.y is None:
+        found.append(f"{data.test.source} carry no classes: accuracy and calibration error are left out.")
+    return [*found, "Latency and processor time were not measured."]
 
 
 def _how_sure(plan: Plan, findings: Sequence[Finding]) -> list[str]:

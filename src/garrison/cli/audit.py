@@ -15,7 +15,7 @@ from garrison.audit import data
 from garrison.audit.arms import Arms
 from garrison.audit.cache import TrialCache
 from garrison.audit.opening import Opening, open_arms
-from garrison.audit.plan import Plan, load_plan, shipped_plans
+from garrison.audit.plan import Plan, load_plan, shipped_plans, within
 from garrison.audit.report import tables
 from garrison.audit.report.content import Report
 from garrison.audit.report.write import load_format, paths_of, write_report
@@ -23,6 +23,7 @@ from garrison.audit.run import run_audit
 from garrison.audit.targets import ReleaseChoice
 from garrison.cli.output import console, json_option, notes, plain, printable, progress, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
+from garrison.errors import ConfigError
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _bundle = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -38,7 +39,12 @@ class _Options:
     secret: Path | None
     trust: tuple[Path, ...]
     surrogate: Path | None
+    in_distribution: Path | None
     test: Path | None
+    queries: int | None
+    usd: float | None
+    minutes: float | None
+    accounts: Path | None
     release: ReleaseChoice | None
     api_key: str | None
     model: str | None
@@ -56,6 +62,7 @@ class _Options:
 @click.option("--secret", type=_file, help="Misinformation key of the bundle.  [default: BUNDLE.secret where it is]")
 @trust_option
 @click.option("--surrogate", type=_file, help="The thief's rows, array x; takes the place of the plan's.")
+@click.option("--in-distribution", type=_file, help="Rows of the model's own kind that the thief has, arrays x and y.")
 @click.option("--test", type=_file, help="Rows to grade on, arrays x and y; takes the place of the plan's.")
 @click.option(
     "--release",
@@ -63,6 +70,14 @@ class _Options:
     help="Release this instead; only where TARGET is a bundle.",
 )
 @click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
+@click.option("--accounts", type=_file, help="Further API keys, one a line, for attacks that ask from many accounts.")
+@click.option(
+    "--queries", type=click.IntRange(min=1), help="Most rows that may be asked of TARGET; the rest is left out."
+)
+@click.option("--usd", type=click.FloatRange(min=0, min_open=True), help="Most dollars that the queries may cost.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="No attack is begun after so many minutes."
+)
 @click.option("--model", help="The model's name; may be left out where the service has one.")
 @click.option(
     "--threads",
@@ -88,7 +103,7 @@ def audit(target: str, as_json: bool, **given: Any) -> None:
     options = _Options(**given)
     for name in paths_of(options.out):
         load_format(name)  # a missing package shows now, and not after the work
-    plan = load_plan(options.plan)
+    plan = within(load_plan(options.plan), queries=options.queries, usd=options.usd, minutes=options.minutes)
     with contextlib.ExitStack() as stack:
         arms = stack.enter_context(open_arms(target, trusted_keys_of_user(options.trust), _opening(options)))
         report = _audited(plan, arms, options)
@@ -105,7 +120,13 @@ def _audited(plan: Plan, arms: Arms, options: _Options) -> Report:
     cache = TrialCache(paths_of(options.out)["json"].parent / ".cache")
     with progress("audit") as say:
         say("data", 0.0)
-        rows = data.load_data(plan, test=options.test, surrogate=options.surrogate)
+        rows = data.load_data(
+            plan,
+            arms.defended.facts,
+            test=options.test,
+            surrogate=options.surrogate,
+            in_distribution=options.in_distribution,
+        )
         return run_audit(plan, arms, rows, cache=cache, cpu_threads=options.threads, report=say)
 
 
@@ -117,7 +138,17 @@ def _opening(options: _Options) -> Opening:
         release=options.release,
         api_key=options.api_key,
         model=options.model,
+        accounts=() if options.accounts is None else _keys(options.accounts),
     )
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    """One API key a line; empty lines are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no file of API keys, one a line: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def show(report: Report) -> None:
@@ -127,6 +158,8 @@ def show(report: Report) -> None:
     for table in (tables.trade_off(report), tables.honest(report), tables.strangers(report), tables.reaching(report)):
         if table.rows and len(table.head) > 1:
             console.print(_grid(table))
+    if len({(f.attack, f.tactic) for f in report.findings if f.attack != "none"}) > 1:
+        console.print(_upright(tables.thieves(report)))
     console.print("What does not hold or was not measured:")
     for sentence in report.limits:
         console.print(f"- {sentence}", markup=False)
@@ -140,6 +173,16 @@ def _grid(table: tables.Table) -> Grid:
         grid.add_column(plain(row[0].text), justify="right")
     for i, head in enumerate(table.head[1:], start=1):
         grid.add_row(plain(head), *(_cell(row[i]) for row in table.rows))
+    return grid
+
+
+def _upright(table: tables.Table) -> Grid:
+    """The table as it stands, for one with many rows."""
+    grid = Grid(title=plain(table.title), caption=plain(table.caption), title_justify="left", caption_justify="left")
+    for i, head in enumerate(table.head):
+        grid.add_column(plain(head), justify="right" if i else "left")
+    for row in table.rows:
+        grid.add_row(*(_cell(cell) for cell in row))
     return grid
 
 

@@ -26,6 +26,8 @@ def render(report: Report) -> bytes:
         report=report,
         main=tables.trade_off(report),
         tables=(tables.honest(report), tables.strangers(report), tables.reaching(report)),
+        thieves=tables.thieves(report),
+        remarks=(tables.left_out(report), tables.told(report)),
         clones=plots.clones_figure(report),
         similarity=plots.similarity_figure(report),
         titles=tables.TITLES,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from garrison.attacks.base import Finding
+from garrison.attacks.base import NAIVE, Finding
 from garrison.audit.report.content import Report
 from garrison.audit.report.tables import TITLES
 from garrison.audit.similarity import SimilarityPoint
@@ -95,7 +95,8 @@ def clones_figure(report: Report) -> str:
 
 
 def _clones_panel(axes: Any, report: Report, metric: str) -> None:
-    found = [f for f in report.findings if f.metric == metric]
+    shown = (report.main_attack, NAIVE)
+    found = [f for f in report.findings if f.metric == metric and (f.attack, f.tactic) == shown]
     budgets = sorted({f.budget for f in (*found, *(c for c in report.controls if c.metric == metric))})
     shift = 1.0
     for target in TITLES:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from garrison.attacks.base import Finding
+from garrison.attacks.base import NAIVE, Finding
 from garrison.audit.report.content import Report
 
 TITLES = {
@@ -60,8 +61,9 @@ def shown(finding: Finding | None, *, points: bool = False) -> Cell:
 
 
 def largest_budget(report: Report, answers: str, metric: str = "clone_accuracy") -> int:
-    """The largest budget that was tried with such answers; 0 for none."""
-    found = [f.budget for f in (*report.findings, *report.controls) if (f.answers, f.metric) == (answers, metric)]
+    """The largest budget that the main attack, or the control, tried with such answers; 0 for none."""
+    mine = [f for f in report.findings if (f.attack, f.tactic) == (report.main_attack, NAIVE)]
+    found = [f.budget for f in (*mine, *report.controls) if (f.answers, f.metric) == (answers, metric)]
     return max(found, default=0)
 
 
@@ -78,7 +80,10 @@ def trade_off(report: Report) -> Table:
     )
     rows = [_arm(report, target, soft, labels) for target in TITLES if target in report.targets]
     rows += [_control(report, soft, labels)] if report.controls else []
-    caption = "Clone accuracy: share of test rows that a clone gets right. Fidelity: share on which it agrees with the undefended model."
+    caption = (
+        f"The clones are those of {report.main_attack}. Clone accuracy: share of test rows that a clone gets right. Fidelity: share on "
+        "which it agrees with the undefended model."
+    )
     return Table("What a thief gets, and what it costs honest users", caption, head, tuple(rows))
 
 
@@ -148,6 +153,69 @@ def reaching(report: Report) -> Table:
         if any(found.values()):
             rows.append((Cell(name), *(shown(f) for f in found.values())))
     return Table("Queries to a fidelity", caption, ("", *(title for title, _ in columns.values())), tuple(rows))
+
+
+def thieves(report: Report) -> Table:
+    """Every attack that was carried out, the nearest clone of the service first."""
+    metrics = [m for m in _GRADES if any(f.metric == m for f in report.findings)]
+    arms = [target for target in TITLES if target in report.targets]
+    tries: dict[tuple[str, str, str, int], dict[tuple[str, str], Finding]] = {}
+    for f in report.findings:
+        if f.metric in _GRADES:
+            tries.setdefault((f.attack, f.tactic, f.answers, f.budget), {})[f.target, f.metric] = f
+    by = "fidelity" if "fidelity" in metrics else "clone_accuracy"
+
+    def worth(found: dict[tuple[str, str], Finding]) -> float:
+        mine = found.get(("defended", by))
+        return -1.0 if mine is None or mine.value is None else mine.value
+
+    ordered = sorted(tries.items(), key=lambda item: -worth(item[1]))
+    rows = [
+        (
+            Cell(key[0], key[1] if key[1] != NAIVE else ""),
+            Cell(key[2]),
+            *_price(found),
+            *(shown(found.get((target, metric))) for metric in metrics for target in arms),
+        )
+        for key, found in ordered
+    ]
+    head = ("", "answers", "queries", "price", *(f"{_GRADES[m]}, {TITLES[t]}" for m in metrics for t in arms))
+    caption = "One row for each attack, set of tactics and budget. Queries are rows asked of one target for one seed, cover traffic left out."
+    return Table("What each thief gets", caption, head, tuple(rows))
+
+
+_GRADES = {"clone_accuracy": "clone accuracy", "fidelity": "fidelity", "uniform_fidelity": "uniform fidelity"}
+
+
+def _price(found: Mapping[tuple[str, str], Finding]) -> tuple[Cell, Cell]:
+    f = max(found.values(), key=lambda f: f.queries)
+    cover = f"{f.cover:,} of cover" if f.cover else ""
+    return Cell(f"{f.queries:,}", cover), Cell(f"${f.cost_usd:,.2f}")
+
+
+def left_out(report: Report) -> Table:
+    """What the plan names and was not carried out."""
+    by: dict[tuple[str, str], list[str]] = {}
+    for item in report.left_out:
+        by.setdefault((item.attack, item.why), []).append(TITLES.get(item.target, item.target))
+    rows = tuple((Cell(attack), Cell(", ".join(targets)), Cell(why)) for (attack, why), targets in by.items())
+    return Table("What was left out", "Named by the plan and not carried out.", ("", "target", "why"), rows)
+
+
+def told(report: Report) -> Table:
+    """What attacks say of themselves."""
+    rows = tuple(
+        (
+            Cell(t.attack, t.tactic if t.tactic != NAIVE else ""),
+            Cell(TITLES.get(t.target, t.target)),
+            Cell(f"{t.budget:,}"),
+            Cell(t.what.replace("_", " ")),
+            Cell(f"{t.value:,.6g}"),
+        )
+        for t in report.told
+    )
+    caption = "Not measured by the audit; the mean over seeds."
+    return Table("What the attacks say of themselves", caption, ("", "target", "budget", "what", "value"), rows)
 
 
 def _by_target(report: Report, title: str, caption: str, columns: dict[str, tuple[str, bool]]) -> Table:
