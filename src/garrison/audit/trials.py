@@ -8,12 +8,12 @@ on one thread, so that the figures do not depend on how many processors there ar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -106,9 +106,19 @@ class Thief:
     def attack(self, name: TargetName, target: Target) -> Looted:
         """All attacks of the plan against one target. What cannot be carried out here is left out, and named."""
         print_of = fingerprint(target, self.data)
-        streams = {
-            seed: SharedStream(target, self.cache.answers(f"{name.value}-{print_of}", seed)) for seed in self.plan.seeds
-        }
+        kept = {seed: self.cache.answers(f"{name.value}-{print_of}", seed) for seed in self.plan.seeds}
+        with contextlib.ExitStack() as stack:
+            streams = {
+                seed: stack.enter_context(contextlib.closing(SharedStream(target, log))) for seed, log in kept.items()
+            }
+            found = self._all_steps(name, target, streams, print_of)
+            self.asked[name] = sum(stream.asked for stream in streams.values())
+        found.findings += queries_to_fidelity(found.findings, self.plan.usd_per_query)
+        return found
+
+    def _all_steps(
+        self, name: TargetName, target: Target, streams: Mapping[int, SharedStream], print_of: str
+    ) -> Looted:
         found, exact = Looted(), ""
         for step in steps_of(self.plan, target.facts):
             why = self._obstacle(step, target.facts) or exact
@@ -124,10 +134,6 @@ class Thief:
                 self._add(found, step, trials, target, name)
                 exact = exact or _enough(found.findings, step, self.plan.enough)
             self._done(len(self.plan.seeds))
-        self.asked[name] = sum(stream.asked for stream in streams.values())
-        for stream in streams.values():
-            stream.close()
-        found.findings += queries_to_fidelity(found.findings, self.plan.usd_per_query)
         return found
 
     def _obstacle(self, step: Step, facts: OracleFacts) -> str:
@@ -289,7 +295,7 @@ def fingerprint(target: Target, data: AuditData) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-@contextmanager
+@contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Torch on so many threads; as before afterwards.
 

@@ -1,0 +1,178 @@
+"""A plan with many attacks: what applies is carried out, what does not is named, what was paid for is not asked again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.attacks.services import FEATURES, Linear, rows
+from tests.audit.worlds import World
+from tests.audit.worlds import rows as named
+
+from garrison.attacks.exam import Exam
+from garrison.attacks.oracle import Answers
+from garrison.audit.arms import choose_arms
+from garrison.audit.cache import TrialCache
+from garrison.audit.data import AuditData, silent
+from garrison.audit.plan import Plan, parse_plan, within
+from garrison.audit.run import run_audit
+from garrison.audit.spending import Spending
+from garrison.audit.targets import Identity, TargetName, guarded
+from garrison.audit.trials import Looted, Thief
+from garrison.errors import PlanError
+from garrison.types import Array
+
+QUICK = "parameters = { epochs = 2, fewest_steps = 2 }"
+MANY = f"""
+name = "many"
+in_distribution_rows = 50
+[[attacks]]
+name = "equation-solving"
+a_feature = [1.0, 4.0]
+[[attacks]]
+name = "knockoff"
+budgets = [40]
+{QUICK}
+[[attacks]]
+name = "knockoff"
+budgets = [40]
+tactics = [{{ name = "repeats", times = 2 }}, {{ name = "top-1" }}]
+{QUICK}
+[[attacks]]
+name = "knockoff"
+budgets = [40]
+tactics = [{{ name = "cover-traffic", ratio = 1.0 }}]
+{QUICK}
+"""
+ID = Identity("here", "m", "1", "", "", None, False, ())
+
+
+class Target(Linear):
+    """The linear service with a name."""
+
+    identity = ID
+
+
+class Dying(Target):
+    """Is killed, with the audit, after so many rows."""
+
+    def __init__(self, rows_left: int) -> None:
+        super().__init__()
+        self.left = rows_left
+
+    def query(self, x: Array) -> Answers:
+        if len(x) > self.left:
+            raise KeyboardInterrupt
+        self.left -= len(x)
+        return super().query(x)
+
+
+def data(*, own: bool = True) -> AuditData:
+    x = rows(60, seed=5)
+    kind = named(rows(50, seed=6), None, "own kind") if own else None
+    return AuditData(
+        named(x, Linear().truth(x).argmax(axis=1), "own"), named(rows(300), None, "s"), named(rows(30), None, "o"), kind
+    )
+
+
+def thief(plan: Plan, folder: Path | None = None, rows_of: AuditData | None = None) -> Thief:
+    found = rows_of or data()
+    x = found.test.x
+    return Thief(
+        plan=plan,
+        data=found,
+        exam=Exam(x, found.test.y, Linear().truth(x)),
+        reference_digest="",
+        cache=TrialCache(folder),
+        spending=Spending(plan),
+        tell=silent,
+        targets=1,
+    )
+
+
+def attacked(thief: Thief, target: Target | None = None) -> Looted:
+    return thief.attack(TargetName.DEFENDED, target or Target())
+
+
+def tried(found: Looted) -> set[tuple[str, str, int]]:
+    return {(f.attack, f.tactic, f.queries) for f in found.findings if f.metric == "fidelity"}
+
+
+def test_budgets_a_feature_and_tactics_stand_in_the_findings() -> None:
+    found = attacked(thief(parse_plan(MANY, "a test")))
+    d = FEATURES + 1
+    assert tried(found) == {
+        ("equation-solving", "naive", d),
+        ("equation-solving", "naive", 4 * d),
+        ("knockoff", "naive", 40),
+        ("knockoff", "repeats + top-1", 40),
+        ("knockoff", "cover-traffic", 40),
+    }
+    assert not found.left_out
+    cover = next(f for f in found.findings if f.tactic == "cover-traffic")
+    assert (cover.cover, cover.cost_usd) == (40, 0.08)
+
+
+def test_what_cannot_be_carried_out_is_named() -> None:
+    found = attacked(thief(parse_plan(MANY, "a test"), rows_of=data(own=False)), Target(soft=False))
+    assert not tried(found)
+    assert len(found.left_out) == 5
+    assert {item.why for item in found.left_out} == {"the service releases labels alone"}
+    soft = attacked(thief(parse_plan(MANY, "a test"), rows_of=data(own=False)))
+    (left,) = soft.left_out
+    assert left.attack == "knockoff with cover-traffic, 40 queries, soft"
+    assert "no rows of the model's own kind" in left.why
+
+
+def test_who_has_the_model_already_asks_no_more() -> None:
+    plan = parse_plan("enough = 0.999" + MANY, "a test")
+    found = attacked(thief(plan))
+    assert tried(found) == {("equation-solving", "naive", FEATURES + 1)}
+    assert {item.why for item in found.left_out} == {"equation-solving, 7 queries, soft has the model already"}
+
+
+def test_limits_bound_what_the_service_is_asked() -> None:
+    target = Target()
+    found = attacked(thief(within(parse_plan(MANY, "a test"), queries=80)), target)
+    assert sum(len(x) for x in target.asked) <= 80 + 3 * 64  # and the probes of its fingerprint
+    assert {item.attack.split(",")[0] for item in found.left_out} == {
+        "knockoff with repeats + top-1",
+        "knockoff with cover-traffic",
+    }
+    assert all("of 80 are left" in item.why for item in found.left_out)
+
+
+def test_an_audit_that_was_killed_asks_nothing_twice(tmp_path: Path) -> None:
+    plan = parse_plan(MANY, "a test")
+    whole = Target()
+    expected = attacked(thief(plan), whole)
+    probes = 64 + 60 + 30  # of the three kinds of rows, as far as there are so many
+    killed = Dying(probes + 7 + 28 + 20)
+    with pytest.raises(KeyboardInterrupt):
+        attacked(thief(plan, tmp_path), killed)
+    again = Target()
+    found = attacked(thief(plan, tmp_path), again)
+    assert [(f.metric, f.value) for f in found.findings] == [(f.metric, f.value) for f in expected.findings]
+    paid = sum(len(x) for x in (*killed.asked, *again.asked)) - 2 * probes
+    assert paid == sum(len(x) for x in whole.asked) - probes
+
+
+def test_an_unknown_tactic_or_parameter_is_refused() -> None:
+    for bad in ('{ name = "guess" }', '{ name = "repeats", often = 3 }', "{ times = 3 }"):
+        text = f'name = "n"\n[[attacks]]\nbudgets = [5]\ntactics = [{bad}]\n'
+        with pytest.raises(PlanError, match="tactic"):
+            parse_plan(text, "a test")
+
+
+def test_a_report_shows_many_thieves(world: World) -> None:
+    text = MANY.replace(
+        'name = "equation-solving"\na_feature = [1.0, 4.0]', f'name = "knockoff"\nbudgets = [20]\n{QUICK}'
+    )
+    bundle = world.opened(world.bundle)
+    own = dataclasses.replace(world.data, own=named(world.data.test.x[:50], world.data.test.y[:50], "own kind"))  # type: ignore[index]
+    report = run_audit(parse_plan(text, "a test"), choose_arms(guarded(bundle, world.key), reference=bundle), own)
+    assert "ways tried" in report.headline
+    assert {f.tactic for f in report.findings} == {"naive", "repeats + top-1", "cover-traffic"}
+    assert np.isfinite([f.value for f in report.findings if f.metric == "fidelity"]).all()
