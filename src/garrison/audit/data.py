@@ -161,7 +161,7 @@ class _Pantry:
         rng = np.random.default_rng([_DRAW_SEED, *role.encode()])
         count = self._plan.test_rows if role == "test" else _DRAWN_ROWS
         return _rows(
-            uniform_rows(rng, min(count, _DRAWN_ROWS), self._facts), None, (), "rows drawn evenly from the range"
+            uniform_rows(rng, min(count, _DRAWN_ROWS), self._facts), None, (), "the stated range, drawn evenly"
         )
 
 

@@ -21,7 +21,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -46,6 +46,7 @@ class AttackPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         tactics: what the thief does who knows the defense: tables with the name of a tactic and its parameters; the first is the
             nearest to the service.
         surrogate: rows that this attack asks, in place of the plan's.
+        only: "tables" or "images": models of another kind are not attacked so by this plan; "" attacks all.
         parameters: the attack's own fields.
     """
 
@@ -56,6 +57,7 @@ class AttackPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     a_feature: tuple[float, ...] = ()
     tactics: tuple[dict[str, Any], ...] = ()
     surrogate: str = ""
+    only: Literal["", "tables", "images"] = ""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 

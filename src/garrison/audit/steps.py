@@ -19,6 +19,7 @@ class Step:
         label: the attack's name in the report.
         tactic: the tactics' names, "naive" for none.
         surrogate: rows that it asks, "" for the plan's.
+        only: "tables" or "images", where the plan keeps the attack for models of one kind.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Step:
     view: View
     budget: int
     surrogate: str = ""
+    only: str = ""
 
     def tried(self, target: str) -> Tried:
         """What its findings stand under."""
@@ -54,4 +56,5 @@ def steps_of(plan: Plan, facts: OracleFacts) -> Iterator[Step]:
                 item.answers,
                 budget,
                 item.surrogate,
+                item.only,
             )

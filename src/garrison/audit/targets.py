@@ -22,7 +22,6 @@ from garrison.client import Client
 from garrison.enclave.service import Service
 from garrison.errors import PreflightError
 from garrison.guard.override import UnsafeGuardOverride
-from garrison.protocol.oip_metadata import InputRange
 from garrison.types import NUMPY_DTYPES, Array, BoolArray, DefenseSpec, FloatArray, Task
 
 PROBABILITIES, SCORES, VALUES, CLASSES = "probabilities", "scores", "values", "classes"
@@ -177,7 +176,7 @@ class HttpTarget:
             soft=PROBABILITIES in outputs,
             scores=SCORES in outputs,
             regression=VALUES in outputs,
-            missing=None if span is None else _missing(span, shape),
+            missing=None if span is None else _missing(shape, named=span.may_be_missing),
             accounts=len(self._clients),
         )
         self.identity = Identity(
@@ -213,8 +212,8 @@ def spread(
     return np.broadcast_to(values.reshape(shape) if values.ndim else values, shape)
 
 
-def _missing(span: InputRange, shape: tuple[int, ...]) -> BoolArray | None:
-    flags = np.asarray(span.may_be_missing)
+def _missing(shape: tuple[int, ...], *, named: bool | tuple[bool, ...]) -> BoolArray | None:
+    flags = np.asarray(named)
     found: BoolArray = np.broadcast_to(flags.reshape(shape) if flags.ndim else flags, shape)
     return found if found.any() else None
 

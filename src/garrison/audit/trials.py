@@ -36,6 +36,7 @@ from garrison.audit.targets import Target, TargetName
 from garrison.errors import MissingExtraError
 
 PROBES = 64
+_AXES_OF_A_PICTURE = 3
 FIDELITIES = (0.90, 0.95, 0.99)
 NOBODY = "none"
 
@@ -138,6 +139,8 @@ class Thief:
 
     def _obstacle(self, step: Step, facts: OracleFacts) -> str:
         """Why a step cannot be carried out against such a target; "" where it can."""
+        if step.only and step.only != ("images" if len(facts.shape) == _AXES_OF_A_PICTURE else "tables"):
+            return f"the plan tries it on {step.only} alone"
         if step.view is View.LABELS and facts.regression:
             return "a regressor answers no classes"
         if step.view is View.SOFT and not (facts.soft or facts.scores or facts.regression):

@@ -110,7 +110,7 @@ def limits(plan: Plan, arms: Arms, data: AuditData, findings: Sequence[Finding],
     """
     return (
         *_missing_arms(arms),
-        *_not_tried(plan, arms, data),
+        *_not_tried(arms, data, findings),
         *_how_sure(plan, findings),
         *_service(arms, findings, asked),
     )
@@ -137,7 +137,7 @@ def _missing_arms(arms: Arms) -> list[str]:
         found.append("There is no outlier-exposure arm: no reference that was trained with outlier exposure was given.")
     if arms.reference is None and arms.f is not None:
         found.append("What the guard alone costs, and similarity over tau, are left out: no --reference was given.")
-    if arms.reference is not None and arms.key is None:
+    if arms.reference is not None and arms.key is None and not arms.reference.facts.regression:
         found.append(
             "The similarity sweep drew its misinformation with a stand-in key; which wrong class is answered depends on "
             "the key, how often one is answered does not."
@@ -145,9 +145,9 @@ def _missing_arms(arms: Arms) -> list[str]:
     return found
 
 
-def _not_tried(plan: Plan, arms: Arms, data: AuditData) -> list[str]:
-    names = sorted({attack.name for attack in plan.attacks})
-    tactics = {str(table["name"]) for attack in plan.attacks for table in attack.tactics}
+def _not_tried(arms: Arms, data: AuditData, findings: Sequence[Finding]) -> list[str]:
+    names = sorted({f.attack for f in findings} - {"none"}) or ["nothing"]
+    tactics = {name for f in findings for name in f.tactic.split(" + ")}
     asked = f"Only {', '.join(names)} was tried, with surrogate rows from {data.surrogate.source}."
     found = [f"{asked} Other rows may do better; closer ones do."]
     found += [_DRAWN.format(role) for role in data.replaced]
@@ -163,7 +163,7 @@ def _not_tried(plan: Plan, arms: Arms, data: AuditData) -> list[str]:
             "The model is a regressor: what honest users get, and similarity, are measured for classifiers only."
         )
     elif data.test.y is None:
-        found.append(f"{data.test.source} carry no classes: accuracy and calibration error are left out.")
+        found.append(f"The test rows ({data.test.source}) carry no classes: accuracy and calibration error are left out.")
     return [*found, "Latency and processor time were not measured."]
 
 
@@ -183,7 +183,8 @@ def _how_sure(plan: Plan, findings: Sequence[Finding]) -> list[str]:
 
 def _service(arms: Arms, findings: Sequence[Finding], asked: int) -> list[str]:
     found, identity = [], arms.defended.identity
-    if not arms.defended.facts.soft:
+    facts = arms.defended.facts
+    if not (facts.soft or facts.scores or facts.regression):
         found.append(
             "The service releases labels alone, so its soft-label rows, calibration error and L1 change are left out."
         )

@@ -159,7 +159,7 @@ def show(report: Report) -> None:
         if table.rows and len(table.head) > 1:
             console.print(_grid(table))
     if len({(f.attack, f.tactic) for f in report.findings if f.attack != "none"}) > 1:
-        console.print(_upright(tables.thieves(report)))
+        console.print(_upright(tables.thieves(report, brief=True)))
     console.print("What does not hold or was not measured:")
     for sentence in report.limits:
         console.print(f"- {sentence}", markup=False)
@@ -180,7 +180,7 @@ def _upright(table: tables.Table) -> Grid:
     """The table as it stands, for one with many rows."""
     grid = Grid(title=plain(table.title), caption=plain(table.caption), title_justify="left", caption_justify="left")
     for i, head in enumerate(table.head):
-        grid.add_column(plain(head), justify="right" if i else "left")
+        grid.add_column(plain(head), justify="right" if i else "left", overflow="fold")
     for row in table.rows:
         grid.add_row(*(_cell(cell) for cell in row))
     return grid

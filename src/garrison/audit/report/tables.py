@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from garrison.attacks.base import NAIVE, Finding
@@ -144,20 +144,37 @@ def strangers(report: Report) -> Table:
 
 
 def reaching(report: Report) -> Table:
-    """How many queries reach a fidelity."""
-    columns = {f"queries_to_fidelity_{level}": (f"fidelity {level}", False) for level in ("0.90", "0.95", "0.99")}
-    caption = "The fewest of the tried budgets with soft labels; first labels alone where there are none."
+    """How few queries reach a fidelity, by the attack that needs fewest."""
+    columns = {f"queries_to_fidelity_{level}": f"fidelity {level}" for level in ("0.90", "0.95", "0.99")}
     rows = []
     for target, name in TITLES.items():
-        found = {m: report.find(target, m, answers="soft") or report.find(target, m, answers="labels") for m in columns}
-        if any(found.values()):
-            rows.append((Cell(name), *(shown(f) for f in found.values())))
-    return Table("Queries to a fidelity", caption, ("", *(title for title, _ in columns.values())), tuple(rows))
+        found = [[f for f in report.findings if (f.target, f.metric) == (target, m)] for m in columns]
+        if any(found):
+            rows.append((Cell(name), *(_cheapest(fs) for fs in found)))
+    caption = "The fewest of the tried budgets, and the attack that needs them."
+    return Table("Queries to a fidelity", caption, ("", *columns.values()), tuple(rows))
 
 
-def thieves(report: Report) -> Table:
-    """Every attack that was carried out, the nearest clone of the service first."""
+def _cheapest(found: Sequence[Finding]) -> Cell:
+    reached = [f for f in found if f.value is not None]
+    if not reached:
+        return Cell("not reached") if found else NOTHING
+    best = min(reached, key=lambda f: f.value or 0.0)
+    return Cell(f"{best.value:,.0f}", f"{_thief(best)}, {best.answers}")
+
+
+def _thief(f: Finding) -> str:
+    return f.attack if f.tactic == NAIVE else f"{f.attack} + {f.tactic}"
+
+
+def thieves(report: Report, *, brief: bool = False) -> Table:
+    """Every attack that was carried out, the nearest clone of the service first.
+
+    Args:
+        brief: the first of fidelity and clone accuracy that there is, alone.
+    """
     metrics = [m for m in _GRADES if any(f.metric == m for f in report.findings)]
+    metrics = [next((m for m in ("fidelity", "clone_accuracy") if m in metrics), "")] if brief else metrics
     arms = [target for target in TITLES if target in report.targets]
     tries: dict[tuple[str, str, str, int], dict[tuple[str, str], Finding]] = {}
     for f in report.findings:
