@@ -8,12 +8,14 @@ import pytest
 from tests.audit.worlds import PLAN
 
 from garrison.attacks.base import View
+from garrison.attacks.extraction import ATTACKS
+from garrison.attacks.tactics import TACTICS
 from garrison.audit.plan import load_attack, load_plan, parse_plan, shipped_plans
 from garrison.errors import PlanError
 
 
 def test_the_shipped_plans_read_and_the_demo_trains_at_most_15_clones() -> None:
-    assert shipped_plans() == ("bench", "demo", "knockoff")
+    assert shipped_plans() == ("bench", "demo", "extraction", "extraction-quick", "knockoff")
     demo, bench = load_plan("demo"), load_plan("bench")
     assert demo.clones(3) == 15
     assert (demo.test, demo.surrogate) == ("fashion-mnist:test", "mnist:train")
@@ -24,11 +26,11 @@ def test_the_shipped_plans_read_and_the_demo_trains_at_most_15_clones() -> None:
 
 
 def test_the_control_is_trained_like_the_attacks() -> None:
-    """A control with other parameters would be no control."""
+    """A control with other parameters would be no control. It is one of knockoffs, which it is trained like."""
     for name in shipped_plans():
         plan = load_plan(name)
         control = load_attack("random-labels", plan.control.parameters)
-        for attack in plan.attacks:
+        for attack in (a for a in plan.attacks if a.name == "knockoff"):
             mine = load_attack(attack.name, attack.parameters)
             assert [getattr(mine, f) for f in mine.__struct_fields__] == [
                 getattr(control, f) for f in mine.__struct_fields__
@@ -74,3 +76,13 @@ def test_a_file_names_rows_from_its_own_folder(tmp_path: Path) -> None:
 def test_counts_and_prices() -> None:
     plan = parse_plan(PLAN, "a test")
     assert (plan.clones(3), plan.usd_per_query) == (10, 0.002)
+
+
+def test_the_extraction_plans_name_every_attack_that_there_is() -> None:
+    named = {attack.name for attack in load_plan("extraction").attacks}
+    assert set(ATTACKS) - named == {"random-labels"}
+    quick = load_plan("extraction-quick")
+    assert {attack.name for attack in quick.attacks} <= named
+    assert 0 < quick.most_minutes < 15
+    tactics = {str(table["name"]) for attack in load_plan("extraction").attacks for table in attack.tactics}
+    assert tactics == set(TACTICS)
