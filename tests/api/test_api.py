@@ -18,6 +18,7 @@ import garrison
 from garrison import api, datasets
 from garrison.errors import (
     BudgetExhaustedError,
+    CalibrationError,
     ChangedFileError,
     ConfigError,
     KeyFileError,
@@ -182,6 +183,56 @@ def test_mistakes_are_typed_errors(bundles: Bundles, tmp_path: Path) -> None:
     graph.write_bytes(graph.read_bytes()[:-1] + b"?")
     with pytest.raises(ChangedFileError):
         garrison.verify(tmp_path / "B", keys.public)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data": ()},
+        {"data": 3},
+        {"data": [[1.0], [1.0, 2.0]]},
+        {"data": {}},
+        {"data": "y too short"},
+        {"budget": 0},
+        {"release": "rounded", "decimals": 99},
+        {"release": "rounded", "decimals": "2"},
+        {"release": "top-k", "k": -1},
+        {"version": "new"},
+        {"labels": "ab"},
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_used(wrong: dict[str, Any], tmp_path: Path) -> None:
+    x, y = wine()
+    data: Any = wrong.get("data", x)
+    keys = garrison.keygen(tmp_path / "owner")
+    with pytest.raises((CalibrationError, ConfigError)):
+        garrison.seal(
+            estimator(),
+            tmp_path / "B",
+            key=keys.private,
+            **wrong | {"data": (x, y[:5]) if isinstance(data, str) else data},
+        )
+    assert not (tmp_path / "B").exists()
+
+
+def test_lists_are_rows_and_whole_numbers_budgets(tmp_path: Path) -> None:
+    x, _ = wine()
+    keys = garrison.keygen(tmp_path / "owner")
+    manifest = garrison.seal(estimator(), tmp_path / "B", key=keys.private, data=x.tolist(), budget=50)
+    assert next(spec for spec in manifest.guard if spec.name == "budget").parameters["rows"] == 50
+
+
+def test_what_would_be_passed_over_is_told(bundles: Bundles, tmp_path: Path) -> None:
+    path, trust = bundles.sealed["plain"].path, bundles.folder / "owner.pub"
+    with pytest.raises(ConfigError, match="workers"):
+        garrison.serve(path, trust=trust, workers=2)
+    wrong: Any = {"request_rows": 1}
+    with pytest.raises(ConfigError, match="limits"):
+        garrison.serve(path, trust=trust, limits=wrong)
+    with pytest.raises(ConfigError, match="empty"):
+        garrison.keygen(tmp_path / "owner", passphrase="")
+    assert not (tmp_path / "owner.key").exists()
 
 
 def test_every_function_is_documented() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -17,7 +18,14 @@ from tests.serving import Served
 
 from garrison.client import AsyncClient, Client
 from garrison.client.talk import Pause, Request, Response, Unreachable, exchange
-from garrison.errors import BudgetExhaustedError, GarrisonError, ServiceError, UnavailableError
+from garrison.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    GarrisonError,
+    InputError,
+    ServiceError,
+    UnavailableError,
+)
 
 BUSY = b'{"error": "busy", "code": "unavailable"}'
 
@@ -171,3 +179,59 @@ def test_patience_grows_and_ends() -> None:
     assert [step.seconds for step in steps if isinstance(step, Pause)] == [0.1, 2.0, 0.4]
     with pytest.raises(GarrisonError, match="busy"):
         talk.send(Response(503, {"retry-after": "2"}, BUSY))
+
+
+def drip(stream: socket.socket) -> None:
+    """An answer that begins, and goes on for ever, a byte now and then: each comes in time."""
+    with stream, contextlib.suppress(OSError):
+        stream.recv(65536)
+        stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+        while True:
+            stream.sendall(b" ")
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_answer_that_drips_ends_in_time(asynchronous: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: drip(listener.accept()[0]), daemon=True).start()
+        url, started = f"http://127.0.0.1:{listener.getsockname()[1]}", time.monotonic()
+        with pytest.raises(UnavailableError, match="in time"):
+            ask_index(url, asynchronous, timeout=0.4)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "wrong", [{"attempts": 0}, {"attempts": 1.5}, {"timeout": 0}, {"timeout": -1}, {"timeout": "x"}]
+)
+def test_arguments_that_make_no_sense(wrong: dict[str, Any], asynchronous: bool) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        ask_index("http://127.0.0.1:1", asynchronous, **wrong)
+
+
+def ask_index(url: str, asynchronous: bool, **options: Any) -> None:
+    if not asynchronous:
+        with Client(url, **options) as client:
+            client.index()
+        return
+
+    async def main() -> None:
+        async with AsyncClient(url, **options) as client:
+            await client.index()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("rows", [0, -1, 1.5])
+def test_requests_of_less_than_a_row(served: Served, rows: Any) -> None:
+    with Client(served.url, model="mlp") as client, pytest.raises(ConfigError, match="rows_a_request"):
+        client.predict(images(2), rows_a_request=rows)
+
+
+def test_rows_of_unequal_length(served: Served) -> None:
+    ragged: Any = [[1.0], [1.0, 2.0]]
+    with Client(served.url, model="mlp") as client:
+        for x in (ragged, {"image": ragged}):
+            with pytest.raises(InputError, match="array"):
+                client.predict(x)

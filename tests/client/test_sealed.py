@@ -337,9 +337,39 @@ def test_an_answer_signed_under_another_key_than_the_attested_one(sealed: dict[s
     host = Host(sealed["mlp"])
     channel = SealedChannel(SIMULATED, api_key=None, attempts=1)
     ask(host, channel)
-    host.enclave.service._signer = host.other.service._signer
+    host.enclave.service._reply_maker = host.other.service._reply_maker
     with pytest.raises(ProofError, match="signature"):
         ask(host, channel)
+
+
+def test_an_envelope_that_was_opened_and_lost_is_sealed_anew(sealed: dict[str, Sealed]) -> None:
+    """A host hands it in, loses the answer and says 503: repeated as it is it would be refused for ever."""
+    host, sent = Host(sealed["mlp"]), list[bytes]()
+
+    def respond(request: Request) -> Response:
+        if request.method == "GET":
+            return host.response(request)
+        sent.append(request.body)
+        if len(sent) == 1:
+            host.response(request)
+            return Response(503, {"retry-after": "0"}, b"{}")
+        if request.body == sent[0]:
+            (reply,) = host.enclave.call([Ask("ip:1", -1, request.body, sealed=True)])
+            return Response(409, {}, msgspec.json.encode({"error": reply.detail, "code": reply.code}))
+        return host.response(request)
+
+    body, json_bytes = encode_request({"image": images(2)})
+    conversation = SealedChannel(SIMULATED, api_key=None, attempts=3).ask("mlp", None, body, json_bytes)
+    found: Any = None
+    try:
+        step = next(conversation)
+        while True:
+            step = conversation.send(respond(step) if isinstance(step, Request) else None)
+    except StopIteration as end:
+        found = end.value
+    assert decode_response(found.body, found.json_bytes).outputs["probabilities"].shape[0] == 2
+    assert sent[0] == sent[1] != sent[2]
+    assert len(sent) == 3
 
 
 def test_evidence_of_another_model_or_version(sealed: dict[str, Sealed]) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from garrison.bundle.key_files import read_private_key
 from garrison.bundle.manifest import Manifest
-from garrison.errors import ConfigError
+from garrison.errors import CalibrationError, ConfigError
 from garrison.hardening.artifact import Hardened, write_hardened
 from garrison.hardening.artifact import check_target as check_folder
 from garrison.hardening.data import Rows, read_npz
@@ -75,7 +77,7 @@ def seal(
     release: str | None = None,
     k: int = 3,
     decimals: int | None = None,
-    budget: str | None = None,
+    budget: str | int | None = None,
     double: bool = False,
     force: bool = False,
     **options: Any,
@@ -89,7 +91,7 @@ def seal(
         data: held-out rows; needed unless `model` is a HARDENED folder.
         release: "full", "rounded", "top-k" or "label".
         k, decimals: for "top-k" and "rounded".
-        budget: rows a caller may ask, such as "5000" or "5000/day".
+        budget: rows a caller may ask, such as 5000 or "5000/day".
         double: convert a scikit-learn or LightGBM model in double precision.
         force: replace an older bundle.
         options: further fields of `garrison.sealing.options.SealOptions`, such as `name`, `version`, `labels`.
@@ -102,7 +104,13 @@ def seal(
     target = Path(out)
     check_target(target, force=force)
     choices = {"name": target.absolute().name} | options
-    choices |= {"release": release_of(release, k, decimals), "budget": budget_of(budget)}
+    try:
+        choices |= {
+            "release": release_of(release, k, decimals),
+            "budget": budget_of(None if budget is None else str(budget)),
+        }
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"seal: {error}") from error
     chosen = _options(SealOptions, choices)
     owner = read_private_key(Path(key), None if passphrase is None else passphrase.encode())
     rows = None if data is None else _rows(data)
@@ -121,10 +129,29 @@ def _rows(data: Data) -> Rows:
     if isinstance(data, str | Path):
         return read_npz(Path(data))
     if isinstance(data, Mapping):
-        inputs = {name: x for name, x in data.items() if name != "y"}
-        return rows_from_arrays(inputs, data.get("y"))
-    x, y = data if isinstance(data, tuple) else (data, None)
-    return rows_from_arrays({"x": x}, y)
+        inputs, y = {name: x for name, x in data.items() if name != "y"}, data.get("y")
+    elif isinstance(data, tuple) and len(data) != 2:
+        raise CalibrationError(f"expected (x, y), found {len(data)} parts")
+    else:
+        x, y = data if isinstance(data, tuple) else (data, None)
+        inputs = {"x": x}
+    arrays = {name: _array(name, x) for name, x in inputs.items()}
+    target = None if y is None else _array("y", y)
+    lengths = {len(x) for x in [*arrays.values(), *([] if target is None else [target])]}
+    if len(lengths) > 1:
+        raise CalibrationError(f"expected equally many rows in all arrays, found {sorted(lengths)}")
+    return rows_from_arrays(arrays, target)
+
+
+def _array(name: str, given: Any) -> Array:
+    """Lists and tensors are taken too."""
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CalibrationError(f"{name!r} cannot be made an array: {str(error)[:200]}") from error
+    if found.ndim == 0:
+        raise CalibrationError(f"{name!r}: expected an array of rows, found {type(given).__name__}")
+    return found
 
 
 def _options(kind: Any, given: dict[str, Any]) -> Any:
@@ -132,6 +159,10 @@ def _options(kind: Any, given: dict[str, Any]) -> Any:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; known are {', '.join(known)}")
-    return kind(
-        **{name: tuple(value) if name == "labels" and value is not None else value for name, value in given.items()}
-    )
+    labels = given.get("labels")
+    if isinstance(labels, str):
+        raise ConfigError(f"labels must be several texts, one a class, found {labels!r}")
+    try:
+        return kind(**given | ({} if labels is None else {"labels": tuple(labels)}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"an option cannot be used: {error}") from error

@@ -82,6 +82,14 @@ def serve(
         settings = msgspec.convert(given | {"port": port}, ServerConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"serve: {error}") from error
+    if settings.workers > 1:
+        raise ConfigError(
+            "workers are processes of `garrison serve`; a service in the background of this one has no others"
+        )
+    if not isinstance(limits, Limits | None) or not isinstance(guard, Mapping | None):
+        raise ConfigError(
+            "limits must be a garrison.limits.Limits, and guard a mapping from defenses to their settings"
+        )
     changes = {name: dict(change) for name, change in (guard or {}).items()}
     config = Config(server=settings, limits=limits or Limits(), guard=changes)
     return Server([Path(bundle) for bundle in bundles], trust, config)

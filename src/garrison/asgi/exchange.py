@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NoReturn
 
 from garrison.asgi.forms import Asked, Form
 from garrison.asgi.guard import AppGuard, TurnedDownError
@@ -55,7 +55,7 @@ class Exchange:
     """What the endpoint sends, held back until it is whole. `send` is given to the app in the place of the server's own.
 
     Attributes:
-        cut: whether the answer was too long, and the endpoint has been told to stop.
+        cut: whether the answer was too long, or begun twice, and the endpoint has been told to stop.
     """
 
     def __init__(
@@ -71,19 +71,18 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         if self.cut:
-            raise CutError("the answer is too long")
+            raise CutError("the answer was cut")
         if self._done:
             return
         if message["type"] == "http.response.start":
+            if self._status:  # what was sent under the first would leave under the second
+                await self._cut("the endpoint began a second answer")
             self._status = message["status"]
             self._headers = [(bytes(k).lower(), bytes(v)) for k, v in message.get("headers", ())]
         elif message["type"] == "http.response.body":
             self._length += len(message.get("body", b""))
             if self._length > self._most:
-                self._parts.clear()
-                self.cut = True
-                await self._finish(_failed(f"the endpoint's answer is longer than {self._most} bytes"), [])
-                raise CutError("the answer is too long")
+                await self._cut(f"the endpoint's answer is longer than {self._most} bytes")
             self._parts.append(bytes(message.get("body", b"")))
             if not message.get(
                 "more_body", False
@@ -94,6 +93,12 @@ class Exchange:
         """The app has returned."""
         if not self._done:
             await self._finish(_failed("the endpoint ended without a whole answer"), [])
+
+    async def _cut(self, why: str) -> NoReturn:
+        self._parts.clear()
+        self.cut = True
+        await self._finish(_failed(why), [])
+        raise CutError(why)
 
     async def _finish(self, answer: Answer, headers: Headers) -> None:
         self._done = True

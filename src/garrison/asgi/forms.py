@@ -164,6 +164,7 @@ class JsonForm:
         check_json_type(headers)
         if len(body) > self._limits.request_json_bytes:
             raise LimitError(f"a body may have {self._limits.request_json_bytes} bytes of JSON, found {len(body)}")
+        check_utf8(body)  # also the fields that are only handed on
         found = self._read(body)
         rows = len(next(iter(found.inputs.values())))
         if rows > self._limits.request_rows:
@@ -206,6 +207,16 @@ def check_json_type(headers: Headers) -> None:
     """Raise `MalformedRequestError` unless the body is said to be JSON, in UTF-8."""
     if headers.get(b"content-type", b"").lower() not in _PLAIN:
         raise MalformedRequestError("expected a body of content-type application/json, in UTF-8")
+
+
+def check_utf8(body: bytes) -> None:
+    """Raise `MalformedRequestError` for bytes that one reader refuses and another passes over."""
+    if body.isascii():
+        return
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedRequestError("the body is not UTF-8") from error
 
 
 def _length(header: bytes | None, error: type[GarrisonError]) -> int:

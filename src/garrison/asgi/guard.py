@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of one row may be from a sum of 1."""
+_FEW = 64
 INLINE_SECONDS = 0.01
 """What is expected to take longer is not computed on the event loop's thread."""
 
@@ -113,14 +114,17 @@ class AppGuard:
         Raises:
             TurnedDownError: the request must not be computed.
         """
-        remaining = self._budget.remaining_at_once(caller)
-        if remaining is None:
-            remaining = await asyncio.to_thread(self._budget.remaining, caller)
+        known = self._budget.remaining_at_once((caller,))
+        remaining = await asyncio.to_thread(self._budget.remaining, caller) if known is None else known[caller]
         rows = len(next(iter(inputs.values())))
         batch = Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (remaining,))
         progress = Progress.begin(batch)
-        await self._run(self._look, progress)
-        await self._check(progress)
+        if self._is_quick(rows):
+            self._look(progress)
+        else:
+            await self._aside(self._look, progress)
+        if progress.refused[0] is not None:
+            await self._turn_down(progress.refused[0], progress)
         return progress
 
     async def answer(self, progress: Progress, values: Array) -> Released:
@@ -135,8 +139,12 @@ class AppGuard:
             TurnedDownError: the answer must not leave.
         """
         answer = self._checked(values, progress.batch.rows)
-        released = await self._run(self._release, progress, answer)
-        await self._check(progress)
+        if self._is_quick(progress.batch.rows):
+            released = self._release(progress, answer)
+        else:
+            released = await self._aside(self._release, progress, answer)
+        if progress.refused[0] is not None:
+            await self._turn_down(progress.refused[0], progress)
         await self._charge(progress)
         return released
 
@@ -144,15 +152,16 @@ class AppGuard:
         if self._book is not None:
             self._book.close()
 
-    async def _run(self, call: Callable[..., Result], progress: Progress, *more: Any) -> Result:
-        """On this thread where it is quick; one call at a time, as a chain expects it."""
-        rows = progress.batch.rows
-        quick = rows <= self._limits.inline_rows and rows * self._row_seconds <= INLINE_SECONDS
-        if quick and not self._lock.locked():
-            return call(progress, *more)
+    def _is_quick(self, rows: int) -> bool:
+        """Whether so many rows are done on this thread: one call at a time, as a chain expects it."""
+        short = rows <= self._limits.inline_rows and rows * self._row_seconds <= INLINE_SECONDS
+        return short and not self._lock.locked()
+
+    async def _aside(self, call: Callable[..., Result], *more: Any) -> Result:
+        """On another thread, when no other call is under way."""
         await self._lock.acquire()
         try:
-            running = asyncio.get_running_loop().run_in_executor(None, call, progress, *more)
+            running = asyncio.get_running_loop().run_in_executor(None, call, *more)
         except BaseException:
             self._lock.release()
             raise
@@ -180,17 +189,14 @@ class AppGuard:
             raise ServiceError(f"expected an answer of shape ({rows}, {facts.outputs}), found {values.shape}")
         answer: FloatArray = np.ascontiguousarray(values, dtype=facts.value_dtype)
         if facts.task is Task.CLASSIFICATION:  # each comparison is false for NaN
-            if not (answer.min() >= 0 and _sums_to_one(answer)):
+            if not _are_probabilities(answer):
                 raise ServiceError("the answer's rows are no probabilities: finite, non-negative, with sum 1")
         elif not np.isfinite(answer).all():
             raise ServiceError("the answer holds NaN or an infinite value")
         return answer
 
-    async def _check(self, progress: Progress) -> None:
-        """Turn the request down where a defense refused it; what is not the client's fault is charged."""
-        code = progress.refused[0]
-        if code is None:
-            return
+    async def _turn_down(self, code: str, progress: Progress) -> NoReturn:
+        """A defense refused the request; what is not the client's fault is charged."""
         if code.startswith("request."):
             raise TurnedDownError(code, progress.detail[0])
         await self._charge(progress)
@@ -207,10 +213,11 @@ class AppGuard:
             raise TurnedDownError(BudgetExhaustedError.code, detail)
 
 
-def _sums_to_one(answer: FloatArray) -> bool:
-    if len(answer) == 1:  # the usual case, and a third of the time
-        return bool(abs(float(answer.sum()) - 1.0) <= SUM_TOLERANCE)
-    return bool((np.abs(answer.sum(axis=1) - 1.0) <= SUM_TOLERANCE).all())
+def _are_probabilities(answer: FloatArray) -> bool:
+    if len(answer) == 1 and answer.size <= _FEW:  # the usual case, in a third of the time
+        row = answer[0].tolist()
+        return bool(min(row) >= 0 and abs(sum(row) - 1.0) <= SUM_TOLERANCE)  # a NaN goes into the sum
+    return bool(answer.min() >= 0 and (np.abs(answer.sum(axis=1) - 1.0) <= SUM_TOLERANCE).all())
 
 
 def _secret(bundle: Path, given: Path | None, verified: VerifiedBundle) -> bytes:

@@ -29,7 +29,7 @@ from garrison.asgi.exchange import App, Exchange, Message, Receive, Scope, Send,
 from garrison.asgi.fields import Fields, why_not
 from garrison.asgi.forms import Asked, Form, JsonForm, ProtocolForm, Question
 from garrison.asgi.guard import AppGuard
-from garrison.asgi.routes import POST, check_routes, route_path
+from garrison.asgi.routes import POST, app_behind, check_routes, route_path
 from garrison.errors import (
     AuthenticationError,
     ConfigError,
@@ -140,7 +140,8 @@ class Guarded:
             raise ConfigError(
                 f"Guarded: path must name paths like '/predict', without parameters; found {self._paths!r}"
             )
-        check_routes(app, self._paths)
+        behind = app_behind(self._app)
+        check_routes(app if behind is None else behind, self._paths)
         guard = AppGuard(
             self._bundle,
             self._trust,
@@ -187,6 +188,7 @@ class Guarded:
         finally:
             if self._guard is not None:
                 self._guard.close()
+                self._guard = None  # an app that is started again loads it again
 
     # A request -------------------------------------------------------------------------------------------------------
 
@@ -240,15 +242,9 @@ class Guarded:
         said = headers.get(b"content-length", b"")
         if said.isdigit() and int(said) > most:
             raise _too_long(most)
-        message = await self._next(receive)
-        if not message.get("more_body", False):
-            body: bytes = message.get("body", b"")
-            if len(body) > most:
-                raise _too_long(most)
-            return body
         try:
             async with asyncio.timeout(self._limits.body_read_seconds):
-                return await self._rest(message, receive, most)
+                return await self._rest(await self._next(receive), receive, most)
         except TimeoutError as error:
             raise SlowRequestError(
                 f"the body did not arrive within {self._limits.body_read_seconds:g} seconds"
@@ -262,13 +258,13 @@ class Guarded:
 
     async def _rest(self, message: Message, receive: Receive, most: int) -> bytes:
         parts, length = [message.get("body", b"")], len(message.get("body", b""))
-        while message.get("more_body", False):
+        while length <= most and message.get("more_body", False):
             message = await self._next(receive)
             parts.append(message.get("body", b""))
             length += len(parts[-1])
-            if length > most:
-                raise _too_long(most)
-        return b"".join(parts)
+        if length > most:
+            raise _too_long(most)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _headers(headers: Any) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:

@@ -5,6 +5,7 @@ Not found: other code that calls the same model at another path; a route that is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,24 @@ def route_path(scope: Scope) -> str:
     if prefix and path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
         return path[len(prefix) :]
     return path
+
+
+def app_behind(app: Any) -> Any:
+    """The app behind a chain of middlewares, known by its routes; None where there is none that is known.
+
+    Raises:
+        ConfigError: it changes paths itself, behind the guard.
+    """
+    for _ in range(_DEEPEST):
+        if isinstance(getattr(app, "routes", None), Sequence):
+            break
+        app = getattr(app, "app", None)
+    prefix = getattr(app, "root_path", "")
+    if prefix:
+        raise ConfigError(
+            f"Guarded: the app has a root_path of its own, {prefix!r}; use app.add_middleware(Guarded, ...)"
+        )
+    return app
 
 
 def check_routes(app: Any, paths: Sequence[str]) -> None:
@@ -67,12 +86,30 @@ def _check_others(routes: Sequence[Any], path: str, endpoint: Any) -> None:
 def _check_twice(routes: Sequence[Any], paths: Sequence[str], endpoints: Sequence[Any]) -> None:
     """The same function under a path that is not guarded."""
     for endpoint in endpoints:
-        ways = [at for at, found in _all(routes) if found is endpoint]
-        if len(ways) > sum(1 for other in endpoints if other is endpoint):
+        ways = [at for at, found in _all(routes) if _same(found, endpoint)]
+        if len(ways) > sum(1 for other in endpoints if _same(other, endpoint)):
             raise ConfigError(
                 f"Guarded: the endpoint of {', '.join(paths)} is also reached at {', '.join(sorted(set(ways) - set(paths)))}; "
                 "guard these paths too, or take them away"
             )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two endpoints are one function, perhaps decorated."""
+    one, other = _bare(one), _bare(other)
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        return _same(one.func, other.func) and (one.args, one.keywords) == (other.args, other.keywords)
+    return bool(one == other)  # a bound method is another object each time
+
+
+def _bare(endpoint: Any) -> Any:
+    while True:
+        if isinstance(endpoint, functools.partial) and not (endpoint.args or endpoint.keywords):
+            endpoint = endpoint.func
+        elif hasattr(endpoint, "__wrapped__"):
+            endpoint = endpoint.__wrapped__
+        else:
+            return endpoint
 
 
 def _endpoint(routes: Iterable[Any], path: str, method: str, kind: str = "http") -> Any:
@@ -86,6 +123,11 @@ def _found(routes: Iterable[Any], scope: dict[str, Any], depth: int) -> Any:
         match, child = route.matches(dict(scope))
         if match.name != "FULL":
             continue
+        if child.get("path_params") and scope["method"] == POST:
+            raise ConfigError(
+                f"Guarded: {scope['path']} is answered by a route with parameters ({', '.join(child['path_params'])}), and with other "
+                "values it would not be guarded. Give the guarded path a route of its own"
+            )
         inner = _inner(route)
         if inner is None or depth >= _DEEPEST:
             return child.get("endpoint", route)

@@ -10,13 +10,14 @@ from typing import Any, Self
 
 import httpx
 import msgspec
+import numpy as np
 
 from garrison.attest.policy import Policy
 from garrison.client.core import ROWS_A_REQUEST, Core
 from garrison.client.prediction import Prediction
 from garrison.client.sealed import Attested
 from garrison.client.talk import Pause, Request, Response, Result, Talk, Unreachable
-from garrison.errors import ConfigError, NotFoundError, ServiceError, UnavailableError
+from garrison.errors import ConfigError, InputError, NotFoundError, ServiceError, UnavailableError
 from garrison.protocol.oip_metadata import IndexEntry, ModelMetadata
 from garrison.types import Array
 
@@ -24,6 +25,7 @@ TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 5
 MOST_ANSWER_BYTES = 256 * 1024 * 1024
 """Longest answer that is taken from a server."""
+_LATE = "the server's answer did not arrive whole in time after the request was sent; it may have been charged"
 AS_IT_IS = {"accept-encoding": "identity"}  # a short compressed answer could unpack into all of the memory
 
 
@@ -38,7 +40,8 @@ class Client:
         api_key: "gk_...", where the server asks for one.
         model: the model's name; may be left out where the server has one model.
         version: the model's version; the newest where it is left out.
-        timeout: seconds for each request.
+        timeout: seconds to connect, to send, and to wait for bytes of the answer; its body must be whole in that time too. None for
+            no bound.
         attempts: how often a request is tried while the server cannot be reached or has no time.
         verify: check the signature of each answer under the key that the server names at first. That key is *not attested*: it
             shows that no answer was changed on the way, and not who runs the server or what it computes.
@@ -58,22 +61,23 @@ class Client:
         api_key: str | None = None,
         model: str | None = None,
         version: int | str | None = None,
-        timeout: float = TIMEOUT_SECONDS,
+        timeout: float | None = TIMEOUT_SECONDS,
         attempts: int = ATTEMPTS,
         verify: bool = True,
         sealed: bool = False,
         policy: Policy | None = None,
         allow_simulated: bool = False,
     ) -> None:
+        self._seconds = _seconds(timeout)
         self._core = Core(
             api_key=api_key,
             model=model,
             version=version,
-            attempts=attempts,
+            attempts=_at_least_one("attempts", attempts),
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
         )
-        self._http = httpx.Client(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=AS_IT_IS)
+        self._http = httpx.Client(base_url=checked_url(url), timeout=self._seconds, trust_env=False, headers=AS_IT_IS)
 
     def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -97,10 +101,11 @@ class Client:
             x: the model's one input, or its inputs by name; each (rows, ...). Cast to the model's dtype where nothing but
                 precision is lost.
             outputs: names of outputs wanted; empty for all that the service releases.
-            rows_a_request: longer inputs are split into several requests.
+            rows_a_request: longer inputs are split into several requests; at least 1.
             binary: send and receive tensors in the binary form.
         """
-        return self._run(self._core.predict(x, outputs=outputs, rows_a_request=rows_a_request, binary=binary))
+        most = _at_least_one("rows_a_request", rows_a_request)
+        return self._run(self._core.predict(_arrays(x), outputs=outputs, rows_a_request=most, binary=binary))
 
     def attest(self) -> Attested:
         """The enclave that answers: attested where it was not yet, with its keys and the report. Only with `sealed`.
@@ -137,10 +142,13 @@ class Client:
     def _send(self, request: Request) -> Response | Unreachable:
         try:
             with self._http.stream(**_arguments(request)) as found:
+                end = None if self._seconds is None else time.monotonic() + self._seconds
                 body = bytearray()
                 for part in found.iter_raw():
                     body += part
                     _check_length(len(body), MOST_ANSWER_BYTES)
+                    if end is not None and time.monotonic() > end:
+                        raise UnavailableError(_LATE)
                 return Response(found.status_code, found.headers, bytes(body))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return Unreachable(str(error))
@@ -158,22 +166,25 @@ class AsyncClient:
         api_key: str | None = None,
         model: str | None = None,
         version: int | str | None = None,
-        timeout: float = TIMEOUT_SECONDS,
+        timeout: float | None = TIMEOUT_SECONDS,
         attempts: int = ATTEMPTS,
         verify: bool = True,
         sealed: bool = False,
         policy: Policy | None = None,
         allow_simulated: bool = False,
     ) -> None:
+        self._seconds = _seconds(timeout)
         self._core = Core(
             api_key=api_key,
             model=model,
             version=version,
-            attempts=attempts,
+            attempts=_at_least_one("attempts", attempts),
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
         )
-        self._http = httpx.AsyncClient(base_url=checked_url(url), timeout=timeout, trust_env=False, headers=AS_IT_IS)
+        self._http = httpx.AsyncClient(
+            base_url=checked_url(url), timeout=self._seconds, trust_env=False, headers=AS_IT_IS
+        )
 
     async def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -192,7 +203,8 @@ class AsyncClient:
         binary: bool = True,
     ) -> Prediction:
         """Ask for predictions; see `Client.predict`."""
-        return await self._run(self._core.predict(x, outputs=outputs, rows_a_request=rows_a_request, binary=binary))
+        most = _at_least_one("rows_a_request", rows_a_request)
+        return await self._run(self._core.predict(_arrays(x), outputs=outputs, rows_a_request=most, binary=binary))
 
     async def attest(self) -> Attested:
         """See `Client.attest`."""
@@ -210,14 +222,20 @@ class AsyncClient:
         await self.aclose()
 
     async def _run(self, talk: Talk[Result]) -> Result:
-        return await carry(self._http, talk)
+        return await carry(self._http, talk, seconds=self._seconds)
 
 
-async def carry(http: httpx.AsyncClient, talk: Talk[Result], most_bytes: int = MOST_ANSWER_BYTES) -> Result:
+async def carry(
+    http: httpx.AsyncClient,
+    talk: Talk[Result],
+    most_bytes: int = MOST_ANSWER_BYTES,
+    seconds: float | None = None,
+) -> Result:
     """Have a conversation over a connection.
 
     Args:
         most_bytes: longest body that is taken from the server.
+        seconds: for the body of each answer; None for no bound.
 
     Raises:
         GarrisonError: what the conversation raises, or the connection failed after the request was sent.
@@ -229,15 +247,17 @@ async def carry(http: httpx.AsyncClient, talk: Talk[Result], most_bytes: int = M
                 await asyncio.sleep(step.seconds)
                 step = talk.send(None)
             else:
-                step = talk.send(await _send(http, step, most_bytes))
+                step = talk.send(await _send(http, step, most_bytes, seconds))
     except StopIteration as end:
         result: Result = end.value
         return result
 
 
-async def _send(http: httpx.AsyncClient, request: Request, most_bytes: int) -> Response | Unreachable:
+async def _send(
+    http: httpx.AsyncClient, request: Request, most_bytes: int, seconds: float | None
+) -> Response | Unreachable:
     try:
-        async with http.stream(**_arguments(request)) as found:
+        async with http.stream(**_arguments(request)) as found, asyncio.timeout(seconds):
             body = bytearray()
             async for part in found.aiter_raw():
                 body += part
@@ -245,10 +265,32 @@ async def _send(http: httpx.AsyncClient, request: Request, most_bytes: int) -> R
             return Response(found.status_code, found.headers, bytes(body))
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         return Unreachable(str(error))
+    except TimeoutError as error:
+        raise UnavailableError(_LATE) from error
     except httpx.HTTPError as error:
         raise _lost(error) from error
     except httpx.InvalidURL as error:
         raise NotFoundError(f"{request.path[:128]!r} is no path: {error}") from error
+
+
+def _at_least_one(name: str, given: int) -> int:
+    if not isinstance(given, int) or given < 1:
+        raise ConfigError(f"{name} must be a whole number, at least 1; found {given!r}")
+    return given
+
+
+def _seconds(timeout: float | None) -> float | None:
+    if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < float("inf")):
+        raise ConfigError(f"timeout must be a number of seconds above 0, or None; found {timeout!r}")
+    return timeout
+
+
+def _arrays(x: Array | Mapping[str, Array]) -> Array | Mapping[str, Array]:
+    """Lists are taken too, where they are an array's."""
+    try:
+        return {name: np.asarray(values) for name, values in x.items()} if isinstance(x, Mapping) else np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the rows cannot be made an array: {str(error)[:200]}") from error
 
 
 def _check_length(found: int, most: int) -> None:

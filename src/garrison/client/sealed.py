@@ -22,7 +22,7 @@ from garrison.attest.policy import Policy
 from garrison.attest.report import Report
 from garrison.client.talk import ERRORS, Request, Talk, bearer, decode, exchange
 from garrison.crypto.hpke import ONE_TIME_KEY_BYTES
-from garrison.errors import AttestationError, ConfigError, ProofError, ServiceError, StaleKeyError
+from garrison.errors import AttestationError, ConfigError, ProofError, ReplayError, ServiceError, StaleKeyError
 from garrison.protocol.sealed import CONTENT_TYPE, RequestHead, read_answer, seal_request
 from garrison.protocol.statement import verify_answer
 
@@ -115,7 +115,7 @@ class SealedChannel:
     def ask(
         self, model: str, version: str | None, body: bytes, json_bytes: int, nonce: str | None = None
     ) -> Talk[SealedAnswer]:
-        """Ask under seal; once more where the enclave has other keys by now.
+        """Ask under seal; once more, sealed anew, where the enclave has other keys by now, or opened this envelope before and lost it.
 
         Args:
             model, version: as in the URL; None for the newest version.
@@ -133,6 +133,9 @@ class SealedChannel:
             return (yield from self._ask(attested, model, version, body, json_bytes, nonce))
         except StaleKeyError:
             self._known.pop((model, version), None)
+        except ReplayError:
+            # The server had it opened and then said 503, so that it was repeated. Sealed anew it is another request.
+            pass
         attested = yield from self.attested(model, version)
         return (yield from self._ask(attested, model, version, body, json_bytes, nonce))
 

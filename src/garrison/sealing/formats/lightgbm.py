@@ -1,7 +1,7 @@
 """Reads the text files of LightGBM: `booster.save_model("model.txt")`.
 
-The file is read here, checked, and made into a graph; only what passed is given to LightGBM's own loader, which is asked about the
-owner's rows so that both can be compared. Not read: linear trees, pickles.
+The file is read here, checked, and made into a graph. LightGBM itself is asked about the owner's rows, so that both can be compared; its
+loader gets a text that is written anew (`garrison.sealing.formats.lightgbm_text`). Not read: linear trees, pickles.
 
 LightGBM compares in double precision. The graph takes single-precision features unless `double` is asked for; its thresholds are rounded so
 that every single-precision value goes where LightGBM sends it.
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from garrison.errors import MissingExtraError, ModelFileError, UnsupportedModelError
+from garrison.sealing.formats.lightgbm_text import Block, written
 from garrison.sealing.formats.source import Source
 from garrison.sealing.formats.trees import INPUT, Ensemble, Index, Link, Tree, declared, to_onnx
 from garrison.types import Array
@@ -36,7 +39,7 @@ _LINKS: dict[str, Link] = {
     "multiclass": "softmax",
 }
 _CLASSES = frozenset({"binary", "multiclass"})
-_CATEGORICAL, _DEFAULT_LEFT = 1, 2
+_CATEGORICAL, _DEFAULT_LEFT, _LARGEST_KIND = 1, 2, 15
 _MISSING_ZERO, _MISSING_NAN = 1, 2
 _WORD_BITS = 32
 _BLOCK = re.compile(r"^Tree=\d+$", re.MULTILINE)
@@ -54,14 +57,14 @@ def read(path: Path, *, double: bool = False) -> Source:
         UnsupportedModelError: an objective or a kind of tree that is not converted.
     """
     data = _bytes(path)
-    header, blocks = _parts(data, str(path))
-    ensemble, classes = _ensemble(header, blocks, str(path))
+    header, fields = _parts(data, str(path))
+    ensemble, classes, text = _ensemble(header, fields, str(path))
     return Source(
         model=to_onnx(ensemble, str(path), classes=classes, double=double),
         format="lightgbm",
         sha256=hashlib.sha256(data).hexdigest(),
         declared=declared(ensemble, classes=classes),
-        reference=_reference(data.decode(), path, two=classes and len(ensemble.base) == 1),
+        reference=_reference(text, path, two=classes and len(ensemble.base) == 1),
         packages=("lightgbm", "onnx"),
         rows_off=0.0,
     )
@@ -100,7 +103,10 @@ def _fields(text: str, name: str) -> dict[str, str]:
     return found
 
 
-def _ensemble(header: dict[str, str], blocks: list[dict[str, str]], name: str) -> tuple[Ensemble, bool]:
+def _ensemble(
+    header: dict[str, str], blocks: list[dict[str, str]], name: str
+) -> tuple[Ensemble, bool, Callable[[], str]]:
+    """The trees, whether they tell classes apart, and what writes them anew for LightGBM."""
     if header.get("version") not in VERSIONS:
         raise UnsupportedModelError(f"{name}: expected a file of version {' or '.join(sorted(VERSIONS))}")
     words = (header.get("objective") or "custom").split(" ")
@@ -120,12 +126,23 @@ def _ensemble(header: dict[str, str], blocks: list[dict[str, str]], name: str) -
     if not whole or (one and targets != 1) or not np.isfinite(slope_value):
         raise ModelFileError(f"{name}: its parts contradict each other")
     share = targets / len(blocks) if "average_output" in header else 1.0
-    trees, missing = [], _Missing(features, name)
+    trees, texts, missing = [], [], _Missing(features, name)
     for number, block in enumerate(blocks):
-        trees.append(_tree(block, number % targets, share, missing, name))
+        tree, again = _tree(block, number % targets, share, missing, name)
+        trees.append(tree)
+        texts.append(again)
     link: Link = "signed square" if objective == "regression" and "sqrt" in words[1:] else _LINKS[objective]
     classes = objective in _CLASSES
-    return Ensemble(
+    text = partial(
+        written,
+        texts,
+        version=header["version"],
+        targets=targets,
+        features=features,
+        objective=_objective(words, targets, slope_value),
+        average="average_output" in header,
+    )
+    ensemble = Ensemble(
         trees=trees,
         features=features,
         base=np.zeros(targets),
@@ -134,7 +151,26 @@ def _ensemble(header: dict[str, str], blocks: list[dict[str, str]], name: str) -
         slope=slope_value if objective in {"binary", "multiclassova"} else 1.0,
         zero_is_missing=missing.zeros(),
         negative_is_unknown=False,
-    ), classes
+    )
+    return ensemble, classes, text
+
+
+def _objective(words: list[str], targets: int, slope: float) -> str:
+    """With the settings that answers depend on."""
+    match words[0]:
+        case "custom":
+            return ""
+        case "multiclass":
+            return f"multiclass num_class:{targets}"
+        case "multiclassova":
+            return f"multiclassova num_class:{targets} sigmoid:{slope!r}"
+        case "binary":
+            return f"binary sigmoid:{slope!r}"
+        case "quantile":
+            return "quantile alpha:0.5"
+        case "regression" if "sqrt" in words[1:]:
+            return "regression sqrt"
+    return words[0]
 
 
 class _Missing:
@@ -161,7 +197,7 @@ class _Missing:
         return tuple(sorted(n for n, kind in self._kinds.items() if kind == _MISSING_ZERO and 0 <= n < self._features))
 
 
-def _tree(block: dict[str, str], target: int, share: float, missing: _Missing, name: str) -> Tree:
+def _tree(block: dict[str, str], target: int, share: float, missing: _Missing, name: str) -> tuple[Tree, Block]:
     if block.get("is_linear", "0") != "0":
         raise UnsupportedModelError(f"{name}: linear trees are not converted")
     try:
@@ -173,15 +209,17 @@ def _tree(block: dict[str, str], target: int, share: float, missing: _Missing, n
             for key in ("left_child", "right_child", "split_feature", "decision_type")
         )
         threshold = _numbers(block, "threshold", np.float64, splits)
-        members = _members(block, kinds, threshold)
+        members, sets = _members(block, kinds, threshold)
     except (KeyError, ValueError, OverflowError) as error:
         raise ModelFileError(f"{name}: a tree cannot be read: {str(error)[:100]}") from error
-    if bool(((left < -leaves) | (right < -leaves)).any()):
+    if bool(((left < -leaves) | (right < -leaves) | (kinds < 0) | (kinds > _LARGEST_KIND)).any()):
         raise ModelFileError(f"{name}: its nodes do not form decision trees; the file is damaged or forged")
     numerical = (kinds & _CATEGORICAL) == 0
     missing.note(feature[numerical], (kinds[numerical] >> 2) & 3)
     nothing = np.full(leaves, -1, dtype=np.int64)
-    return Tree(
+    numbers = {"split_feature": feature, "decision_type": kinds, "left_child": left, "right_child": right}
+    again = Block(numbers, threshold.tolist(), value.tolist(), *sets)
+    tree = Tree(
         feature=np.concatenate([feature, np.zeros(leaves, dtype=np.int64)]),
         threshold=np.concatenate([threshold, np.zeros(leaves)]),
         yes=np.concatenate([_child(left, splits), nothing]),
@@ -191,6 +229,7 @@ def _tree(block: dict[str, str], target: int, share: float, missing: _Missing, n
         target=target,
         members=members,
     )
+    return tree, again
 
 
 def _child(child: Index, splits: int) -> Index:
@@ -214,11 +253,13 @@ def _numbers(block: dict[str, str], key: str, dtype: Any, count: int) -> Any:
     return found
 
 
-def _members(block: dict[str, str], kinds: Index, threshold: Any) -> dict[int, tuple[int, ...]]:
-    """By split, the categories that go left: bit sets of 32-bit words, found by the number that stands as threshold."""
+def _members(
+    block: dict[str, str], kinds: Index, threshold: Any
+) -> tuple[dict[int, tuple[int, ...]], tuple[list[int], list[int]]]:
+    """By split, the categories that go left: bit sets of 32-bit words, found by the number that stands as threshold. And these sets."""
     splits = np.flatnonzero((kinds & _CATEGORICAL) != 0)
     if not len(splits):
-        return {}
+        return {}, ([], [])
     sets = int(block["num_cat"])
     if sets < 1:
         raise ValueError("num_cat")
@@ -240,15 +281,15 @@ def _members(block: dict[str, str], kinds: Index, threshold: Any) -> dict[int, t
         if not members:
             raise ValueError("a categorical split without categories")
         found[node] = members
-    return found
+    return found, (bounds.tolist(), words.tolist())
 
 
-def _reference(text: str, path: Path, *, two: bool) -> Any:
+def _reference(text: Callable[[], str], path: Path, *, two: bool) -> Any:
     """The original's answers, from LightGBM itself."""
 
     def reference(rows: dict[str, Array]) -> Array:
         try:
-            booster = lightgbm.Booster(model_str=text)
+            booster = lightgbm.Booster(model_str=text())
             found = np.asarray(booster.predict(rows[INPUT], num_threads=1), dtype=np.float64)
         except lightgbm.basic.LightGBMError as error:
             raise ModelFileError(f"{path}: LightGBM cannot use it: {str(error)[:200]}") from error

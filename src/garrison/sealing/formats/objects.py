@@ -5,6 +5,7 @@ They are told apart by the modules of their classes, so that no library is loade
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import tempfile
@@ -48,11 +49,11 @@ def source_of(model: Any, rows: Rows, *, double: bool = False) -> Source:
     families = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     for family, suffix in _SAVED.items():
         if family in families:
-            return _saved(getattr(model, "booster_", model), suffix, double=double)
+            return _saved(model, suffix, double=double)
     if "sklearn" in families:
         found: Source = importlib.import_module("garrison.sealing.formats.sklearn").convert(model, double=double)
         return found
-    if "torch" in families:
+    if "torch" in families and hasattr(model, "parameters"):
         return _module(model, rows)
     raise UnsupportedModelError(
         f"expected a file, an estimator, a booster, a PyTorch module or an ONNX graph, found {type(model).__name__}"
@@ -60,11 +61,21 @@ def source_of(model: Any, rows: Rows, *, double: bool = False) -> Source:
 
 
 def _saved(model: Any, suffix: str, *, double: bool) -> Source:
-    """Through the library's own file, as it would come from elsewhere."""
+    """Through the library's own file, as it would come from elsewhere. The file does not know what an estimator calls its classes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{suffix}"
-        model.save_model(path)
-        return read_source(path, double=double)
+        try:
+            getattr(model, "booster_", model).save_model(path)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"expected a fitted estimator or booster, found a {type(model).__name__} that cannot be saved "
+                f"({type(error).__name__})"
+            ) from error
+        found = read_source(path, double=double)
+    classes = getattr(model, "classes_", None)
+    if found.declared != "probabilities" or classes is None:
+        return found
+    return dataclasses.replace(found, labels=tuple(str(label) for label in classes))
 
 
 def _module(model: Any, rows: Rows) -> Source:

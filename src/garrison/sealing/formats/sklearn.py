@@ -22,6 +22,8 @@ from garrison.errors import MissingExtraError, ModelFileError, UnsupportedModelE
 from garrison.hardening.artifact import sha256_of_file
 from garrison.hardening.graphs import Declared, check_model
 from garrison.hardening.scoring import open_session, score
+from garrison.sealing.formats.kernels import machine_of
+from garrison.sealing.formats.kernels import to_onnx as machine_to_onnx
 from garrison.sealing.formats.source import Source
 from garrison.types import Array
 
@@ -31,6 +33,7 @@ try:
     import skops.io
     from onnx import ModelProto, TensorProto, helper
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+    from sklearn.kernel_ridge import KernelRidge
 except ImportError as error:
     raise MissingExtraError(error.name or "scikit-learn", "sklearn") from error
 
@@ -90,7 +93,12 @@ def convert(estimator: Any, *, double: bool = False, sha256: str | None = None) 
         )
     declared, method = _kind(estimator)
     kind = (DoubleTensorType if double else FloatTensorType)([None, features])
-    model = check_model(_to_onnx(estimator, kind, declared), type(estimator).__name__)
+    machine = machine_of(estimator)
+    if machine is not None and (double or isinstance(estimator, KernelRidge)):
+        converted = machine_to_onnx(machine, type(estimator).__name__, double=double)
+    else:
+        converted = _to_onnx(estimator, kind, declared)
+    model = check_model(converted, type(estimator).__name__)
     model = _in_two_columns(model, features, np.float64 if double else np.float32) if declared == "scores" else model
 
     def reference(rows: dict[str, Array]) -> Array:

@@ -28,6 +28,7 @@ except ImportError as error:
 
 INPUT = "x"
 MOST_NODES = 20_000_000
+MOST_FEATURES = 1_000_000
 MOST_TABLE_VALUES = 50_000_000
 """Of all tables of categories together."""
 Link = Literal["identity", "sigmoid", "exp", "signed square", "softmax"]
@@ -139,6 +140,10 @@ def to_onnx(ensemble: Ensemble, name: str, *, classes: bool, double: bool = Fals
         ModelFileError: no sound trees.
         UnsupportedModelError: categories that would need too large a table.
     """
+    if ensemble.features > MOST_FEATURES:
+        raise ModelFileError(
+            f"{name}: says that it has {ensemble.features} features; at most {MOST_FEATURES} are taken"
+        )
     for tree in ensemble.trees:
         check_tree(tree, ensemble.features, name)
     dtype = np.dtype(np.float64 if double else np.float32)

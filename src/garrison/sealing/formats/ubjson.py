@@ -16,6 +16,8 @@ DEEPEST = 64
 _NUMBERS = {b"i": ">i1", b"U": ">u1", b"I": ">i2", b"l": ">i4", b"L": ">i8", b"d": ">f4", b"D": ">f8"}
 _WORDS: dict[bytes, Any] = {b"Z": None, b"T": True, b"F": False}
 _INTEGERS = frozenset(b"iUIlL")
+_EMPTY = frozenset({b"Z", b"T", b"F"})
+"""Values that take no bytes: typed containers of them could be as large as their count says, and are not read."""
 
 
 def decode(data: bytes) -> Any:
@@ -87,6 +89,8 @@ class _Reader:
         if self._data[self.at : self.at + 1] == b"$":
             self.take(1)
             kind = self.take(1)
+            if kind in _EMPTY:
+                raise ValueError("a container of values without bytes")
             if self._data[self.at : self.at + 1] != b"#":
                 raise ValueError("a type needs a count")
         if self._data[self.at : self.at + 1] != b"#":

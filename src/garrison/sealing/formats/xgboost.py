@@ -1,7 +1,8 @@
 """Reads the model files of XGBoost: `save_model("model.json")` and `save_model("model.ubj")`.
 
-The file is read here, checked, and made into a graph; only what passed is given to XGBoost's own loader, which is asked about the
-owner's rows so that both can be compared. Not read: linear boosters, trees with vectors at their leaves, the old binary format, pickles.
+The file is read here, checked, and made into a graph. XGBoost itself is asked about the owner's rows, so that both can be compared; its
+loader gets a file that is written anew (`garrison.sealing.formats.xgboost_json`). Not read: linear boosters, trees with vectors at their
+leaves, the old binary format, pickles.
 
 A model that was stopped early and saved by the scikit-learn wrapper answers with the trees up to its best round, as the wrapper does.
 XGBoost computes in single precision, and so does the graph.
@@ -20,7 +21,8 @@ from garrison.bundle.strict_json import refuse_ambiguous
 from garrison.errors import MissingExtraError, ModelFileError, UnsupportedModelError
 from garrison.sealing.formats import ubjson
 from garrison.sealing.formats.source import Source
-from garrison.sealing.formats.trees import INPUT, Ensemble, Link, Tree, declared, to_onnx
+from garrison.sealing.formats.trees import INPUT, Ensemble, Link, Tree, check_tree, declared, to_onnx
+from garrison.sealing.formats.xgboost_json import Forest, written
 from garrison.types import Array
 
 try:
@@ -30,6 +32,7 @@ except ImportError as error:
 
 NEWEST_VERSION = 3
 MOST_BYTES = 1024**3
+_MOST_DIGITS = 9
 _CLASSES = {"binary:logistic": 1, "multi:softprob": 2, "multi:softmax": 2}
 _LINKS: dict[str, Link] = {
     **dict.fromkeys(("reg:squarederror", "reg:linear", "reg:absoluteerror", "reg:pseudohubererror"), "identity"),
@@ -60,7 +63,12 @@ class _Tree(msgspec.Struct):
     tree_param: _Count = msgspec.field(default_factory=_Count)
 
 
+class _Rounds(msgspec.Struct):
+    num_parallel_tree: str = "1"
+
+
 class _Forest(msgspec.Struct):
+    gbtree_model_param: _Rounds = msgspec.field(default_factory=_Rounds)
     trees: list[_Tree] = []
     tree_info: list[int] = []
     iteration_indptr: list[int] | None = None
@@ -77,10 +85,6 @@ class _Booster(msgspec.Struct):
     weight_drop: list[float] = []
 
 
-class _Objective(msgspec.Struct):
-    name: str
-
-
 class _Numbers(msgspec.Struct):
     base_score: str
     num_class: str
@@ -91,7 +95,7 @@ class _Numbers(msgspec.Struct):
 class _Learner(msgspec.Struct):
     gradient_booster: _Booster
     learner_model_param: _Numbers
-    objective: _Objective
+    objective: dict[str, Any]
     attributes: dict[str, str] = {}
 
 
@@ -108,8 +112,9 @@ def read(path: Path) -> Source:
         UnsupportedModelError: a booster or an objective that is not converted.
     """
     data = _bytes(path)
-    learner = _learner(data, path)
-    objective = learner.objective.name
+    found = _learner(data, path)
+    learner = found.learner
+    objective = _objective(learner, str(path))
     classes = objective in _CLASSES
     rounds = _rounds(learner)
     ensemble = _ensemble(learner, rounds, str(path))
@@ -119,7 +124,7 @@ def read(path: Path) -> Source:
         format="xgboost",
         sha256=hashlib.sha256(data).hexdigest(),
         declared=declared(ensemble, classes=classes),
-        reference=_reference(data, path, objective, rounds),
+        reference=_reference(_forest_of(found, str(path)), path, objective, rounds),
         packages=("xgboost", "onnx"),
         rows_off=0.0,
     )
@@ -134,7 +139,7 @@ def _bytes(path: Path) -> bytes:
         raise ModelFileError(f"{path}: {error.strerror}") from error
 
 
-def _learner(data: bytes, path: Path) -> _Learner:
+def _learner(data: bytes, path: Path) -> _File:
     try:
         if path.suffix.lower() == ".ubj":
             found = msgspec.convert(ubjson.decode(data), _File)
@@ -147,13 +152,22 @@ def _learner(data: bytes, path: Path) -> _Learner:
         raise UnsupportedModelError(
             f"{path}: written by XGBoost {found.version}; known are versions to {NEWEST_VERSION}"
         )
-    return found.learner
+    return found
+
+
+def _objective(learner: _Learner, name: str) -> str:
+    found = learner.objective.get("name")
+    if not isinstance(found, str) or found not in _LINKS:
+        raise UnsupportedModelError(f"{name}: the objective {str(found)[:40]!r} is not converted")
+    return found
 
 
 def _rounds(learner: _Learner) -> int | None:
     """How many rounds of boosting count; None for all."""
     best = learner.attributes.get("best_iteration", "")
-    if "scikit_learn" not in learner.attributes or not (best.isascii() and best.isdigit()):
+    if "scikit_learn" not in learner.attributes or not (
+        best.isascii() and best.isdigit() and len(best) <= _MOST_DIGITS
+    ):
         return None
     return int(best) + 1
 
@@ -170,9 +184,7 @@ def _forest(booster: _Booster, name: str) -> tuple[_Forest, list[float]]:
 
 
 def _ensemble(learner: _Learner, rounds: int | None, name: str) -> Ensemble:
-    objective = learner.objective.name
-    if objective not in _LINKS:
-        raise UnsupportedModelError(f"{name}: the objective {objective[:40]!r} is not converted")
+    objective = _objective(learner, name)
     forest, weights = _forest(learner.gradient_booster, name)
     numbers = learner.learner_model_param
     try:
@@ -184,11 +196,13 @@ def _ensemble(learner: _Learner, rounds: int | None, name: str) -> Ensemble:
     kept = _kept(forest, rounds)
     sound = (
         features >= 1
+        and outputs <= len(forest.trees)
         and len(base) in {1, outputs}
         and len(forest.tree_info) == len(forest.trees)
         and all(0 <= target < outputs for target in forest.tree_info)
         and (objective not in _CLASSES or (classes >= 2) == (_CLASSES[objective] == 2))
-        and kept >= 1
+        and 1 <= kept <= len(forest.trees)
+        and _sound_rounds(forest)
     )
     if not sound:
         raise ModelFileError(f"{name}: its parts contradict each other, or it has no trees")
@@ -202,6 +216,36 @@ def _ensemble(learner: _Learner, rounds: int | None, name: str) -> Ensemble:
         base=np.broadcast_to(_margins(base, objective), (outputs,)).copy(),
         strict=True,
         link=_LINKS[objective],
+    )
+
+
+def _sound_rounds(forest: _Forest) -> bool:
+    """Whether the rounds begin with the first tree, follow each other, and end with the last."""
+    ends, parallel = forest.iteration_indptr, forest.gbtree_model_param.num_parallel_tree
+    if not (parallel.isascii() and parallel.isdigit() and len(parallel) <= _MOST_DIGITS and int(parallel) >= 1):
+        return False
+    return ends is None or (ends[:1] == [0] and ends[-1] == len(forest.trees) and ends == sorted(ends))
+
+
+def _forest_of(found: _File, name: str) -> Forest:
+    """What XGBoost is given. To be called for a file of which `_ensemble` has found nothing wrong."""
+    learner = found.learner
+    forest, weights = _forest(learner.gradient_booster, name)
+    numbers = learner.learner_model_param
+    trees = [_tree(tree, target, 1.0, name) for tree, target in zip(forest.trees, forest.tree_info, strict=True)]
+    for tree in trees:  # also those after the best round
+        check_tree(tree, int(numbers.num_feature), name)
+    return Forest(
+        trees=trees,
+        drops=weights if learner.gradient_booster.name == "dart" else None,
+        ends=forest.iteration_indptr,
+        parallel=int(forest.gbtree_model_param.num_parallel_tree),
+        features=int(numbers.num_feature),
+        classes=int(numbers.num_class),
+        targets=int(numbers.num_target),
+        base_score=numbers.base_score,
+        objective=learner.objective,
+        version=found.version,
     )
 
 
@@ -263,14 +307,14 @@ def _members(tree: _Tree, nodes: int, name: str) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def _reference(data: bytes, path: Path, objective: str, rounds: int | None) -> Any:
+def _reference(forest: Forest, path: Path, objective: str, rounds: int | None) -> Any:
     """The original's answers, from XGBoost itself."""
     margins = objective == "multi:softmax"
 
     def reference(rows: dict[str, Array]) -> Array:
         try:
             booster = xgboost.Booster(params={"nthread": 1})
-            booster.load_model(bytearray(data))
+            booster.load_model(bytearray(written(forest)))
             matrix = xgboost.DMatrix(np.asarray(rows[INPUT], dtype=np.float32), missing=np.nan, nthread=1)
             found = booster.predict(
                 matrix, output_margin=margins, validate_features=False, iteration_range=(0, rounds or 0)
