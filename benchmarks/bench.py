@@ -48,6 +48,8 @@ PARTS = (
     Part("request", "a guarded request, and the web server and runtime alone", ("benchmarks/serve_lenet.py",)),
     Part("sealed", "a sealed request against a plain one", ("benchmarks/sealed_requests.py", "--json")),
     Part("middleware", "the guard inside a FastAPI app", ("-m", "benchmarks.middleware_cost")),
+    Part("gateway", "what a gateway adds, at 1 and 32 connections", ("-m", "benchmarks.gateway_cost")),
+    Part("overload", "two minutes at twice the capacity", ("-m", "benchmarks.overload")),
     Part("parameters", "parameters on demand", ("benchmarks/parameters_on_demand.py", "--json")),
     Part("theft", "five seeds from training to the clones, hours", ("-m", "benchmarks.run"), writes=True),
     Part(

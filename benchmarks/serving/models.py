@@ -2,6 +2,9 @@
 
 Each is made twice: as it is given to the peers and to the unguarded server (one output, the probabilities), and with what the guard needs (logits
 and a misinformation head). Both are sealed; the first behind a chain that holds nothing but the release of the full answer.
+
+The guard's threshold is put where one input in `MISINFORMED` of the load gets misinformation, as about one in a hundred of honest ones does with
+a trained model. With random weights no fixed threshold means anything: at 0.3 it would be half of all inputs.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from benchmarks.serve_lenet import lenet
 from onnx import TensorProto, helper, numpy_helper
 
@@ -26,13 +30,9 @@ from garrison.types import Array, DefenseSpec, Task
 
 OUTPUTS = ("probabilities", "logits", "misinformation")
 NEVER_REACHED = 10**12
-GUARD = (
-    DefenseSpec(name="bounds"),
-    DefenseSpec(name="budget", parameters={"rows": NEVER_REACHED}),
-    DefenseSpec(name="max-probability"),
-    DefenseSpec(name="adaptive-misinformation", parameters={"tau": 0.3}),
-    DefenseSpec(name="release"),
-)
+MISINFORMED = 64
+SOFT = 0.014
+"""So far above the threshold a row still gets some misinformation: ln(10^6) / nu, with the usual nu of 1000."""
 UNGUARDED = (DefenseSpec(name="release"),)
 
 
@@ -170,6 +170,25 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
+def guard(tau: float) -> tuple[DefenseSpec, ...]:
+    """The usual chain, with a budget that is never reached."""
+    return (
+        DefenseSpec(name="bounds"),
+        DefenseSpec(name="budget", parameters={"rows": NEVER_REACHED}),
+        DefenseSpec(name="max-probability"),
+        DefenseSpec(name="adaptive-misinformation", parameters={"tau": tau}),
+        DefenseSpec(name="release"),
+    )
+
+
+def threshold(model: onnx.ModelProto, rows: Array) -> float:
+    """Where one row in `MISINFORMED` lies below: half way to the next."""
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    confidence = sorted(float(session.run(["probabilities"], {"x": x})[0].max()) for x in rows)
+    below = len(confidence) // MISINFORMED
+    return max(0.0, (confidence[below - 1] + confidence[below]) / 2 - SOFT) if below else 0.0
+
+
 def prepare(model: Model, folder: Path) -> Prepared:
     """Make and seal what is served. An older folder is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,9 +198,10 @@ def prepare(model: Model, folder: Path) -> Prepared:
     found.plain.write_bytes(bare.SerializeToString())
     owner = OwnerKey.generate()
     found.trust.write_bytes(owner.public.pem)
-    for path, graph, guard in ((found.unguarded, bare, UNGUARDED), (found.guarded, whole, GUARD)):
+    chain = guard(threshold(whole, model.rows()))
+    for path, graph, defenses in ((found.unguarded, bare, UNGUARDED), (found.guarded, whole, chain)):
         path.with_name(f"{path.name}.secret").unlink(missing_ok=True)
-        seal(_draft(model, graph, guard), owner, path, force=True)
+        seal(_draft(model, graph, defenses), owner, path, force=True)
     return found
 
 

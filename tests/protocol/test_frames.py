@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ import msgspec
 import pytest
 
 from garrison.errors import FrameError, LimitError
-from garrison.protocol.frames import LENGTH, Channel
+from garrison.protocol.frames import LENGTH, Channel, GoneError
 
 MOST = 4096
 
@@ -154,3 +156,81 @@ def test_closing_wakes_who_waits(ends: Ends) -> None:
     thread.join(5)
     assert not thread.is_alive()
     assert told
+
+
+def drip(end: socket.socket, data: bytes, done: threading.Event) -> None:
+    """A byte now and then."""
+    with contextlib.suppress(OSError):
+        for byte in data:
+            if done.wait(0.02):
+                return
+            end.send(bytes([byte]))
+
+
+@pytest.mark.parametrize("start", [0, LENGTH.size], ids=["in the length", "in the message"])
+def test_who_sends_a_byte_now_and_then_is_given_up(start: int) -> None:
+    near, far = socket.socketpair()
+    done, frame = threading.Event(), framed(bytes(MOST))
+    with near, far:
+        one = channel(near)
+        one.bound(0.3)
+        far.send(frame[:start])
+        data = frame[start:] if start else b"\0" * 3  # three bytes of a length, and then silence
+        thread = threading.Thread(target=drip, args=(far, data, done))
+        thread.start()
+        begun = time.monotonic()
+        with pytest.raises(FrameError) as raised:
+            one.receive()
+        assert time.monotonic() - begun < 2.0
+        assert not isinstance(raised.value, GoneError), "late, not gone"
+        done.set()
+        thread.join()
+
+
+def test_who_reads_a_byte_now_and_then_is_given_up() -> None:
+    near, far = socket.socketpair()
+    done = threading.Event()
+    with near, far:
+        one = channel(near, 1 << 24)
+        one.bound(0.2)
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                while not done.wait(0.02):
+                    far.recv(1 << 15)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        begun = time.monotonic()
+        with pytest.raises(FrameError) as raised:
+            one.send(Note("x" * (1 << 23)))
+        assert time.monotonic() - begun < 3.0
+        assert not isinstance(raised.value, GoneError)
+        done.set()
+        thread.join()
+
+
+def test_a_long_message_to_a_slow_reader_arrives_whole() -> None:
+    near, far = socket.socketpair()
+    found: list[Either] = []
+    with near, far:
+        one, other = channel(near, 1 << 24), channel(far, 1 << 24)
+        one.bound(5.0)
+        thread = threading.Thread(target=lambda: found.append(other.receive()))
+        thread.start()
+        one.send(Note("x" * (1 << 22)))
+        thread.join(10)
+    assert found == [Note("x" * (1 << 22))]
+
+
+def test_who_ends_is_told_from_who_lies(ends: Ends) -> None:
+    one, other = ends
+    other.close()
+    with pytest.raises(GoneError):
+        one.receive()
+    near, far = socket.socketpair()
+    with near, far:
+        far.send(framed(b"\xc1"))
+        with pytest.raises(FrameError) as raised:
+            channel(near).receive()
+        assert not isinstance(raised.value, GoneError)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from garrison.errors import GarrisonError, InputError, LimitError, MalformedRequestError, ServiceError
 from garrison.limits import DEFAULT_LIMITS, Limits
+from garrison.protocol import oip
 from garrison.protocol.oip import ALL_JSON, InferRequest, check_outputs, decode_request, encode_response
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.types import DATATYPES, NUMPY_DTYPES, Array, InputFacts, ModelFacts, Released, Task
@@ -442,3 +443,32 @@ def test_missing_values_survive_both_forms() -> None:
 
 def test_the_tables_of_datatypes_mirror_each_other() -> None:
     assert {DATATYPES[dtype]: dtype for dtype in NUMPY_DTYPES.values()} == NUMPY_DTYPES
+
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+
+
+def test_a_json_part_that_was_read_before_means_the_same_and_no_more() -> None:
+    facts = model(spec("x", "FP32", (2, 3)))
+    message = {"inputs": [binary_tensor()], "parameters": {"binary_data_output": True}, "outputs": [{"name": "a"}]}
+    first, second = (np.full(6, value, np.float32).tobytes() for value in (0.25, 0.75))
+    once, again = read(message, first, facts), read(message, second, facts)
+    assert (again.rows, again.outputs, again.binary_default, again.id) == (1, once.outputs, True, "")
+    assert once.inputs["x"].tobytes() == first
+    assert again.inputs["x"].tobytes() == second
+    for tail in (first[:-1], first + b"!", b""):
+        with pytest.raises(MalformedRequestError):
+            read(message, tail, facts)
+    with pytest.raises(LimitError):
+        read(message, first, facts, Limits(request_json_bytes=8))
+
+
+def test_what_names_a_request_is_not_remembered_and_memory_is_bounded() -> None:
+    facts = model(spec("x", "FP32", (2, 3)))
+    tail = np.zeros(6, np.float32).tobytes()
+    for number in range(600):
+        assert read({"inputs": [binary_tensor()], "id": f"{number}"}, tail, facts).id == f"{number}"
+    assert not oip._plan(facts).heads
+    for number in range(600):
+        read({"inputs": [binary_tensor()], "other": number}, tail, facts)
+    assert 0 < len(oip._plan(facts).heads) <= 256

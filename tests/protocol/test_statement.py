@@ -5,9 +5,10 @@ import hashlib
 import msgspec
 import pytest
 
+from garrison.crypto.canonical import canonical_json
 from garrison.crypto.signing import AnswerSigner
 from garrison.errors import ProofError
-from garrison.protocol.statement import Proof, Statement, sign_batch, verify_answer
+from garrison.protocol.statement import Proof, Statement, StatementWriter, sign_batch, verify_answer
 
 
 def statements(n: int) -> list[Statement]:
@@ -67,3 +68,11 @@ def test_a_path_of_the_wrong_length_is_refused(path: tuple[bytes, ...]) -> None:
     forged = msgspec.msgpack.encode(Proof(proof.statement, proof.index, proof.size, path, proof.signature))
     with pytest.raises(ProofError):
         verify_answer(forged, signer.public_key, request=b"q2", answer=b"a2", nonce="n2")
+
+
+@pytest.mark.parametrize("upstream", ["", 'http://a/"b"\\'])
+@pytest.mark.parametrize("nonce", ["", "plain", 'a "quoted" \\ one', "\x7f%s%b"])
+def test_a_statement_that_is_written_short_is_the_canonical_one(nonce: str, upstream: str) -> None:
+    request, answer = hashlib.sha256(b"q").hexdigest(), hashlib.sha256(b"a").hexdigest()
+    whole = canonical_json(Statement(request, answer, "m" * 64, "%d" * 32, 17, nonce, upstream))
+    assert StatementWriter("m" * 64, "%d" * 32, upstream).write(b"q", b"a", 17, nonce) == whole

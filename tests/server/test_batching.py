@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,8 +226,8 @@ def test_what_cannot_be_charged_any_more_is_not_answered() -> None:
     class Elsewhere(ModelBudget):
         """As if another server had used the budget up between the question and the answer."""
 
-        def remaining_at_once(self, caller: str) -> int:
-            return 10
+        def remaining_at_once(self, callers: Iterable[str]) -> dict[str, int]:
+            return dict.fromkeys(callers, 10)
 
         def charge_at_once(self, wants: Sequence[tuple[str, int]]) -> None:
             return None

@@ -29,10 +29,10 @@ def at_once(book: BudgetBook, rows: int = 1, caller: str = "alice", period: str 
 
 def test_what_was_leased_is_charged_at_once_and_all_or_none(tmp_path: Path) -> None:
     book = BudgetBook(tmp_path)
-    assert book.remaining_at_once("m", "alice", "ever", LIMIT) is None  # not known yet: takes the disk
+    assert book.remaining_at_once("m", ("alice",), "ever", LIMIT) is None  # not known yet: takes the disk
     assert at_once(book) is None
     assert charge(book)
-    assert book.remaining_at_once("m", "alice", "ever", LIMIT) == LIMIT - 1
+    assert book.remaining_at_once("m", ("alice",), "ever", LIMIT) == {"alice": LIMIT - 1}
     assert at_once(book, LEASE - 2) == [True]
     assert at_once(book, 2) is None
     assert book.charge_at_once("m", "ever", LIMIT, [("alice", 1), ("alice", 1)]) is None
@@ -52,7 +52,7 @@ def test_a_smaller_limit_and_another_day_are_not_charged_at_once(tmp_path: Path)
     assert at_once(book, period="day") == [True]
     now[0] += 86_400
     assert at_once(book, period="day") is None
-    assert book.remaining_at_once("m", "alice", "day", LIMIT) is None
+    assert book.remaining_at_once("m", ("alice",), "day", LIMIT) is None
     book.close()
 
 
@@ -67,7 +67,7 @@ def test_a_lock_held_elsewhere_is_not_waited_for(tmp_path: Path) -> None:
         assert waiting.is_alive()  # control: who may wait does
         start = time.monotonic()
         assert at_once(book) is None
-        assert book.remaining_at_once("m", "alice", "ever", LIMIT) is None
+        assert book.remaining_at_once("m", ("alice",), "ever", LIMIT) is None
         assert time.monotonic() - start < 0.05
         other.execute("ROLLBACK")
     other.close()
@@ -117,7 +117,7 @@ def test_near_the_end_a_count_is_read_again(tmp_path: Path) -> None:
     for _ in range(2):
         one.give_back_idle()
     time.sleep(_FRESH_SECONDS + 0.05)
-    assert two.remaining_at_once("m", "alice", "ever", LIMIT) is None
+    assert two.remaining_at_once("m", ("alice",), "ever", LIMIT) is None
     assert two.remaining("m", "alice", "ever", LIMIT) == 9
     for book in (one, two):
         book.close()

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from garrison.errors import ConfigError, GarrisonError, UnavailableError, UpstreamError
-from garrison.upstream.http import Connections, Question, parse_url
+from garrison.upstream.connection import Question
+from garrison.upstream.http import Connections, parse_url
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 ASK = Question("POST", "/x", {}, b"body")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 
 from garrison.errors import InputError, LimitError, MalformedRequestError
 from garrison.limits import Limits
+from garrison.protocol.oip_json import Want, array_of
 from garrison.protocol.oip_schema import (
     Answer,
     AnswerTensor,
@@ -44,6 +45,8 @@ ALL_JSON = -1
 """In place of a length: the whole body is JSON."""
 
 _SHOWN_CHARACTERS = 64
+_HEAD_BYTES, _MOST_HEADS = 1024, 256
+"""JSON parts that are remembered: how long, and how many."""
 
 
 class WantedOutput(msgspec.Struct, frozen=True):
@@ -75,23 +78,36 @@ _ENCODER = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
-class _Want:
-    """What one input must look like; computed once for a model."""
-
-    name: str
-    datatype: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    features: int
-    row_bytes: int
-    types: frozenset[type]
+class _Plan:
+    inputs: dict[str, Want]
+    decoder: msgspec.json.Decoder[Message[Any]]
+    mixed: bool
+    heads: dict[bytes, _Head] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    inputs: dict[str, _Want]
-    decoder: msgspec.json.Decoder[Message[Any]]
-    mixed: bool
+class _Head:
+    """A JSON part that was read, found good and told of binary tensors alone; it means the same wherever it comes again.
+
+    Attributes:
+        limits: those under which it was read.
+        tensors: in the order of the binary part, each with its bytes.
+        size: of the binary part.
+    """
+
+    limits: Limits
+    tensors: tuple[tuple[Want, int], ...]
+    rows: int
+    outputs: tuple[WantedOutput, ...]
+    binary_default: bool
+    size: int
+
+    def read(self, body: bytes, start: int) -> InferRequest:
+        inputs: dict[str, Array] = {}
+        for want, size in self.tensors:
+            inputs[want.name] = _from_binary(body, start, size, want, self.rows)
+            start += size
+        return InferRequest("", inputs, self.rows, self.outputs, self.binary_default)
 
 
 def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limits) -> InferRequest:
@@ -109,6 +125,9 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
         LimitError: longer than the limits allow.
     """
     plan = _plan(facts)
+    known = plan.heads.get(body[:json_bytes]) if 0 < json_bytes <= _HEAD_BYTES else None
+    if known is not None and known.limits is limits and known.size == len(body) - json_bytes:
+        return known.read(body, json_bytes)
     binary = json_bytes != ALL_JSON
     if binary and not 0 <= json_bytes <= len(body):
         raise MalformedRequestError(
@@ -123,15 +142,17 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
     request_id = message.id or ""
     _check_length("the request's id", request_id, limits)
     inputs: dict[str, Array] = {}
+    tensors: list[tuple[Want, int]] = []
     rows = 0
     for tensor in message.inputs:
         want = _wanted(tensor, plan, inputs)
         rows = _check_shape(tensor, want, rows, limits)
         size = _binary_size(tensor, binary=binary)
         if size is None:
-            inputs[want.name] = _from_json(tensor.data, want, rows, plan, limits)
+            inputs[want.name] = array_of(tensor.data, want, rows, limits, mixed=plan.mixed)
         else:
             inputs[want.name] = _from_binary(body, end, size, want, rows)
+            tensors.append((want, size))
             end += size
     if len(inputs) != len(plan.inputs):
         raise InputError(f"the model also needs the input {_listed(n for n in plan.inputs if n not in inputs)}")
@@ -141,7 +162,12 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
             f"{end - json_bytes}"
         )
     default = message.parameters is not None and message.parameters.binary_data_output
-    return InferRequest(request_id, inputs, rows, _outputs(message.outputs, limits), default)
+    outputs = _outputs(message.outputs, limits)
+    if not request_id and len(tensors) == len(inputs) and json_bytes <= _HEAD_BYTES:
+        if len(plan.heads) >= _MOST_HEADS:
+            plan.heads.clear()
+        plan.heads[body[:json_bytes]] = _Head(limits, tuple(tensors), rows, outputs, default, len(body) - json_bytes)
+    return InferRequest(request_id, inputs, rows, outputs, default)
 
 
 def check_outputs(request: InferRequest, offered: Iterable[str]) -> None:
@@ -193,7 +219,7 @@ def encode_response(
 @lru_cache(maxsize=256)
 def _plan(facts: ModelFacts) -> _Plan:
     inputs = {
-        spec.name: _Want(
+        spec.name: Want(
             name=spec.name,
             datatype=DATATYPES[spec.dtype],
             dtype=spec.dtype,
@@ -219,7 +245,7 @@ def _parse(data: bytes | memoryview, plan: _Plan) -> Message[Any]:
         raise MalformedRequestError("not an inference request in JSON: nested too deeply") from error
 
 
-def _wanted(tensor: InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> _Want:
+def _wanted(tensor: InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> Want:
     want = plan.inputs.get(tensor.name)
     if want is None:
         raise InputError(f"unknown input {_shown(tensor.name)}; this model takes {_listed(plan.inputs)}")
@@ -230,7 +256,7 @@ def _wanted(tensor: InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> _
     return want
 
 
-def _check_shape(tensor: InputTensor[Any], want: _Want, rows: int, limits: Limits) -> int:
+def _check_shape(tensor: InputTensor[Any], want: Want, rows: int, limits: Limits) -> int:
     """The number of rows; `rows` is that of the inputs before, 0 for none."""
     shape = tensor.shape
     if len(shape) != len(want.shape) + 1 or tuple(shape[1:]) != want.shape:
@@ -264,7 +290,7 @@ def _binary_size(tensor: InputTensor[Any], *, binary: bool) -> int | None:
     return size
 
 
-def _from_binary(body: bytes, start: int, size: int, want: _Want, rows: int) -> Array:
+def _from_binary(body: bytes, start: int, size: int, want: Want, rows: int) -> Array:
     expected = rows * want.row_bytes
     if size != expected:
         raise MalformedRequestError(
@@ -283,52 +309,10 @@ def _from_binary(body: bytes, start: int, size: int, want: _Want, rows: int) -> 
     return values.reshape(rows, *want.shape)
 
 
-def _booleans(data: Array, want: _Want) -> Array:
+def _booleans(data: Array, want: Want) -> Array:
     if data.max(initial=0) > 1:
         raise InputError(f"input {want.name!r}: a BOOL in binary form is a byte 0 or 1, found another value")
     return data.view(np.bool_)
-
-
-def _from_json(data: list[Any] | None, want: _Want, rows: int, plan: _Plan, limits: Limits) -> Array:
-    flat = _flat(data or [], want, rows, limits)
-    if plan.mixed and not want.types.issuperset(map(type, flat)):
-        # One type serves all inputs of the model when JSON is read; what it let through for another input is found here.
-        flat = [float(v) if type(v) is int and float in want.types else v for v in flat]
-        if not want.types.issuperset(map(type, flat)):
-            raise MalformedRequestError(f"input {want.name!r}: data holds something that is not {want.datatype}")
-    try:
-        with np.errstate(over="ignore"):
-            values: Array = np.fromiter(flat, want.dtype, len(flat))
-    except (TypeError, ValueError) as error:
-        raise MalformedRequestError(
-            f"input {want.name!r}: data must be one flat list, or nested as its shape"
-        ) from error
-    except OverflowError as error:
-        raise InputError(f"input {want.name!r}: a number is outside the range of {want.datatype}") from error
-    if want.dtype.kind == "f" and np.isinf(values).any():
-        raise InputError(f"input {want.name!r}: a number is outside the range of {want.datatype}")
-    return values.reshape(rows, *want.shape)
-
-
-def _flat(data: list[Any], want: _Want, rows: int, limits: Limits) -> list[Any]:
-    """One flat list, from a flat one or from one that is nested exactly as the shape says."""
-    level = data
-    if want.shape and data and type(data[0]) is list:
-        if len(want.shape) >= limits.json_depth:
-            raise LimitError(f"input {want.name!r}: lists may be nested {limits.json_depth} deep; send a flat one")
-        level = [data]
-        for length in (rows, *want.shape):
-            for part in level:
-                if type(part) is not list or len(part) != length:
-                    raise MalformedRequestError(
-                        f"input {want.name!r}: data must be one flat list, or nested as its shape {[rows, *want.shape]}"
-                    )
-            level = list(chain.from_iterable(level))
-    if len(level) != rows * want.features:
-        raise MalformedRequestError(
-            f"input {want.name!r}: its shape means {rows * want.features} values, found {len(level)} in data"
-        )
-    return level
 
 
 def _outputs(found: Sequence[OutputTensor] | None, limits: Limits) -> tuple[WantedOutput, ...]:

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from garrison.crypto.hpke import ONE_TIME_KEY_BYTES, open_answer, seal, seal_answer
+from garrison.crypto.hpke import ONE_TIME_KEY_BYTES, encapsulated_bytes, open_answer, seal, seal_answer
 from garrison.errors import ProofError, SealedRequestError
 
 CONTENT_TYPE = "application/vnd.garrison.sealed"
@@ -36,7 +36,7 @@ _LABEL = b"garrison sealed request v1\0"
 _ANSWER_LABEL = b"garrison sealed answer v1\0"
 _HEADER = struct.Struct(">4sI8s")
 _LENGTHS = struct.Struct(">II")
-_KEY_ID_BYTES = 8
+_KEY_ID_BYTES, _MARK_BYTES = 8, 16
 
 
 class RequestHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -131,6 +131,15 @@ def read_outside(envelope: bytes) -> Outside:
 def split_envelope(envelope: bytes) -> tuple[bytes, bytes]:
     """The HPKE `info` and message of an envelope."""
     return _LABEL + envelope[:HEADER_BYTES], envelope[HEADER_BYTES:]
+
+
+def replay_mark(suite: str, envelope: bytes) -> bytes:
+    """What tells an envelope from all others that open: 16 bytes, a digest of its front and its encapsulated key.
+
+    The key schedule binds the encapsulated key, and the message is authenticated under what comes of it: who changes any byte of either has an
+    envelope that does not open. Only its sealer can make a second message under the same encapsulated key; that one counts as a replay.
+    """
+    return hashlib.sha256(envelope[: HEADER_BYTES + encapsulated_bytes(suite)]).digest()[:_MARK_BYTES]
 
 
 def read_request(letter: bytes) -> tuple[RequestHead, bytes]:

@@ -54,13 +54,36 @@ _DECODER = msgspec.msgpack.Decoder(Proof)
 
 def sign_batch(statements: Sequence[Statement], sign: Callable[[bytes], bytes]) -> list[bytes]:
     """One encoded proof a statement, with a single call of `sign`."""
+    return sign_encoded([canonical_json(statement) for statement in statements], sign)
+
+
+def sign_encoded(statements: Sequence[bytes], sign: Callable[[bytes], bytes]) -> list[bytes]:
+    """As `sign_batch`, for statements that are written already."""
     if not statements:
         return []
-    encoded = [canonical_json(statement) for statement in statements]
-    levels = _levels([_hash(_LEAF + statement) for statement in encoded])
+    levels = _levels([_hash(_LEAF + statement) for statement in statements])
     signature = sign(_LABEL + levels[-1][0])
-    size = len(encoded)
-    return [_ENCODER.encode(Proof(s, i, size, _path(levels, i), signature)) for i, s in enumerate(encoded)]
+    size, paths = len(statements), _paths(levels)
+    return [_ENCODER.encode(Proof(s, i, size, paths[i], signature)) for i, s in enumerate(statements)]
+
+
+class StatementWriter:
+    """Writes the statements of one service, in the bytes of `canonical_json(Statement(...))`, without making one each time.
+
+    Args:
+        model, guard, upstream: see `Statement`.
+    """
+
+    def __init__(self, model: str, guard: str, upstream: str = "") -> None:
+        self._model = b'","model":%b,"guard":%b,"time":' % (canonical_json(model), canonical_json(guard))
+        self._end = b',"upstream":%b}' % canonical_json(upstream) if upstream else b"}"
+
+    def write(self, request: bytes, answer: bytes, time: int, nonce: str) -> bytes:
+        """A statement about bodies: their digests are made here."""
+        asked, told = hashlib.sha256(request).hexdigest(), hashlib.sha256(answer).hexdigest()
+        digests = b'{"request":"%b","answer":"%b' % (asked.encode(), told.encode())
+        said = canonical_json(nonce) if nonce else b'""'
+        return b"".join((digests, self._model, b'%d,"nonce":' % time, said, self._end))
 
 
 def verify_answer(proof: bytes, public_key: bytes, *, request: bytes, answer: bytes, nonce: str) -> Statement:
@@ -106,14 +129,13 @@ def _levels(leaves: list[bytes]) -> list[list[bytes]]:
     return levels
 
 
-def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
-    path = []
-    for level in levels[:-1]:
-        sibling = index ^ 1
-        if sibling < len(level):
-            path.append(level[sibling])
-        index //= 2
-    return tuple(path)
+def _paths(levels: list[list[bytes]]) -> list[tuple[bytes, ...]]:
+    """Each leaf's path to the root: from the root down, a node's path is its sibling and then its parent's path."""
+    paths: list[tuple[bytes, ...]] = [()]
+    for level in reversed(levels[:-1]):
+        alone = len(level) - 1 if len(level) & 1 else -1
+        paths = [paths[i >> 1] if i == alone else (level[i ^ 1], *paths[i >> 1]) for i in range(len(level))]
+    return paths
 
 
 def _root(leaf: bytes, proof: Proof) -> bytes:

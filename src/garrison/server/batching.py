@@ -208,10 +208,10 @@ class Batcher:
     def _at_once(self, job: _Job) -> list[Reply] | None:
         """Answer and charge a batch without waiting; None where that cannot be, and what is left is for another thread."""
         try:
-            remaining = [self._budget.remaining_at_once(request.caller) for request in job.batch]
-            asks = [_ask(request, rows) for request, rows in zip(job.batch, remaining, strict=True) if rows is not None]
-            if len(asks) < len(job.batch):
+            remaining = self._budget.remaining_at_once({request.caller for request in job.batch})
+            if remaining is None:
                 return None
+            asks = [_ask(request, remaining[request.caller]) for request in job.batch]
             if self._begin is not None:
                 job.pending = self._begin(asks)
                 if job.pending is None or not job.pending.wait(INLINE_SECONDS):

@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,14 +103,21 @@ class BudgetBook:
                 account.recorded, account.read = self._recorded(key), time.monotonic()
             return account.left(limit)
 
-    def remaining_at_once(self, model: str, caller: str, period: str, limit: int) -> int | None:
-        """As `remaining`; None where that takes the disk, or another thread is at it."""
+    def remaining_at_once(self, model: str, callers: Iterable[str], period: str, limit: int) -> dict[str, int] | None:
+        """As `remaining`, for several callers; None where that takes the disk, or another thread is at it."""
         if not self._lock.acquire(blocking=False):
             return None
         try:
             now = self._period_at_once(period)
-            account = None if now is None else self._accounts.get((model, caller, now))
-            return None if account is None or account.is_stale(limit) else account.left(limit)
+            if now is None:
+                return None
+            found = {}
+            for caller in callers:
+                account = self._accounts.get((model, caller, now))
+                if account is None or account.is_stale(limit):
+                    return None
+                found[caller] = account.left(limit)
+            return found
         finally:
             self._lock.release()
 
@@ -304,11 +311,11 @@ class ModelBudget:
         """Rows the caller may still ask, -1 for no limit."""
         return NO_LIMIT if self.book is None else self.book.remaining(self.model, caller, self.period, self.rows)
 
-    def remaining_at_once(self, caller: str) -> int | None:
+    def remaining_at_once(self, callers: Iterable[str]) -> dict[str, int] | None:
         """See `BudgetBook.remaining_at_once`."""
         if self.book is None:
-            return NO_LIMIT
-        return self.book.remaining_at_once(self.model, caller, self.period, self.rows)
+            return dict.fromkeys(callers, NO_LIMIT)
+        return self.book.remaining_at_once(self.model, callers, self.period, self.rows)
 
     def charge_at_once(self, wants: Sequence[tuple[str, int]]) -> list[bool] | None:
         """See `BudgetBook.charge_at_once`."""

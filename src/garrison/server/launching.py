@@ -22,7 +22,10 @@ from garrison.enclave.host import Enclave, Launch, launch
 from garrison.enclave.program import Program
 from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError
 from garrison.limits import MIB
+from garrison.server.budgets import default_folder
 from garrison.upstream.target import Target
+
+_SNAPSHOTS = "callers"
 
 
 class _Named(msgspec.Struct):
@@ -96,15 +99,22 @@ def check_exposure(config: Config) -> None:
     )
 
 
+def state_folder(config: Config) -> Path:
+    """Where budgets and snapshots of caller state are kept."""
+    return Path(config.server.state) if config.server.state else default_folder()
+
+
 def _check_isolation(config: Config) -> None:
     """Raise `ConfigError` for what an isolation cannot do: it must not be dropped in silence."""
     server = config.server
-    if server.isolation in {"none", "sgx"} and server.secret_heap:
+    if server.isolation in {"none", "sgx", "nitro"} and server.secret_heap:
         raise ConfigError(f"a secret heap (--secret-heap) takes --isolation process, found {server.isolation!r}")
-    if server.isolation == "sgx" and server.workers > 1:
+    if server.isolation in {"sgx", "nitro"} and server.workers > 1:
         raise ConfigError(
-            "several workers (--workers) would each be an enclave with keys of its own; --isolation sgx takes one"
+            f"several workers (--workers) would each be an enclave with keys of its own; --isolation {server.isolation} takes one"
         )
+    if (server.isolation == "nitro") != bool(server.enclave):
+        raise ConfigError("--isolation nitro takes the enclave's address (--enclave CID:PORT), and nothing else does")
     if server.upstream and server.parameter_memory_mib:
         raise ConfigError("a gateway holds no parameters, so --parameter-memory has nothing to bound")
 
@@ -140,6 +150,8 @@ def _start(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPub
         secret_heap_bytes=server.secret_heap_mib * MIB if server.secret_heap else 0,
         collateral=_collateral(server.collateral),
         upstream=_upstream(server),
+        address=server.enclave,
+        snapshots=state_folder(config) / _SNAPSHOTS,
     )
 
 

@@ -8,9 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from garrison.attest.evidence import Evidence
-from garrison.enclave.conversation import Asked, Conversation, replies_of
+from garrison.enclave.conversation import Asked, Conversation, is_at_fault
 from garrison.enclave.host import ServiceCard
-from garrison.enclave.talk import Call
 from garrison.errors import FrameError, UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Reply
@@ -22,7 +21,7 @@ class LineEnclave:
     """See `garrison.enclave.host.Enclave`. The server starts and ends the process, and sends a fresh pipe when this one has ended.
 
     Args:
-        lost: called when the pipe has ended, with the public key of the enclave that it led to, and whether that does not answer.
+        lost: called when the pipe has ended, with the public key of the enclave that it led to, and whether that is at fault: it does not answer, or lies.
         evidence: asks the server for evidence; blocks.
     """
 
@@ -53,7 +52,7 @@ class LineEnclave:
                     return
                 self._talk = None
             talk.close()
-            self._lost(card.public_key, error is not None and isinstance(error.__cause__, BlockingIOError))
+            self._lost(card.public_key, error is not None and is_at_fault(error))
 
         talk = Conversation(pipe, self._limits, self._limits.enclave_seconds, broken)
         with self._lock:
@@ -69,7 +68,7 @@ class LineEnclave:
             self._broken()
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
-        return replies_of(self._present().ask(Call(list(asks))), len(asks))
+        return self._present().call(asks)
 
     def begin(self, asks: Sequence[Ask]) -> Asked | None:
         return self._present().begin(asks)

@@ -29,9 +29,9 @@ from garrison.enclave.program import Program
 from garrison.errors import ConfigError, UnavailableError
 from garrison.server.app import App
 from garrison.server.auth import Authenticator
-from garrison.server.budgets import BudgetBook, default_folder
+from garrison.server.budgets import BudgetBook
 from garrison.server.hosting import Hosting, make_model
-from garrison.server.launching import check_exposure, launch_all, stop_all
+from garrison.server.launching import check_exposure, launch_all, state_folder, stop_all
 from garrison.server.listening import MOST_CONNECTIONS, listen, raise_descriptors, url_of
 from garrison.server.rsgi import RsgiApp, make_server
 
@@ -232,8 +232,3 @@ async def _tidy(assembly: Assembly) -> None:
         await asyncio.sleep(_TIDY_SECONDS)
         with suppress(RuntimeError):  # no threads any more: the server is ending
             await asyncio.get_running_loop().run_in_executor(assembly.worker, assembly.tidy)
-
-
-def state_folder(config: Config) -> Path:
-    """Where budgets are kept."""
-    return Path(config.server.state) if config.server.state else default_folder()

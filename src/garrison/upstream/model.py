@@ -22,7 +22,8 @@ from garrison.errors import ServiceError, UnavailableError, UpstreamError
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.types import DATATYPES, Array, FloatArray
-from garrison.upstream.http import Connections, Question, Response
+from garrison.upstream.connection import Question, Response
+from garrison.upstream.http import Connections
 
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of one row may be from a sum of 1."""

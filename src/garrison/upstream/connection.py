@@ -1,0 +1,191 @@
+"""One HTTP/1.1 connection to the model's server, one exchange at a time.
+
+h11 writes each head once, and reads whatever is not of the plainest form: a 200 that says its length in one header and nothing of its framing.
+Answers of that form, nearly all, are read here, since h11 takes longer for them than all the rest of an exchange.
+
+Invariants: what is read here is read by h11 to the same end; a connection is used again only where the answer ended where its length said, and nothing
+lies behind it.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import h11
+
+from garrison.errors import UnavailableError, UpstreamError
+from garrison.upstream.stream import receive, send
+
+_HEAD_BYTES = 32 * 1024
+_MOST_HEADS, _MOST_PLAIN_HEAD = 64, 4096
+_PLAIN = re.compile(
+    rb"HTTP/1\.1 200 [ -~]{0,64}((?:\r\n[a-zA-Z0-9-]{1,64}: [!-~](?:[ -~]{0,1022}[!-~])?){1,32})\r\n\r\n", re.ASCII
+)
+"""A head in which nothing is folded, empty, doubtful or out of ASCII."""
+_FRAMING = frozenset({"transfer-encoding", "connection", "upgrade", "trailer"})
+"""Headers that change where an answer ends, or whether another may follow: h11's."""
+_MOST_DIGITS = 15
+
+DOWN = "the model's server cannot be reached; try again"
+SLOW = "the model's server did not answer in time; try again"
+BROKEN = "the model's server does not speak HTTP/1.1 as it should"
+DROPPED = "the model's server ended the connection in place of an answer"
+LONG = "the model's server answers with more than is read here"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request; header names in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came back; header names in lower case, the last of a name counts."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """One connection, one exchange at a time."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._heads: dict[tuple[str, str, tuple[tuple[str, str], ...]], bytes] = {}
+        self._method, self._reusable, self._fresh = "", False, True
+
+    def begin(self, question: Question, target: str, headers: Sequence[tuple[str, str]], deadline: float) -> bool:
+        """Send a request; False where the connection has ended."""
+        sent = (*headers, *question.headers.items())
+        key = question.method, target, sent
+        head = self._heads.get(key)
+        self._reusable = False
+        if head is None:
+            if len(self._heads) >= _MOST_HEADS:
+                self._heads.clear()
+            head = self._heads[key] = _head(question.method, target, sent)
+        if question.method == "POST":
+            head = b"%bcontent-length: %d\r\n\r\n" % (head[:-2], len(question.body))
+        self._method = question.method
+        try:
+            send(self._stream, head + question.body, deadline)
+        except TimeoutError as error:
+            raise UnavailableError(SLOW) from error
+        except OSError:
+            return False
+        return True
+
+    def finish(self, deadline: float, most: int) -> Response | None:
+        """The answer; None where a kept connection has ended before its first byte.
+
+        Raises:
+            UnavailableError, UpstreamError: see `Connections.ask`.
+        """
+        try:
+            return self._finish(deadline, most)
+        except h11.RemoteProtocolError as error:
+            raise UpstreamError(BROKEN) from error
+        except TimeoutError as error:
+            raise UnavailableError(SLOW) from error
+        except OSError as error:
+            raise UpstreamError(DROPPED) from error
+
+    def _finish(self, deadline: float, most: int) -> Response | None:
+        kept, self._fresh = not self._fresh, False
+        data = self._first(deadline, kept=kept)
+        if not data:
+            return None
+        return self._plain(data, deadline, most) or self._by_h11(data, deadline, most)
+
+    def _plain(self, data: bytes, deadline: float, most: int) -> Response | None:
+        """An answer of the plainest form; None for h11 to read."""
+        found = _PLAIN.match(data, 0, _MOST_PLAIN_HEAD)
+        if found is None or self._method == "HEAD":
+            return None
+        lines = [line.split(": ", 1) for line in found[1].decode("ascii").split("\r\n")[1:]]
+        headers = {name.lower(): value for name, value in lines}
+        length = headers.get("content-length", "")
+        if (
+            len(headers) < len(lines)
+            or not (length.isdigit() and len(length) <= _MOST_DIGITS)
+            or _FRAMING & headers.keys()
+        ):
+            return None
+        end = found.end() + int(length)
+        if int(length) > most:
+            raise UpstreamError(LONG)
+        if len(data) < end:
+            parts, size = [data], len(data)
+            while size < end:
+                part = receive(self._stream, deadline)
+                if not part:
+                    raise UpstreamError(DROPPED)
+                parts.append(part)
+                size += len(part)
+            data = b"".join(parts)
+        self._reusable = len(data) == end  # else there is an answer that nobody asked for
+        return Response(200, headers, data[found.end() : end])
+
+    def _by_h11(self, data: bytes, deadline: float, most: int) -> Response:
+        http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+        http.send(
+            h11.Request(method=self._method, target="/", headers=[("host", "h")])
+        )  # as it was sent: its end is known
+        http.send(h11.EndOfMessage())
+        http.receive_data(data)
+        head: h11.Response | None = None
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(receive(self._stream, deadline))
+            elif isinstance(event, h11.Response):
+                head = event
+            elif isinstance(event, h11.Data):
+                size += len(event.data)
+                if size > most:
+                    raise UpstreamError(LONG)
+                parts.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            elif not isinstance(event, h11.InformationalResponse):
+                raise UpstreamError(DROPPED)
+        if head is None:
+            raise UpstreamError(BROKEN)
+        done = http.our_state is h11.DONE and http.their_state is h11.DONE
+        self._reusable = done and not http.trailing_data[0]
+        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
+        return Response(head.status_code, headers, b"".join(parts))
+
+    def _first(self, deadline: float, *, kept: bool) -> bytes:
+        """The first bytes of an answer; empty where a kept connection has ended."""
+        try:
+            data = receive(self._stream, deadline)
+        except ConnectionError:
+            data = b""
+        if not data and not kept:  # nobody is known to be at fault; but whoever asks again is dropped again
+            raise UpstreamError(DROPPED)
+        return data
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another exchange can follow."""
+        return self._reusable
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _head(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    """A request's head, without a length: h11 sees to it that nothing in it breaks out of its line."""
+    return h11.Connection(h11.CLIENT).send(h11.Request(method=method, target=target, headers=list(headers))) or b""

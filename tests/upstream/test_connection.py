@@ -1,0 +1,83 @@
+"""The short way and h11 read the same of an answer, and agree on whether another may follow."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from garrison.errors import GarrisonError, UpstreamError
+from garrison.upstream import connection
+from garrison.upstream.connection import Connection, Question, Response
+
+ASK = Question("POST", "/x", {"content-type": "application/json"}, b"body")
+HEAD = b"HTTP/1.1 200 OK\r\n"
+ANSWERS = (
+    HEAD + b"content-length: 2\r\n\r\nhi",
+    HEAD + b"Content-Length: 2\r\nServer: a b\r\nInference-Header-Content-Length: 1\r\n\r\nhi",
+    HEAD + b"content-length: 0\r\n\r\n",
+    HEAD + b"content-length: 2\r\n\r\nhi and more",
+    HEAD + b"content-length: 2\r\ncontent-length: 2\r\n\r\nhi",
+    HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\nhi!",
+    HEAD + b"content-length: 2, 2\r\n\r\nhi",
+    HEAD + b"content-length: +2\r\n\r\nhi",
+    HEAD + b"content-length: 2\r\nconnection: close\r\n\r\nhi",
+    HEAD + b"content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    HEAD + b"content-length: 2\r\nx: folded\r\n again\r\n\r\nhi",
+    HEAD + b"content-length: 2\r\nx:\r\n\r\nhi",
+    HEAD + b"content-length : 2\r\n\r\nhi",
+    HEAD + b"content-length: 2\nx: y\r\n\r\nhi",
+    HEAD + b"content-length: 2\r\nx: \xff\r\n\r\nhi",
+    HEAD + b"content-length: 5\r\n\r\nhi",
+    b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nhi",
+    b"HTTP/1.1 204 No\r\n\r\n",
+    b"HTTP/1.1 404 No\r\ncontent-length: 2\r\n\r\nhi",
+    b"HTTP/1.1 100 Go\r\n\r\n" + HEAD + b"content-length: 2\r\n\r\nhi",
+)
+
+Found = tuple[Response | type[GarrisonError], bool]
+
+
+def read(answer: bytes, *, most: int = 64, pieces: int = 1) -> Found:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        asked = Connection(ours)
+        deadline = time.monotonic() + 5
+        assert asked.begin(ASK, "/x", [("host", "h")], deadline)
+        assert theirs.recv(4096) == (
+            b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\nbody"
+        )
+        cut = len(answer) // pieces
+        theirs.sendall(answer[:cut])
+        theirs.sendall(answer[cut:])
+        theirs.shutdown(socket.SHUT_WR)
+        try:
+            found = asked.finish(deadline, most)
+        except GarrisonError as error:
+            return type(error), False
+        assert found is not None
+        return found, asked.reusable
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_both_readers_agree(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = read(answer)
+    monkeypatch.setattr(connection, "_MOST_PLAIN_HEAD", 0)  # nothing is short enough for the short way
+    assert read(answer) == short
+
+
+def test_the_plainest_answer_goes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "_by_h11", None)
+    found, again = read(ANSWERS[0])
+    assert found == Response(200, {"content-length": "2"}, b"hi")
+    assert again
+    assert read(HEAD + b"content-length: 65\r\n\r\n" + bytes(65)) == (UpstreamError, False)
+
+
+@pytest.mark.parametrize("value", ["a\r\nx: y", "a\nb", "a\0b"])
+def test_a_header_cannot_break_out_of_its_line(value: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(Exception, match="Illegal header value"):
+        Connection(ours).begin(Question("POST", "/x", {"x": value}, b""), "/x", [], time.monotonic() + 1)
