@@ -68,7 +68,9 @@ _AS_GOOD = 0.005
 def best_clone(findings: Sequence[Finding]) -> Finding | None:
     """The nearest clone of the service and of those as good the cheapest; None where there is none."""
     for metric in ("clone_accuracy", "fidelity"):
-        mine = [f for f in findings if (f.target, f.metric) == (TargetName.DEFENDED, metric) and f.value is not None]
+        # What asks nothing, such as the rows that a thief labelled by hand, is no theft.
+        asking = [f for f in findings if f.queries and f.value is not None]
+        mine = [f for f in asking if (f.target, f.metric) == (TargetName.DEFENDED, metric)]
         if mine:
             most = max(f.value or 0.0 for f in mine)
             return min((f for f in mine if (f.value or 0.0) >= most - _AS_GOOD), key=lambda f: f.cost_usd)
@@ -163,7 +165,9 @@ def _not_tried(arms: Arms, data: AuditData, findings: Sequence[Finding]) -> list
             "The model is a regressor: what honest users get, and similarity, are measured for classifiers only."
         )
     elif data.test.y is None:
-        found.append(f"The test rows ({data.test.source}) carry no classes: accuracy and calibration error are left out.")
+        found.append(
+            f"The test rows ({data.test.source}) carry no classes: accuracy and calibration error are left out."
+        )
     return [*found, "Latency and processor time were not measured."]
 
 

@@ -189,7 +189,7 @@ def thieves(report: Report, *, brief: bool = False) -> Table:
     ordered = sorted(tries.items(), key=lambda item: -worth(item[1]))
     rows = [
         (
-            Cell(key[0], key[1] if key[1] != NAIVE else ""),
+            Cell(key[0], f"with {key[1]}" if key[1] != NAIVE else ""),
             Cell(key[2]),
             *_price(found),
             *(shown(found.get((target, metric))) for metric in metrics for target in arms),
