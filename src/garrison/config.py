@@ -45,6 +45,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         workers: processes that read HTTP and write it, in front of one enclave a model.
         secret: files with the owners' misinformation keys, one a model.
         isolation: how models are kept apart from the server; "none" for not at all.
+        enclave: address of the Nitro enclave that runs the models, CID:PORT, with isolation "nitro"; "" for none.
         collateral: folder of what the hardware's vendor says of this machine, one file an entry (`vcek`, `dcap`, ...), handed on
             with quotes; "" for none.
         require_isolation: refuse to serve at a lower level than this.
@@ -65,6 +66,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     workers: int = 1
     secret: tuple[str, ...] = ()
     isolation: str = "process"
+    enclave: str = ""
     collateral: str = ""
     require_isolation: Literal["none", "process-basic", "process", "process-secret-heap", "hardware"] = "none"
     enclave_user: int = 61_234

@@ -17,6 +17,7 @@ found and what to do next; it never holds tensor values or secrets.
     |   |-- MissingFileError | UnexpectedFileError | TruncatedFileError | ExtendedFileError
     |   |-- ChangedFileError | SwappedFileError
     |-- GuardError                       a chain of defenses cannot be built
+    |   |-- StateError                   what was kept of callers cannot be used
     |-- RequestError                     what a client sent is wrong (its own fault, told plainly)
     |   |-- MalformedRequestError | InputError | LimitError | SlowRequestError
     |   |-- SealedRequestError | StaleKeyError | ReplayError | SealingRequiredError
@@ -159,6 +160,10 @@ class SwappedFileError(BundleError):
 
 class GuardError(GarrisonError):
     code = "guard.invalid"
+
+
+class StateError(GuardError):
+    code = "guard.state"
 
 
 class RequestError(GarrisonError):

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attest": BASE | {"crypto"},
     "protocol": BASE | {"crypto"},
     "guard": BASE,
-    "attacks": BASE,
+    "attacks": BASE | {"datasets"},
     "runtime": BASE | {"bundle", "crypto"},
     "upstream": BASE | {"bundle", "runtime", "protocol", "crypto"},
     "enclave": BASE | {"guard", "runtime", "bundle", "attest", "protocol", "crypto", "upstream"},

@@ -30,7 +30,7 @@ def test_the_control_is_trained_like_the_attacks() -> None:
     for name in shipped_plans():
         plan = load_plan(name)
         control = load_attack("random-labels", plan.control.parameters)
-        for attack in (a for a in plan.attacks if a.name == "knockoff"):
+        for attack in (a for a in plan.attacks if a.name == "knockoff" and not a.label):
             mine = load_attack(attack.name, attack.parameters)
             assert [getattr(mine, f) for f in mine.__struct_fields__] == [
                 getattr(control, f) for f in mine.__struct_fields__

@@ -204,6 +204,7 @@ def test_the_bundle_is_named_after_its_folder(bundle: Path) -> None:
         (("--release", "full"), "release", {"mode": "full", "k": 3, "decimals": None}),
         (("--budget", "5000"), "budget", {"rows": 5000, "period": "ever"}),
         (("--budget", "5000/day"), "budget", {"rows": 5000, "period": "day"}),
+        (("--watch-repeats",), "repeat-watch", {"callers": 4096, "rows": 500, "share": 0.5}),
     ],
 )
 def test_the_owners_choices_stand_in_the_manifest(

@@ -22,6 +22,9 @@ def test_doctor_says_that_serving_works_here() -> None:
     assert {"level", "user", "secret-heap", "landlock", "seccomp", "fashion-mnist"} <= checks.keys()
     assert checks["level"]["found"].startswith("process")
     assert checks["not-dumpable"]["ok"]
+    assert {"snp, tdx", "sgx", "nitro", "nitro, inside"} <= checks.keys()
+    assert not checks["nitro"]["needed"]
+    assert "not run on hardware" in checks["nitro"]["group"]
     assert "not used yet" not in str(found)
     assert all(check["mend"] for check in found["checks"] if not check["ok"])
     text = run("doctor")

@@ -11,7 +11,7 @@ from garrison.crypto.hpke import AVAILABLE, PREFERRED
 from garrison.enclave.keys import _MOST_EPOCHS, KeyRing
 from garrison.errors import ReplayError, SealedRequestError, StaleKeyError, UnavailableError
 from garrison.limits import Limits
-from garrison.protocol.sealed import RequestHead, read_request, seal_request
+from garrison.protocol.sealed import HEADER_BYTES, RequestHead, read_request, seal_request
 
 LIMITS = Limits(key_offered_seconds=100, key_grace_seconds=50, key_least_seconds=10, replay_entries=4)
 START = 1_000_000.0
@@ -51,6 +51,23 @@ def test_what_is_sealed_to_the_offered_key_opens_once(suite: str, clock: Clock) 
     with pytest.raises(ReplayError):
         ring.open(sealed)
     assert read_request(ring.open(envelope(keys)))[1] == b"body"
+
+
+@pytest.mark.parametrize("suite", AVAILABLE)
+def test_no_byte_of_an_envelope_that_was_opened_makes_it_another(suite: str, clock: Clock) -> None:
+    """The replay set remembers the encapsulated key alone; what is changed there does not open."""
+    ring = KeyRing(bytes(32), suite=suite, limits=LIMITS, clock=clock)
+    sealed = envelope(ring.offered())
+    ring.open(sealed)
+    for place in range(HEADER_BYTES, len(sealed)):
+        changed = bytearray(sealed)
+        changed[place] ^= 0x80  # the top bit of an X25519 key counts for nothing in the exchange itself
+        with pytest.raises((ReplayError, SealedRequestError)):
+            ring.open(bytes(changed))
+    before = envelope(ring.offered())
+    with pytest.raises(SealedRequestError):  # one that was not opened yet is no replay
+        ring.open(before[:-1] + bytes([before[-1] ^ 1]))
+    ring.open(before)
 
 
 def test_the_preferred_suite_is_taken(ring: KeyRing) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from garrison.enclave import lines as lines_module
-from garrison.enclave.conversation import Conversation, replies_of
+from garrison.enclave.conversation import Conversation
 from garrison.enclave.lines import Lines
 from garrison.enclave.talk import Answered, Attest, Call, FromHost, FromWorker, Start
 from garrison.errors import FrameError, IsolationError, UnavailableError
@@ -69,7 +69,7 @@ class Inside:
         self.ended.set()
 
     def ask(self, k: int, *bodies: bytes) -> list[bytes]:
-        return [reply.body for reply in replies_of(self.talks[k].ask(call(*bodies)), len(bodies))]
+        return [reply.body for reply in self.talks[k].call(call(*bodies).asks)]
 
 
 def call(*bodies: bytes) -> Call:

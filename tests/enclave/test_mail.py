@@ -92,7 +92,8 @@ def test_the_host_learns_rows_and_whether_and_no_more(sealed: Sealed, service: S
 
 def test_a_bad_envelope_harms_no_other(service: Service, keys: KeySet) -> None:
     good, once = ask(keys, images(2)), ask(keys, images(1))
-    broken = Ask("alice", -1, good.body[:-1] + bytes([good.body[-1] ^ 1]), sealed=True)
+    other = ask(keys, images(2)).body
+    broken = Ask("alice", -1, other[:-1] + bytes([other[-1] ^ 1]), sealed=True)
     stale = ask(msgspec.structs.replace(keys, epoch=99), images(1))
     asks = [
         good,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,8 @@ from garrison.enclave.host import Launch, launch
 from garrison.enclave.service import Service
 from garrison.errors import ConfigError
 from garrison.protocol.messages import Ask
-from garrison.runtime import runner, segments
+from garrison.runtime import loading, runner, segments
+from garrison.runtime.loading import cores
 from garrison.runtime.segments import WholeError
 from garrison.types import DefenseSpec
 
@@ -78,8 +80,25 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
         for _ in range(3):
             (reply,) = enclave.call([question])
             np.testing.assert_allclose(probabilities(reply), expected, atol=1e-4)
+        process = enclave.process_id  # type: ignore[attr-defined]
+        threads = [(task / "status").read_text() for task in Path(f"/proc/{process}/task").iterdir()]
+        assert len(threads) == (2 if cores() > 1 else 1)
+        assert all("Seccomp:\t2" in status and "NoNewPrivs:\t1" in status for status in threads), "all are confined"
+        program = enclave._worker.process  # type: ignore[attr-defined]
     finally:
         enclave.stop()
+    assert program.returncode == 0, "it ended by itself, thread and all"
+
+
+def test_without_an_enclave_the_thread_ends_with_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "cores", lambda: 2)
+    sealed = seal_named("MLP", tmp_path / "b")
+    size = sum(chunk.size for chunk in sealed.bundle.manifest.graph.chunks)
+    before = threading.active_count()
+    enclave = launch("none", Launch(sealed.path, [sealed.owner.public], parameter_memory=size * 2 // 3))
+    assert threading.active_count() == before + 1
+    enclave.stop()
+    assert threading.active_count() == before
 
 
 def test_too_little_memory_stops_the_start(tmp_path: Path) -> None:

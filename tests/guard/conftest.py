@@ -60,7 +60,9 @@ def make_view(facts: ModelFacts, rows: int, *, confidence: FloatArray | None = N
     raw = make_scores(rows)
     signal = raw.values.max(axis=1) if confidence is None else confidence
     rng = np.random.default_rng(5)
-    picks, uniform = rng.random((rows, PICKS, 2 * CLASSES - 1)).astype(np.float32), rng.random(rows)
+    table = 0.1 + rng.random((PICKS * rows, 2 * CLASSES), dtype=np.float32)
+    table[:, -1] *= 1e-7
+    noise = [Noise(table, tuple(range(PICKS * i, PICKS * i + PICKS)), rng.random()) for i in range(rows)]
     return View(
         make_batch(make_inputs(rows)),
         facts,
@@ -68,5 +70,5 @@ def make_view(facts: ModelFacts, rows: int, *, confidence: FloatArray | None = N
         raw.values,
         np.zeros(rows, dtype=np.bool_),
         {"confidence": signal},
-        lambda index: Noise(picks[index], uniform[index]),
+        lambda index: [noise[i] for i in np.arange(rows)[index]],
     )

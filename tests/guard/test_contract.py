@@ -15,7 +15,8 @@ from garrison.guard.base import Code, Defense, RecordDefense, ReleaseDefense, Ro
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KeyedTable
 from garrison.guard.pipeline import load_defense, narrow
-from garrison.types import Array, DefenseSpec, Phase
+from garrison.guard.state import SECRET_BYTES, Callers
+from garrison.types import Array, DefenseSpec, Phase, Released
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "bounds": [{}],
@@ -25,6 +26,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "energy": [{}, {"temperature": 2.0}],
     "adaptive-misinformation": [{"tau": 0.7}, {"tau": 0.7, "constant_time": True}, {"tau": 2.0, "nu": 5.0}],
     "reject-option": [{"tau": 0.7}, {"tau": 0.7, "action": "refuse"}],
+    "repeat-watch": [{}, {"callers": 64, "rows": 10, "share": 0.9}],
     "release": [{}, {"mode": "rounded", "decimals": 2}, {"mode": "top-k", "k": 3}, {"mode": "labels"}],
 }
 CASES = [(name, parameters) for name in DEFENSES for parameters in EXAMPLES[name]]
@@ -44,10 +46,25 @@ def outcome(defense: Defense, view: View) -> list[Array]:
     if isinstance(defense, ReleaseDefense):
         released = defense(view)
         return [*released.outputs.values(), released.uncertain]
+    if isinstance(defense, RecordDefense):
+        return remembered(defense, view)
     assert isinstance(defense, RowDefense)
     verdict = defense(view)
     values = np.zeros((0, CLASSES)) if verdict.values is None else verdict.values[verdict.codes == Code.REPLACE]
     return [verdict.codes, values, *verdict.signals.values()]
+
+
+def remembered(defense: RecordDefense, view: View) -> list[Array]:
+    """The numbers that a fresh table holds of each request's caller, but for times."""
+    state = defense.fresh_state(view.facts)
+    assert isinstance(state, Callers)
+    state.secret = bytes(SECRET_BYTES)
+    defense(msgspec.structs.replace(view, state=state), Released({}))
+    records = [msgspec.structs.asdict(state.of(caller.id)) for caller in view.batch.callers]
+    names = [name for name in records[0] if name not in {"first", "last"}]
+    return [
+        np.array([np.atleast_1d(list(r[n]) if isinstance(r[n], bytearray) else r[n]) for r in records]) for n in names
+    ]
 
 
 @pytest.mark.parametrize(("name", "parameters"), CASES, ids=ids)

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from garrison.guard.keyed import PICKS, KeyedTable
+from garrison.guard.base import Noise
+from garrison.guard.keyed import PICKS, KeyedTable, canonical
 from garrison.types import Array, FloatArray
 
 KEY = bytes(range(32))
@@ -13,8 +14,9 @@ KEY = bytes(range(32))
 def noise(table: KeyedTable, x: Array, rows: npt.NDArray[np.intp]) -> FloatArray:
     """All that a row gets, in one vector."""
     found = table({"x": x}, rows)
-    assert found.picks.shape == (len(rows), PICKS, 4)
-    return np.concatenate([found.picks.reshape(len(rows), -1), found.uniform[:, np.newaxis]], axis=1)
+    picks = np.array([one.table[list(one.picks)] for one in found])
+    assert picks.shape == (len(rows), PICKS, 4)
+    return np.concatenate([picks.reshape(len(rows), -1), [[one.uniform] for one in found]], axis=1)
 
 
 def draw(rng: np.random.Generator, rows: int) -> FloatArray:
@@ -47,6 +49,50 @@ def test_equal_values_in_other_bits_are_the_same_input() -> None:
     quiet, other = np.array([[0x7FC00000], [0x7FC00001]], np.uint32).view(np.float32)
     a, b = noise(table, np.stack([quiet, other]), np.arange(2))
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_bytes_are_canonical_wherever_an_odd_value_stands(kind: type[np.floating], place: int) -> None:
+    plain = np.array([0.0, -1.5, 2.0, 0.5, 0.0, 7.0, -3.0], kind)
+    assert canonical(plain) == plain.tobytes()
+    zero, negative = plain.copy(), plain.copy()
+    zero[place], negative[place] = 0.0, -0.0
+    assert negative.tobytes() != zero.tobytes()
+    assert canonical(negative) == canonical(zero) == zero.tobytes()
+    bits = np.dtype(f"u{plain.itemsize}")
+    unknown = []
+    for sign in (1.0, -1.0):
+        for payload in (0, 1):
+            x = plain.copy()
+            x[place] = np.copysign(kind(np.nan), kind(sign))
+            x.view(bits)[place] |= payload
+            unknown.append(x)
+    assert len({x.tobytes() for x in unknown}) == 4
+    assert len({canonical(x) for x in unknown}) == 1
+    infinite = plain.copy()
+    infinite[place] = -np.inf
+    assert canonical(infinite) == infinite.tobytes()
+
+
+def test_whole_numbers_are_their_bytes() -> None:
+    x = np.array([0, -128, 127], np.int8)
+    assert canonical(x) == x.tobytes()
+
+
+@pytest.mark.parametrize("odd", [0.5, -0.0, np.nan])
+def test_one_row_gets_what_it_gets_among_many(odd: float) -> None:
+    rng, table = np.random.default_rng(0), KeyedTable(KEY, "a", draw)
+    inputs: dict[str, Array] = {"b": rng.random((20, 3, 2), dtype=np.float32), "a": rng.integers(0, 9, (20, 4))}
+    inputs["b"][7, 1, 1] = odd
+
+    def plain(found: list[Noise]) -> list[tuple[tuple[int, ...], float]]:
+        return [(one.picks, one.uniform) for one in found]
+
+    alone = plain([table.noise(inputs, row) for row in range(20)])
+    assert plain(table(inputs, slice(None))) == alone
+    assert plain(table(inputs, np.array([7, 3]))) == [alone[7], alone[3]]
+    assert len(set(alone)) == 20
 
 
 def test_a_short_key_is_refused() -> None:

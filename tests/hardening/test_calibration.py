@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.guard.conftest import make_facts
 
 from garrison.errors import CalibrationError
-from garrison.guard.defenses.adaptive_misinformation import alpha, misinform, mix, templates
+from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation
+from garrison.guard.keyed import KeyedTable
 from garrison.hardening.calibration import answer_shape, calibrate, changed, confidence_of, lead_of, rows_needed
 from garrison.types import Array
 
@@ -38,10 +40,10 @@ def test_the_loss_is_within_what_was_asked_and_tau_is_the_largest_such(score: An
 def test_the_guard_itself_loses_no_more() -> None:
     p, _, y = rows(3000)
     found = calibrate(p, confidence_of("max-probability", p), y)
-    rng = np.random.default_rng(1)
-    template = templates(np, rng.normal(size=(len(p), p.shape[1] - 1)), np.full((len(p), 1), 20.0))
-    m = misinform(np, p, np.full_like(p, -np.log(p.shape[1])), rng.gumbel(size=p.shape), template)
-    served = mix(np, p, m, alpha(np, p.max(axis=1).astype(np.float64), found.tau, 1000.0)).argmax(axis=1)
+    defense, facts = AdaptiveMisinformation(tau=found.tau, margins=(19.0, 21.0)), make_facts(outputs=p.shape[1])
+    noise = KeyedTable(bytes(32), "", defense.noise_drawer(facts))({"x": p}, slice(None))
+    wrong, f = np.full(p.shape, -np.log(p.shape[1])), p.astype(np.float64)
+    served = defense.redraw_rows(f, wrong, {"confidence": f.max(axis=1)}, noise).argmax(axis=1)
     lost = ((p.argmax(axis=1) == y) & (served != y)).mean()
     assert 0 < lost <= found.loss
 

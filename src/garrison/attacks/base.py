@@ -26,7 +26,6 @@ from garrison.attacks.oracle import MeteredOracle, Oracle, OracleFacts
 from garrison.errors import AuditError, QueryBudgetError
 from garrison.types import FloatArray
 
-
 NAIVE = "naive"
 """A thief without tactics."""
 

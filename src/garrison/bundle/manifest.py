@@ -6,7 +6,6 @@ A bundle is a folder:
     graph.onnx               the victim's graph; its parameters are references into parameters/
     misinformation.onnx      the graph of f', where f' is a network of its own
     guarded.onnx             the victim's graph with the guard's arithmetic before and after it, and the same parameters
-    late.onnx                the guard's arithmetic for answers that need keyed noise
     parameters/0000.bin ...  the parameters, in chunks
     model.sig                OpenSSF model-signing signature over all of the above
 
@@ -104,19 +103,18 @@ def asked(name: str) -> str:
     return f"asked.{name}"
 
 
-class GuardedGraphs(_Strict, frozen=True):
-    """The guard, traced into graphs (see `garrison.guard.graph_form`).
+class GuardedGraph(_Strict, frozen=True):
+    """The guard, traced into a graph (see `garrison.guard.graph_form`).
 
     Attributes:
         graph: the model's graph between the guard's; its parameters are those of the model's own entry.
-        late: answers that need keyed noise; None where none does.
-        settings, late_settings: the inputs of either graph for what a host may tighten.
+        settings: its inputs for what a host may tighten.
+        drawn_from: its outputs that answers with keyed noise are made of; none where no answer needs any.
     """
 
     graph: GraphEntry
-    late: GraphEntry | None
     settings: tuple[str, ...]
-    late_settings: tuple[str, ...] = ()
+    drawn_from: tuple[str, ...]
 
 
 class UpstreamEntry(_Strict, frozen=True, kw_only=True):
@@ -201,7 +199,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     key_commitment: str
     provenance: Provenance
     require_sealed: bool = False
-    guarded: GuardedGraphs | None = None
+    guarded: GuardedGraph | None = None
     numpy_because: str = ""
     upstream: UpstreamEntry | None = None
 
@@ -222,8 +220,8 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     @property
     def graphs(self) -> tuple[GraphEntry, ...]:
         """Every graph of the bundle."""
-        guarded = () if self.guarded is None else (self.guarded.graph, self.guarded.late)
-        return tuple(graph for graph in (self.victim, self.misinformation, *guarded) if graph is not None)
+        guarded = None if self.guarded is None else self.guarded.graph
+        return tuple(graph for graph in (self.victim, self.misinformation, guarded) if graph is not None)
 
     def facts(self) -> ModelFacts:
         """What the guard may know of the model."""

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from garrison import __version__, datasets
 from garrison.cli.output import console, json_option, plain, show_json
+from garrison.enclave.hardware import NOT_RUN, look_for_hardware
 from garrison.enclave.levels import isolation_name
 from garrison.enclave.rehearsal import rehearse
 from garrison.errors import IsolationError
@@ -25,6 +26,7 @@ from garrison.errors import IsolationError
 LEAST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 3_000_000_000
 _ENCLAVE = "enclave (--isolation process)"
+_HARDWARE = f"trusted hardware (--isolation snp, tdx, sgx, nitro; {NOT_RUN})"
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(\[[a-z,]+\])?")
 _LEAST = re.compile(r">=\s*([0-9.]+)")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([a-z]+)['\"]")
@@ -50,7 +52,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can and cannot do, and how to mend it. Exit code 0 when serving works."""
-    checks = [*_machine(), *_packages(), *_data(), *_for_the_enclave()]
+    checks = [*_machine(), *_packages(), *_data(), *_for_the_enclave(), *_trusted_hardware()]
     works = all(check.ok for check in checks if check.needed)
     if as_json:
         show_json({"garrison": __version__, "serving_works": works, "checks": checks})
@@ -192,6 +194,14 @@ def _for_the_enclave() -> list[Check]:
     capabilities = {step.name: step.how for step in steps}
     level = Check(group=_ENCLAVE, name="level", ok=True, found=isolation_name(capabilities))
     return [level, *(_enclave(step.name, step.how, step.mend) for step in steps)]
+
+
+def _trusted_hardware() -> list[Check]:
+    """Which devices are there; serving does not need them."""
+    return [
+        Check(group=_HARDWARE, name=step.name, ok=step.achieved, found=step.how or "not available", mend=step.mend)
+        for step in look_for_hardware()
+    ]
 
 
 def _enclave(name: str, how: str, mend: str) -> Check:

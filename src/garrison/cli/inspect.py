@@ -18,7 +18,6 @@ from garrison.types import DefenseSpec
 
 MOST_CHUNKS_SHOWN = 12
 GUARDED = "the graph with the guard around it, over the same parameters; this one is served"
-LATE = "the guard's arithmetic for answers that need keyed noise"
 MOST_VALUES_SHOWN = 4
 
 
@@ -128,9 +127,8 @@ def _chunks(manifest: Manifest) -> Table:
         if graph is not None:
             _add_graph(table, graph)
     if manifest.guarded is not None:
-        for part, told in ((manifest.guarded.graph, GUARDED), (manifest.guarded.late, LATE)):
-            if part is not None:
-                _row(table, part.file, f"{part.size:,}", part.sha256[:16], told)
+        part = manifest.guarded.graph
+        _row(table, part.file, f"{part.size:,}", part.sha256[:16], GUARDED)
     return table
 
 

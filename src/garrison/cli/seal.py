@@ -14,6 +14,7 @@ from garrison.cli.output import console, json_option, notes, show_json
 from garrison.cli.owner_key import passphrase_option, read_owner_key
 from garrison.errors import ConfigError
 from garrison.guard.defenses import DEFENSES
+from garrison.guard.defenses.repeat_watch import RepeatWatch
 from garrison.hardening.data import read_npz
 from garrison.hardening.ranges import SLACK
 from garrison.sealing.choices import budget_of, release_of
@@ -74,6 +75,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--shadow", multiple=True, type=click.Choice(sorted(DEFENSES)), help="Run this defense, and change nothing."
 )
+@click.option("--watch-repeats", is_flag=True, help="Name callers in the log who ask the same rows again and again.")
 @click.option("--require-sealed", is_flag=True, help="Refuse requests that are not sealed to an enclave.")
 @click.option("--double", is_flag=True, help="Convert a scikit-learn or LightGBM model in double precision.")
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
@@ -122,6 +124,7 @@ def _options(out: Path, given: dict[str, Any]) -> SealOptions:
         on_ood=given["on_ood"],
         benign_loss=given["benign_loss"],
         require_sealed=given["require_sealed"],
+        watch=RepeatWatch() if given["watch_repeats"] else None,
     )
 
 

@@ -53,7 +53,7 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | 
     envvar="GARRISON_SECRET",
     help="File with a model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
 )
-@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for budgets and caller state.")
 @click.option(
     "--collateral",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -71,6 +71,7 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | 
     type=click.Choice(LEVELS),
     help="Refuse to serve at a lower level than this.  [default: none]",
 )
+@click.option("--enclave", metavar="CID:PORT", help="Where the Nitro enclave listens (--isolation nitro).")
 @click.option("--secret-heap", is_flag=True, help="Keep an enclave's memory secret even from root's readers.")
 @click.option(
     "--parameter-memory",
@@ -113,7 +114,7 @@ def _begin(config: Config, count: int) -> list[Program]:
 
 def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     """The settings, with what the command line says in their place."""
-    plain = ("host", "port", "isolation", "require_isolation", "workers")
+    plain = ("host", "port", "isolation", "require_isolation", "workers", "enclave")
     given = {name: options[name] for name in plain if options[name] is not None}
     given |= {
         name: str(options[name].absolute()) for name in ("keys", "state", "collateral") if options[name] is not None

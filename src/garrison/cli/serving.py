@@ -17,7 +17,8 @@ from garrison.config import Config
 from garrison.enclave.host import ServiceCard
 from garrison.enclave.levels import HARDWARE, NONE, level_reached
 from garrison.enclave.program import Program
-from garrison.server.root import assemble, run, state_folder
+from garrison.server.launching import state_folder
+from garrison.server.root import assemble, run
 from garrison.server.workers import run_workers
 
 
@@ -53,8 +54,8 @@ def _place(card: ServiceCard) -> tuple[str, int]:
 
 
 def _state(config: Config, cards: Sequence[ServiceCard]) -> Path | None:
-    """Where budgets are kept, if there are any."""
-    return state_folder(config) if any(card.budget_rows for card in cards) else None
+    """Where budgets and snapshots of caller state are kept, if there are any."""
+    return state_folder(config) if any(card.budget_rows or card.keeps_state for card in cards) else None
 
 
 def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
@@ -76,7 +77,10 @@ def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
     callers = "by API key" if config.server.keys else "by address, no key needed"
     notes.print(f"callers   {callers}", markup=False)
     if (state := _state(config, cards)) is not None:
-        notes.print(f"budgets   kept in {state}", markup=False, soft_wrap=True)
+        budgets = any(card.budget_rows for card in cards)
+        what = "budgets" if budgets else "state"
+        more = ", with snapshots of what callers asked" if any(card.keeps_state for card in cards) else ""
+        notes.print(f"{what:9} kept in {state}{more}", markup=False, soft_wrap=True)
     if config.server.workers > 1:
         what = "each runs the models" if config.server.isolation == NONE else "one enclave a model for all"
         notes.print(f"workers   {config.server.workers}, {what}", markup=False)

@@ -46,7 +46,12 @@ _ENCAPSULATED_BYTES = {X25519: 32, HYBRID: 1088 + 32}
 
 def overhead(suite: str) -> int:
     """How much longer a message of that suite is than its plaintext, in bytes."""
-    return _ENCAPSULATED_BYTES[_known(suite)] + _TAG_BYTES
+    return encapsulated_bytes(suite) + _TAG_BYTES
+
+
+def encapsulated_bytes(suite: str) -> int:
+    """Length of the encapsulated key with which a message of that suite begins."""
+    return _ENCAPSULATED_BYTES[_known(suite)]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

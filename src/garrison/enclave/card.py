@@ -36,4 +36,5 @@ def service_card(
         parameters=service.parameters,
         technology=technology,
         capabilities=dict(capabilities or {}),
+        keeps_state=service.caller_state.kept,
     )

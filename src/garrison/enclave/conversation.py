@@ -7,20 +7,27 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
+from garrison.attest.evidence import Evidence
 from garrison.enclave.talk import (
     FROM_WORKER,
     Answered,
+    Attest,
+    Attested,
     Call,
     Failed,
     FromHost,
     FromWorker,
+    Resume,
+    Resumed,
+    Take,
+    Taken,
     most_answer_bytes,
     most_call_bytes,
     raised_again,
 )
-from garrison.errors import FrameError, UnavailableError
+from garrison.errors import FrameError
 from garrison.limits import Limits
-from garrison.protocol.frames import Channel, bound_times, send_buffer_bytes
+from garrison.protocol.frames import Channel, GoneError, send_buffer_bytes
 from garrison.protocol.messages import Ask, Reply
 
 _ASK_BYTES = 256
@@ -42,7 +49,7 @@ class Asked:
         return self._conversation.wait(seconds)
 
     def result(self) -> list[Reply]:
-        return replies_of(self._conversation.finish(), self._asks)
+        return self._conversation.replies(self._conversation.finish(), self._asks)
 
 
 class Conversation:
@@ -52,14 +59,14 @@ class Conversation:
         connection: the pipe.
         limits: of the service at its other end.
         seconds: most that one answer may take.
-        broken: called when the pipe has ended, or what comes over it lies; it cannot be used any more.
+        broken: called when the pipe has ended, or what comes over it is late or lies; it cannot be used any more, and of
+            the process at its other end see `is_at_fault`.
     """
 
     def __init__(
         self, connection: socket.socket, limits: Limits, seconds: float, broken: Callable[[FrameError], None]
     ) -> None:
         self._lock = threading.Lock()
-        self._connection = connection
         self._broken = broken
         self._pipe: Pipe = Channel(
             connection, FROM_WORKER, most_sent=most_call_bytes(limits), most_received=most_answer_bytes(limits)
@@ -71,7 +78,7 @@ class Conversation:
 
     def bound(self, seconds: float) -> None:
         """Change how long an answer may take."""
-        bound_times(self._connection, seconds)
+        self._pipe.bound(seconds)
 
     def ask(self, message: FromHost) -> FromWorker:
         """One message, one answer.
@@ -83,6 +90,45 @@ class Conversation:
         with self._lock:
             self._send(message)
             return self._receive()
+
+    def call(self, asks: Sequence[Ask]) -> list[Reply]:
+        """A batch and its replies.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        return self.replies(self.ask(Call(list(asks))), len(asks))
+
+    def attest(self, nonce: bytes) -> Evidence:
+        """Fresh evidence.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        answer = self.ask(Attest(nonce))
+        if not isinstance(answer, Attested):
+            raise self._lies()
+        return answer.evidence
+
+    def resume(self, snapshot: bytes | None, key: bytes) -> None:
+        """Hand in caller state; see `garrison.enclave.caller_state`.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        if not isinstance(self.ask(Resume(snapshot, key)), Resumed):
+            raise self._lies()
+
+    def take_snapshot(self) -> bytes | None:
+        """A fresh snapshot of caller state; None where nothing has changed.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        answer = self.ask(Take())
+        if not isinstance(answer, Taken):
+            raise self._lies()
+        return answer.snapshot
 
     def begin(self, asks: Sequence[Ask]) -> Asked | None:
         """Send a batch; None where that might block, because the pipe is in use or the batch is too long to lie in it.
@@ -116,8 +162,23 @@ class Conversation:
         finally:
             self._lock.release()
 
+    def replies(self, answer: FromWorker, asks: int) -> list[Reply]:
+        """The replies in an answer. Others than were asked for might be another caller's, so that nothing more is believed then.
+
+        Raises:
+            FrameError: it holds others than were asked for.
+        """
+        if not isinstance(answer, Answered) or len(answer.replies) != asks:
+            raise self._lies()
+        return answer.replies
+
     def close(self) -> None:
         self._pipe.close()
+
+    def _lies(self) -> FrameError:
+        error = FrameError("the enclave's process did not answer what it was asked")
+        self._broken(error)
+        return error
 
     def _send(self, message: FromHost) -> None:
         try:
@@ -137,12 +198,6 @@ class Conversation:
         return answer
 
 
-def replies_of(answer: FromWorker, asks: int) -> list[Reply]:
-    """The replies in an answer.
-
-    Raises:
-        UnavailableError: it holds others than were asked for.
-    """
-    if not isinstance(answer, Answered) or len(answer.replies) != asks:
-        raise UnavailableError("the enclave's process did not answer what it was asked")
-    return answer.replies
+def is_at_fault(error: FrameError) -> bool:
+    """Whether the process at the other end is late or lies, and must be ended; it has not just gone."""
+    return not isinstance(error, GoneError)

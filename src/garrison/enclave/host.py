@@ -42,6 +42,8 @@ class Launch:
         signing_key: 32 random bytes that several processes without an enclave make the same signing key of; None for a fresh one.
         program: the inner program, where it is running already and loads its libraries meanwhile; None to start it.
         upstream: where the model of a guard-only bundle runs.
+        snapshots: folder for sealed snapshots of caller state; None to keep the latest in memory alone.
+        address: of an enclave that runs already, CID:PORT; "" where it is started here.
         collateral: what the operator fetched from the hardware's vendor, by name; goes with every quote, and who verifies checks it.
     """
 
@@ -59,6 +61,8 @@ class Launch:
     program: Program | None = None
     collateral: Mapping[str, bytes] = field(default_factory=dict)
     upstream: Target | None = None
+    address: str = ""
+    snapshots: Path | None = None
 
 
 class OutputSpec(msgspec.Struct, frozen=True):
@@ -84,6 +88,7 @@ class ServiceCard(msgspec.Struct, frozen=True):
         parameters: "resident", "on demand", or "whole: ..." with the reason why the parameter memory asked for has no effect.
         technology: of the evidence that this enclave gives; "" where it gives none, and takes no sealed request then.
         capabilities: by name, what the isolation was probed to have; "" where it does not have it, else how.
+        keeps_state: whether the guard remembers anything of callers, of which snapshots are kept.
     """
 
     manifest_json: bytes
@@ -99,6 +104,7 @@ class ServiceCard(msgspec.Struct, frozen=True):
     parameters: str = ""
     technology: str = ""
     capabilities: dict[str, str] = {}
+    keeps_state: bool = False
 
 
 class Pending(Protocol):

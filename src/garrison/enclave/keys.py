@@ -3,7 +3,7 @@
 One HPKE key pair an *epoch*. An epoch is offered in new evidence for `key_offered_seconds`, and still opens requests for
 `key_grace_seconds` after that; its `KeySet` says when it ends. The signing key stays as long as the enclave runs.
 
-Each epoch remembers a digest of every envelope that it opened: a second one of the same bytes is a replay. The set is bounded
+Each epoch remembers a digest of the encapsulated key of every envelope that it opened: a second one with the same is a replay. The set is bounded
 (`replay_entries`). When it is full, nothing more is opened with that key, and the ring makes a new one at once, if the newest has at
 least `key_least_seconds`; a client learns `request.stale_key`, attests again and goes on. If the newest key is younger, the client is told to
 come again later ("unavailable"). It never goes on without remembering.
@@ -16,7 +16,6 @@ Not covered: the clock is the host's. A host that holds it back keeps a key aliv
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -25,11 +24,10 @@ from garrison.attest.evidence import KeySet
 from garrison.crypto.hpke import PREFERRED, KeyPair
 from garrison.errors import ReplayError, StaleKeyError, UnavailableError
 from garrison.limits import DEFAULT_LIMITS, Limits
-from garrison.protocol.sealed import key_id, read_outside, split_envelope
+from garrison.protocol.sealed import key_id, read_outside, replay_mark, split_envelope
 
 logger = logging.getLogger(__name__)
 
-_DIGEST_BYTES = 16
 _MOST_EPOCHS = 8
 
 
@@ -56,12 +54,12 @@ class Epoch:
             ReplayError: it was opened before.
             SealedRequestError: it does not open.
         """
-        digest = hashlib.sha256(envelope).digest()[:_DIGEST_BYTES]
-        if digest in self._seen:
+        mark = replay_mark(self._pair.suite, envelope)
+        if mark in self._seen:
             raise ReplayError("this sealed request was here before; seal it anew")
         info, message = split_envelope(envelope)
         letter = self._pair.open(message, info)
-        self._seen.add(digest)
+        self._seen.add(mark)
         return letter
 
 

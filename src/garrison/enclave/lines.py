@@ -55,7 +55,7 @@ class Lines:
         self._others = tuple(others)
         self._ready = select.epoll() if others else None
         for line in self._others:
-            bound_times(line, LINE_SECONDS)
+            bound_times(line, LINE_SECONDS)  # here: when confined, no socket can be set any more
         if self._ready is not None:
             for line in (first, *others):
                 self._ready.register(line, select.EPOLLIN)
@@ -71,7 +71,9 @@ class Lines:
         if self._ready is None:
             while True:
                 _send(first, _answered(service.answer, first.receive()))
-        pipes: dict[int, Pipe] = {line.fileno(): Channel(line, FROM_HOST, **sizes) for line in self._others}
+        pipes: dict[int, Pipe] = {
+            line.fileno(): Channel(line, FROM_HOST, **sizes, seconds=LINE_SECONDS) for line in self._others
+        }
         pipes[self._first.fileno()] = first
         while True:
             messages = self._receive(self._ready.poll(), pipes, first)

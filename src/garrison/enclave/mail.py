@@ -61,6 +61,11 @@ class Mail:
         self._required = sealing_required
         self._clock = clock
 
+    @property
+    def takes_plain(self) -> bool:
+        """Whether a plain request needs no look here."""
+        return not self._required
+
     def open(self, ask: Ask) -> Letter:
         """The request inside; a plain one as it is.
 

@@ -6,17 +6,35 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import garrison
 from garrison.enclave import secret_heap
+from garrison.enclave.log_relay import relay
 from garrison.errors import IsolationError
 
 WORKER = "garrison.enclave.worker"
+LOG_SECONDS = 1.0
+"""So long is waited for the rest of the log of a process that has ended."""
 SPARE_LINES = 32
 """Pipes beyond those of the front workers: each one who takes another's place uses one up."""
 _PYTHON_FLAGS = ("-s", "-P", "-B")
+
+
+class Running(Protocol):
+    """What is used of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +43,13 @@ class Program:
 
     Attributes:
         pipe: ours.
+        log: passes on what it writes to its standard error; ends soon after it.
         lines: for front workers.
     """
 
-    process: subprocess.Popen[bytes]
+    process: Running
     pipe: socket.socket
+    log: threading.Thread
     lines: tuple[socket.socket, ...] = ()
 
     def end(self) -> None:
@@ -37,6 +57,7 @@ class Program:
             end.close()
         self.process.kill()
         self.process.wait()
+        self.log.join(LOG_SECONDS)
 
 
 def clean_environment(secret_bytes: int) -> dict[str, str]:
@@ -81,12 +102,14 @@ def spawn(secret_bytes: int, lines: int) -> Program:
     pairs = [socket.socketpair() for _ in range(1 + (lines + SPARE_LINES if lines else 0))]
     descriptors = [theirs.fileno() for _, theirs in pairs]
     ours = [pair[0] for pair in pairs]
+    their_log, log = relay()
     try:
         process = subprocess.Popen(
             command(WORKER, *map(str, descriptors)),
             env=clean_environment(secret_bytes),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=their_log,
             pass_fds=descriptors,
             cwd=os.sep,
             start_new_session=True,
@@ -98,6 +121,7 @@ def spawn(secret_bytes: int, lines: int) -> Program:
             raise IsolationError(f"the enclave's process cannot be started: {error.strerror}") from error
         raise
     finally:
+        os.close(their_log)
         for _, theirs in pairs:
             theirs.close()
-    return Program(process, ours[0], tuple(ours[1:]))
+    return Program(process, ours[0], log, tuple(ours[1:]))

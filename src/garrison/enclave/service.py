@@ -18,23 +18,25 @@ answered, and the rows (see `garrison.enclave.mail`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from garrison.attest.evidence import NONCE_BYTES, Evidence, report_data
 from garrison.bundle.manifest import Manifest, guard_digest
 from garrison.bundle.reader import VerifiedBundle
 from garrison.bundle.secret import check_secret
 from garrison.crypto.signing import AnswerSigner
+from garrison.enclave.caller_state import CallerState
+from garrison.enclave.drill import drill
 from garrison.enclave.keys import KeyRing
 from garrison.enclave.mail import Letter, Mail
 from garrison.enclave.quotes import Quoter
+from garrison.enclave.replies import Opened, ReplyMaker, error_reply
 from garrison.errors import (
     GuardError,
     MalformedRequestError,
@@ -51,8 +53,8 @@ from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import Pipeline, Progress, tighten
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
-from garrison.protocol.oip import InferRequest, check_outputs, decode_request, encode_response
-from garrison.protocol.statement import Statement, sign_batch
+from garrison.protocol.oip import check_outputs, decode_request
+from garrison.protocol.statement import StatementWriter
 from garrison.runtime.runner import Runner, example_inputs
 from garrison.types import Array, Batch, Caller, DefenseSpec, RawScores, Released
 
@@ -74,15 +76,6 @@ class Scorer(Protocol):
             UpstreamError: there is no answer that can be used.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A request that could be read, and its number in the batch of asks."""
-
-    number: int
-    ask: Ask
-    request: InferRequest
 
 
 class Service:
@@ -132,6 +125,8 @@ class Service:
             check_secret(self.manifest, key, "--secret")  # another key would give other misinformation than before
         self._pipeline = Pipeline(chain, self.facts, key)
         self.guard_digest = guard_digest(chain)
+        lasting = key if self.manifest.key_commitment else None
+        self.caller_state = CallerState(self._pipeline, self.manifest_digest, self.guard_digest, lasting)
         self._released = tuple(name for name, _, _ in self.outputs())
         # Under an override raw scores can be had, and those of the guarded graph are only good for rows that it admits.
         traced = self.manifest.guarded is not None and override is None and fits(self.manifest.guard, self._pipeline)
@@ -145,6 +140,8 @@ class Service:
         self._numpy_form = NumpyForm(self._pipeline, self._runner.run)
         self._graph_form = GraphForm(self._pipeline, runner) if traced and runner is not None else None
         self._signer = AnswerSigner(signing_key)
+        statements = StatementWriter(self.manifest_digest, self.guard_digest, self._upstream)
+        self._reply_maker = ReplyMaker(self._signer, self.manifest.name, str(self.manifest.version), statements)
         self._quoter = quoter
         self._keys = None if quoter is None else KeyRing(self._signer.public_key, limits=limits)
         self._mail = Mail(self._keys, limits, sealing_required=self.manifest.require_sealed)
@@ -163,6 +160,24 @@ class Service:
     def parameters(self) -> str:
         """How the parameters are held; see `garrison.runtime.runner.Runner`."""
         return self._parameters
+
+    def drill(self) -> None:
+        """See `garrison.enclave.drill`.
+
+        Raises:
+            IsolationError: the service fails on a request of its own.
+        """
+        drill(self._answer_safely, self.manifest.inputs, self.limits)
+        self.caller_state.forget()
+
+    def load_ahead(self) -> bool:
+        """See `garrison.runtime.runner.Runner.load_ahead`."""
+        return isinstance(self._runner, Runner) and self._runner.load_ahead()
+
+    def stop_loading(self) -> None:
+        """See `garrison.runtime.runner.Runner.stop_loading`."""
+        if isinstance(self._runner, Runner):
+            self._runner.stop_loading()
 
     @property
     def public_key(self) -> bytes:
@@ -189,7 +204,9 @@ class Service:
             UnavailableError: the model of a guard-only bundle cannot be asked now; nothing was answered.
         """
         replies: dict[int, Reply] = {}
-        # 1 open: the envelopes
+        # 1 open: the envelopes, where there are any
+        if self._mail.takes_plain and not any(ask.sealed for ask in asks):
+            return self._answer_safely(asks)
         letters = self._unseal(asks, replies)
         answers = self._answer_safely([letter.ask for letter in letters.values()])
         # 8 sign: and seal
@@ -256,17 +273,19 @@ class Service:
             try:
                 letter = self._mail.open(ask)
             except (RequestError, UnavailableError) as error:
-                replies[number] = _error(error.code, str(error), Outcome(code=error.code, rows=0))
+                replies[number] = error_reply(error.code, str(error), Outcome(code=error.code, rows=0))
                 continue
             except Exception:
                 logger.exception("an envelope could not be opened; the others of its batch are answered")
-                replies[number] = _error(INTERNAL, "the service failed on this request", Outcome(code=INTERNAL, rows=0))
+                replies[number] = error_reply(
+                    INTERNAL, "the service failed on this request", Outcome(code=INTERNAL, rows=0)
+                )
                 continue
             if letter.refused is None:
                 letters[number] = letter
             else:
                 code = letter.refused.code
-                refusal = _error(code, str(letter.refused), Outcome(code=code, rows=0))
+                refusal = error_reply(code, str(letter.refused), Outcome(code=code, rows=0))
                 replies[number] = self._mail.close(letter, refusal)
         return letters
 
@@ -283,7 +302,7 @@ class Service:
         except Exception:
             logger.exception("a batch of %d requests failed; answering them one by one", len(asks))
         if len(asks) == 1:
-            return [_error(code, detail, Outcome(code=code, rows=0))]
+            return [error_reply(code, detail, Outcome(code=code, rows=0))]
         return [self._answer_safely([ask])[0] for ask in asks]
 
     def _answer(self, asks: Sequence[Ask]) -> list[Reply]:
@@ -294,62 +313,31 @@ class Service:
             # 2 to 7
             progress, released = self._guarded(_gather(opened))
             # 8 sign: the answers
-            self._sign(opened, progress, released, replies)
+            self._reply_maker.sign(opened, progress, released, replies)
         return [replies[number] for number in range(len(asks))]
 
     def _guarded(self, batch: Batch) -> tuple[Progress, Released]:
-        # 2 to 6: as part of the model's graph where it can be, else phase by phase
-        done = None if self._graph_form is None else self._graph_form(batch)
-        progress, released = self._numpy_form(batch) if done is None else done
-        # 7 RECORD
-        self._pipeline.record(progress, released)
+        with self.caller_state.turn:
+            # 2 to 6: as part of the model's graph where it can be, else phase by phase
+            done = None if self._graph_form is None else self._graph_form(batch)
+            progress, released = self._numpy_form(batch) if done is None else done
+            # 7 RECORD
+            self._pipeline.record(progress, released)
         return progress, released
 
-    def _open(self, asks: Sequence[Ask], replies: dict[int, Reply]) -> list[_Opened]:
+    def _open(self, asks: Sequence[Ask], replies: dict[int, Reply]) -> list[Opened]:
         opened = []
         for number, ask in enumerate(asks):
             try:
                 request = decode_request(ask.body, ask.json_bytes, self.facts, self.limits)
                 check_outputs(request, self._released)
-                opened.append(_Opened(number, ask, request))
+                opened.append(Opened(number, ask, request))
             except RequestError as error:
-                replies[number] = _error(error.code, str(error), Outcome(code=error.code, rows=0))
+                replies[number] = error_reply(error.code, str(error), Outcome(code=error.code, rows=0))
         return opened
 
-    def _sign(self, opened: list[_Opened], progress: Progress, released: Released, replies: dict[int, Reply]) -> None:
-        bodies: dict[int, tuple[bytes, int]] = {}
-        first = 0
-        for i, item in enumerate(opened):
-            rows = slice(first, first + item.request.rows)
-            first = rows.stop
-            code = progress.refused[i]
-            if code is None:
-                bodies[i] = self._encode(item.request, released, rows)
-            else:
-                replies[item.number] = _refused(code, progress.detail[i], _outcome(code, item, progress, i))
-        signed = list(bodies)
-        proofs = sign_batch([self._statement(opened[i].ask, bodies[i][0]) for i in signed], self._signer.sign)
-        for i, proof in zip(signed, proofs, strict=True):
-            body, json_bytes = bodies[i]
-            replies[opened[i].number] = Reply("", "", body, json_bytes, proof, _outcome("ok", opened[i], progress, i))
 
-    def _encode(self, request: InferRequest, released: Released, rows: slice) -> tuple[bytes, int]:
-        mine = Released({name: x[rows] for name, x in released.outputs.items()}, released.uncertain[rows])
-        return encode_response(request, mine, self.manifest.name, str(self.manifest.version))
-
-    def _statement(self, ask: Ask, body: bytes) -> Statement:
-        return Statement(
-            request=hashlib.sha256(ask.body).hexdigest(),
-            answer=hashlib.sha256(body).hexdigest(),
-            model=self.manifest_digest,
-            guard=self.guard_digest,
-            time=int(time.time()),
-            nonce=ask.nonce,
-            upstream=self._upstream,
-        )
-
-
-def _gather(opened: Sequence[_Opened]) -> Batch:
+def _gather(opened: Sequence[Opened]) -> Batch:
     requests = [item.request for item in opened]
     names = requests[0].inputs
     return Batch(
@@ -357,27 +345,20 @@ def _gather(opened: Sequence[_Opened]) -> Batch:
             n: requests[0].inputs[n] if len(requests) == 1 else np.concatenate([r.inputs[n] for r in requests])
             for n in names
         },
-        request_of_row=np.repeat(np.arange(len(requests), dtype=np.intp), [r.rows for r in requests]),
-        callers=tuple(Caller(item.ask.caller) for item in opened),
+        request_of_row=_request_of_row([r.rows for r in requests]),
+        callers=tuple(_caller(item.ask.caller) for item in opened),
         remaining=tuple(item.ask.remaining for item in opened),
     )
 
 
-def _outcome(code: str, item: _Opened, progress: Progress, request: int) -> Outcome:
-    charged = 0 if code.startswith("request.") else item.request.rows
-    replaced = (
-        int(np.count_nonzero(progress.replaced & (progress.batch.request_of_row == request)))
-        if progress.replaced.any()
-        else 0
-    )
-    return Outcome(code, charged, replaced, {name: int(counts[request]) for name, counts in progress.shadow.items()})
+def _request_of_row(rows: list[int]) -> npt.NDArray[np.intp]:
+    found = np.arange(len(rows), dtype=np.intp)
+    return found if max(rows) == 1 else np.repeat(found, rows)
 
 
-def _refused(code: str, detail: str, outcome: Outcome) -> Reply:
-    """What ADMIT found is the client's own fault and is told; any later refusal is told as a bare "refused"."""
-    if code.startswith("request."):
-        return _error(code, detail, outcome)
-    return _error(RefusedError.code, "the service refuses this request", outcome)
+@lru_cache(maxsize=4096)
+def _caller(name: str) -> Caller:
+    return Caller(name)
 
 
 def _refusal(code: str, detail: str) -> RequestError | RefusedError:
@@ -385,7 +366,3 @@ def _refusal(code: str, detail: str) -> RequestError | RefusedError:
         if kind.code == code:
             return kind(detail)
     return RefusedError("the service refuses this request")
-
-
-def _error(code: str, detail: str, outcome: Outcome) -> Reply:
-    return Reply(code, detail, b"", -1, b"", outcome)

@@ -49,6 +49,17 @@ class Attest(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     nonce: bytes
 
 
+class Resume(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The latest snapshot of caller state, or None, and a key of the host's; before the first `Call`. `Resumed` answers it."""
+
+    snapshot: bytes | None
+    key: bytes
+
+
+class Take(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A wish for a snapshot of caller state."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """The service runs. `mend`: by capability that is not there, why and what would help."""
 
@@ -72,16 +83,29 @@ class Attested(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
     evidence: Evidence
 
 
-FromHost = Start | Call | Attest
-FromWorker = Ready | Failed | Answered | Attested
+class Resumed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Requests may come."""
+
+
+class Taken(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A sealed snapshot; None where nothing has changed."""
+
+    snapshot: bytes | None
+
+
+FromHost = Start | Call | Attest | Resume | Take
+FromWorker = Ready | Failed | Answered | Attested | Resumed | Taken
 FROM_HOST: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(FromHost)
 FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 MOST_START_BYTES = 16 * MIB
 
 
 def most_call_bytes(limits: Limits) -> int:
-    """Longest message to a worker: all bodies that the server holds at once."""
-    return max(MOST_START_BYTES, limits.queue_bytes + limits.queue_requests * _ASK_OVERHEAD_BYTES)
+    """Longest message to a worker: all bodies that the server holds at once; a snapshot of caller state is shorter."""
+    return max(
+        MOST_START_BYTES,
+        limits.queue_bytes + limits.queue_requests * _ASK_OVERHEAD_BYTES,
+    )
 
 
 def most_answer_bytes(limits: Limits) -> int:

@@ -10,11 +10,12 @@ It gives up what it does not need, in this order, and then answers:
     4  a network and IPC namespace of its own           takes root; else a user namespace, which is made after 5
     5  a user of its own, and no capability             reading libraries and bundle may take root's rights
     6  no core file, no new privileges                  9 and 10 want the latter
-    7  the service: fresh keys, the model is loaded     without root's rights; the runtime uses /proc/self, which 8 closes
+    7  the service: fresh keys, the model is loaded,    without root's rights; the runtime uses /proc/self, which 8 closes
+       and a drill (`garrison.enclave.drill`)           all that Python loads at first use is loaded now
     8  not dumpable                                     a change of user would undo it, so it comes after 5
     9  Landlock                                         nothing is opened from here on
     10 seccomp                                          last: it forbids all the steps before
-    11 one row is answered                              so that whatever a step forbids too much stops the start, not the service
+    11 every kind of answer and refusal, once more      so that whatever a step forbids too much stops the start, not the service
 
 Invariants: nothing that a client sent is read before step 10; keys never leave; what was achieved is looked up, not assumed, and goes
 out with the card. The process is not dumpable from its first line on, but for step 7; while that lasts, others of its own user could
@@ -23,7 +24,6 @@ read it. That is nobody, unless an ordinary user started it. Imports no torch, n
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
@@ -32,13 +32,13 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from garrison.attest.evidence import Evidence
-from garrison.bundle.reader import verify
+from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave import secret_heap
 from garrison.enclave.card import service_card
@@ -50,6 +50,7 @@ from garrison.enclave.confine.seccomp import filter_calls
 from garrison.enclave.levels import isolation_name
 from garrison.enclave.lines import Lines, Pipe
 from garrison.enclave.log import write_log
+from garrison.enclave.quotes import Quoter
 from garrison.enclave.quotes.sim import SimQuoter, source_measurement
 from garrison.enclave.service import Service
 from garrison.enclave.talk import (
@@ -62,16 +63,21 @@ from garrison.enclave.talk import (
     FromHost,
     FromWorker,
     Ready,
+    Resume,
+    Resumed,
     Start,
+    Take,
+    Taken,
     failure,
 )
-from garrison.errors import FrameError, GarrisonError, IsolationError, RefusedError, RequestError
+from garrison.errors import FrameError, GarrisonError, IsolationError
 from garrison.guard.defenses import DEFENSES
 from garrison.protocol.frames import Channel
 from garrison.protocol.messages import Ask, Reply
-from garrison.runtime.runner import example_inputs
 
 logger = logging.getLogger(__name__)
+
+Opener = Callable[[Start], VerifiedBundle]
 
 
 class Worker:
@@ -79,13 +85,15 @@ class Worker:
 
     Args:
         start: the host's first message.
+        quoter: asks the hardware; None for simulated quotes.
+        opened: step 3; None for the folder that the host names.
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, quoter: Quoter | None = None, opened: Opener | None = None) -> None:
         steps = [secret_heap.memory_is_secret()]
-        quoter = SimQuoter()
+        quoter = SimQuoter() if quoter is None else quoter
         # 3 the bundle is opened and verified
-        bundle = verify(Path(start.bundle), [OwnerPublicKey.from_pem(pem) for pem in start.trusted], start.limits)
+        bundle = (opened or open_bundle)(start)
         # 4 a network and IPC namespace of its own
         # 5 a user of its own, and no capability
         steps += leave_surroundings(start.user)
@@ -101,15 +109,16 @@ class Worker:
             quoter=quoter,
             parameter_memory=start.parameter_memory,
         )
+        self._service.drill()
         # 8 not dumpable
         steps.append(not_dumpable())
         # 9 Landlock
         steps += [one_thread(), lock_paths()]
+        self._service.load_ahead()  # a thread, under Landlock as the one that starts it; seccomp then takes both
         # 10 seccomp
         steps.append(filter_calls())
-        # 11 one row is answered
-        with contextlib.suppress(RequestError, RefusedError):
-            self._service.predict(example_inputs(bundle.manifest.inputs, 1))
+        # 11 every kind of answer and refusal
+        self._service.drill()
         self.capabilities = {step.name: step.how for step in steps}
         self._mend = {step.name: step.mend for step in steps if not step.achieved}
         self._technology = quoter.technology
@@ -130,6 +139,11 @@ class Worker:
                 return Answered(self.answer_batch(asks))
             case Attest(nonce):
                 return Attested(self._evidence(nonce))
+            case Resume(snapshot, key):
+                self._service.caller_state.resume(snapshot, key)
+                return Resumed()
+            case Take():
+                return Taken(self._service.caller_state.take())
             case _:
                 raise FrameError("the host starts an enclave twice")
 
@@ -140,12 +154,28 @@ class Worker:
         return self._service.evidence(nonce, self.capabilities)
 
 
-def serve(connection: socket.socket, others: Sequence[socket.socket] = ()) -> None:
+def open_bundle(start: Start) -> VerifiedBundle:
+    """The bundle of a start message, verified.
+
+    Raises:
+        BundleError: it must not be used.
+    """
+    return verify(Path(start.bundle), [OwnerPublicKey.from_pem(pem) for pem in start.trusted], start.limits)
+
+
+def serve(
+    connection: socket.socket,
+    others: Sequence[socket.socket] = (),
+    *,
+    quoter: Quoter | None = None,
+    opened: Opener | None = None,
+) -> None:
     """Start, then answer until the host has gone.
 
     Args:
         connection: the host's.
         others: the front workers'.
+        quoter, opened: see `Worker`.
     """
     # 1 every library is loaded
     _warm_up()
@@ -156,7 +186,7 @@ def serve(connection: socket.socket, others: Sequence[socket.socket] = ()) -> No
     if not isinstance(start, Start):
         raise FrameError("the host must begin with a start message")
     try:
-        worker = Worker(start)
+        worker = Worker(start, quoter, opened)
     except GarrisonError as error:
         first.send(failure(error))
         return
@@ -172,20 +202,25 @@ def serve(connection: socket.socket, others: Sequence[socket.socket] = ()) -> No
 
 def main() -> None:
     """The program. Ends quietly when its host has gone."""
-    write_log()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # whoever stops the whole service lets the host finish first; it closes the pipe
-    not_dumpable()  # whoever may attach now could stay attached
-    descriptors = [int(word) for word in sys.argv[1:]]
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)  # noqa: FBT003
-    connection, *others = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+    connection, *others = prepare(sys.argv[1:])
     try:
         serve(connection, others)
     except FrameError as error:
         logger.debug("the enclave ends: %s", error)
+
+
+def prepare(descriptors: Sequence[str]) -> list[socket.socket]:
+    """What an inner program does first. Gives the sockets of the descriptors that it was started with."""
+    write_log()
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(
+            ending, signal.SIG_IGN
+        )  # whoever stops the whole service lets the host finish first; it closes the pipe
+    not_dumpable()  # whoever may attach now could stay attached
+    numbers = [int(word) for word in descriptors]
+    for number in numbers:
+        os.set_inheritable(number, False)  # noqa: FBT003
+    return [socket.socket(fileno=number) for number in numbers]
 
 
 def _warm_up() -> None:

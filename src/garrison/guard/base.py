@@ -3,7 +3,8 @@
 A defense is a frozen, strict value: its fields are its parameters, read from the signed manifest. It sees a *batch*, rows
 of many callers at once, and answers with one verdict for all rows; rows are never dropped. Its arithmetic is written once over
 the Array API (first argument `xp`): with numpy it is the reference, and the same lines are traced into the model's graph at
-sealing (see `garrison.sealing.tracing`), where no branch may depend on a value.
+sealing (see `garrison.sealing.tracing`), where no branch may depend on a value. New answers that need keyed noise are never traced: they
+are made in plain Python, or in numpy where they are many, by the same lines in both forms.
 
 Invariants that the contract tests hold for every registered defense: the verdict of a row does not depend on the other
 rows of the batch, nor on the caller unless the defense says so; equal input, equal verdict.
@@ -12,7 +13,7 @@ rows of the batch, nor on the caller unless the defense says so; equal input, eq
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
 import msgspec
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.errors import GuardError
+from garrison.guard.state import State
 from garrison.types import Array, Batch, BoolArray, FloatArray, ModelFacts, Phase, RawScores, Released
 
 CodeArray = npt.NDArray[np.uint8]
@@ -38,18 +40,24 @@ KEEP, REPLACE, REFUSE = (np.uint8(code) for code in Code)
 
 
 class Noise(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Noise that depends on an input and the owner's key alone.
+    """One row's noise: it depends on the input and the owner's key alone.
 
     Attributes:
-        picks: shape (rows, PICKS, n): several rows of the defense's table.
-        uniform: shape (rows,), in [0, 1], in single precision.
+        table: the defense's, the same for all inputs; shape (`TABLE_ROWS`, n).
+        picks: the numbers of `PICKS` rows of it.
+        uniform: in [0, 1].
     """
 
-    picks: FloatArray
-    uniform: FloatArray
+    table: FloatArray
+    picks: tuple[int, ...]
+    uniform: float
 
 
-KeyedNoise = Callable[[npt.NDArray[np.intp]], Noise]
+WhichRows = slice | npt.NDArray[np.intp]
+KeyedNoise = Callable[[WhichRows], Sequence[Noise]]
+
+FEW_ROWS = 8
+"""Up to so many rows, new answers are made in plain Python."""
 
 
 class Marks(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -74,14 +82,10 @@ class Rows(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         answer: the answer so far, shape (rows, outputs).
         signals: signals of earlier defenses, each of shape (rows,).
-        wrong: log f'(x), shape (rows, outputs); None where the defense does not `draw`.
-        noise: keyed noise; None where the defense does not `draw`.
     """
 
     answer: Any
     signals: Mapping[str, Any]
-    wrong: Any = None
-    noise: Noise | None = None
 
 
 Settings = Mapping[str, Any]
@@ -116,6 +120,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
         signals: signals of earlier defenses.
         noise: keyed noise for the given row numbers (see `garrison.guard.keyed`); None where the chain needs no key.
         refused: one entry a request, whether an earlier defense refused it; empty where none was.
+        state: what this defense remembers of callers (see `garrison.guard.state`); None where it keeps none, and in a trace.
     """
 
     batch: Batch
@@ -126,6 +131,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     signals: Mapping[str, FloatArray] = {}
     noise: KeyedNoise | None = None
     refused: tuple[bool, ...] = ()
+    state: State | None = None
 
 
 class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,6 +147,8 @@ class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Whether the owner's misinformation key must be given at start."""
     adjustable: ClassVar[frozenset[str]] = frozenset()
     """Parameters that only enter by `settings`, so that the traced graph holds for any value of them."""
+    must_remember: ClassVar[bool] = False
+    """Whether the service must not start with a snapshot of caller state that this defense cannot use; else it begins anew, and says so."""
     reason: ClassVar[str] = ""
     """The true code of a refusal, for the ledger; "" for the defense's name. Only an ADMIT defense's reaches the client."""
 
@@ -163,6 +171,10 @@ class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         if self != signed:
             raise_not_tighter(self.name, "it can only be changed by its owner, with a new seal")
 
+    def fresh_state(self, facts: ModelFacts) -> State | None:  # noqa: ARG002
+        """What this defense remembers of callers, empty; None for nothing. A `RowDefense` that keeps state says `in_graph = False`."""
+        return None
+
     def noise_drawer(self, facts: ModelFacts) -> Callable[[np.random.Generator, int], FloatArray] | None:  # noqa: ARG002
         """How to draw this defense's table of keyed noise: (generator, table rows) -> (table rows, n). None for none."""
         return None
@@ -174,7 +186,7 @@ class RowDefense(Defense, frozen=True):
     in_graph: ClassVar[bool] = True
     """Whether `judge` and `rewrite` can be traced: they look at tensors alone, and at nothing that the caller has done."""
     draws: ClassVar[bool] = False
-    """Whether `rewrite` needs keyed noise and f', which are made only for the rows that need them."""
+    """Whether new answers need keyed noise and f', which are made only for the rows that need them: by `redraw`, not by `rewrite`."""
 
     def judge(self, xp: Any, view: View, settings: Settings) -> Marks:
         """Mark rows; never changes what it is given. In a trace the view has tensors alone."""
@@ -184,9 +196,51 @@ class RowDefense(Defense, frozen=True):
         """New answers for rows that are all to be replaced, shape (rows, outputs)."""
         raise NotImplementedError
 
+    def redraw(
+        self, answer: list[float], wrong: list[float], signals: Mapping[str, float], noise: Noise
+    ) -> list[float]:
+        """The new answer of one row, where it needs keyed noise: one number an output.
+
+        In plain Python: mostly it is one row of a batch, and numpy's calls, whose code has left the processor's caches while the model ran,
+        take longer than the arithmetic.
+
+        Args:
+            answer: the answer so far.
+            wrong: log f'(x), one number an output.
+            signals: those that the defense `needs`.
+            noise: keyed noise.
+        """
+        raise NotImplementedError
+
+    def redraw_rows(
+        self, answer: FloatArray, wrong: FloatArray, signals: Mapping[str, FloatArray], noise: Sequence[Noise]
+    ) -> FloatArray:
+        """`redraw` for many rows, in numpy: the same numbers, bit for bit, or the size of a batch would show which rows are misinformed.
+
+        So it may only add, subtract, multiply, divide and compare in numpy: other functions round differently there than in `math`, and sums
+        add in another order.
+
+        Args:
+            answer: the answers so far, shape (rows, outputs), double precision.
+            wrong: log f'(x), shape (rows, outputs), double precision.
+            signals: those that the defense `needs`, each of shape (rows,), double precision.
+            noise: one entry a row.
+        """
+        raise NotImplementedError
+
+    def redrawn(
+        self, answer: FloatArray, wrong: FloatArray, signals: Mapping[str, FloatArray], noise: Sequence[Noise]
+    ) -> FloatArray:
+        """New answers that need keyed noise, shape (rows, outputs), in double precision: a few by `redraw`, many by `redraw_rows`."""
+        if len(noise) > FEW_ROWS:
+            doubles = {name: signal.astype(np.float64) for name, signal in signals.items()}
+            return self.redraw_rows(answer.astype(np.float64), wrong.astype(np.float64), doubles, noise)
+        rows = enumerate(zip(answer.tolist(), wrong.tolist(), noise, strict=True))
+        return np.array([self.redraw(f, w, {n: s.item(i) for n, s in signals.items()}, one) for i, (f, w, one) in rows])
+
     @property
     def every_row(self) -> bool:
-        """Whether `rewrite` is computed for all rows, whatever `judge` says, so that its time tells nothing."""
+        """Whether new answers are made for all rows, whatever `judge` says, so that their time tells nothing."""
         return False
 
     def __call__(self, view: View) -> Verdict:
@@ -203,23 +257,25 @@ class RowDefense(Defense, frozen=True):
             return None
         rows = np.arange(replace.size) if self.every_row else np.flatnonzero(replace)
         values = view.answer.copy()
-        values[rows] = self.rewrite(np, self._rows(view, rows), settings)
-        return values
-
-    def _rows(self, view: View, rows: npt.NDArray[np.intp]) -> Rows:
-        answer = view.answer if view.answer is None else view.answer[rows]
         signals = {name: view.signals[name][rows] for name in self.needs}
-        if not self.draws:
-            return Rows(answer, signals)
-        if view.raw is None or view.raw.misinformation is None or view.noise is None:
-            raise GuardError(f"{self.name} runs after the model, with its misinformation and the owner's key")
-        return Rows(answer, signals, view.raw.misinformation(rows), view.noise(rows))
+        if self.draws:
+            if view.raw is None or view.raw.misinformation is None or view.noise is None:
+                raise GuardError(f"{self.name} runs after the model, with its misinformation and the owner's key")
+            values[rows] = self.redrawn(values[rows], view.raw.misinformation(rows), signals, view.noise(rows))
+        else:
+            values[rows] = self.rewrite(np, Rows(values[rows], signals), settings)
+        return values
 
 
 class ReleaseDefense(Defense, frozen=True):
     """A defense of the phase RELEASE: the only maker of `Released`."""
 
     phase: ClassVar[Phase] = Phase.RELEASE
+
+    @property
+    def all_of_it(self) -> bool:
+        """Whether `say` hands out the answer as it is, under one name."""
+        return False
 
     def say(self, xp: Any, answer: Any, facts: ModelFacts, settings: Settings) -> dict[str, Any]:
         """What may leave of the answer (shape (rows, outputs)), by name; arrays are numpy's or traced."""

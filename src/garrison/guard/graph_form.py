@@ -1,8 +1,8 @@
-"""The chain as two graphs that were traced at sealing: its arithmetic is part of the runtime's one run over the model.
+"""The chain as a graph that was traced at sealing: its arithmetic is part of the runtime's one run over the model.
 
-    guarded   asked inputs -> checks -> model -> scores, marks, what may be released
-    late      rows whose new answer needs keyed noise -> marks, what may be released
+    asked inputs -> checks -> model -> scores, marks, what may be released
 
+New answers that need keyed noise come after it, for the marked rows alone, by the same lines as in the numpy form.
 What looks at the caller (budgets) stays outside and goes first. Where it refuses anything, the batch takes the numpy form, which computes
 nothing for what is refused. A row that a traced ADMIT defense refuses reaches the model as the lower bounds of the range, never as it came.
 
@@ -18,27 +18,70 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.guard import marks
-from garrison.guard.base import RowDefense
+from garrison.guard.base import FEW_ROWS, RowDefense, Rows, WhichRows
+from garrison.guard.defenses.release import OUTPUT_NAME
+from garrison.guard.keyed import KeyedTable
 from garrison.guard.pipeline import Link, Pipeline, Progress, refuse, shadow_counts
-from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, Phase, Released
+from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, Released
 
 
 class GuardedScorer(Protocol):
-    """Runs the guarded graph and the late one. Settings are fed by it."""
+    """Runs the guarded graph. Settings are fed by it."""
 
     def guarded(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """All outputs of the guarded graph, by name, for the model's inputs."""
+        """What the guarded graph finds for the model's inputs, by the name of its output."""
         ...
 
-    def late(
-        self,
-        inputs: dict[str, Array],
-        rows: npt.NDArray[np.intp],
-        found: Mapping[str, Array],
-        noise: Mapping[str, Array],
-    ) -> dict[str, Array]:
-        """All outputs of the late graph for the given rows of the inputs and of what the guarded graph found; noise is for them."""
+    def misinformation(
+        self, rows: slice | npt.NDArray[np.intp], found: Mapping[str, Array], inputs: dict[str, Array]
+    ) -> FloatArray:
+        """The logarithm of f'(x) for some rows of the inputs for which the guarded graph found this."""
         ...
+
+
+class _Replacer:
+    """An armed ANSWER defense, for rows whose answers are made anew."""
+
+    def __init__(self, defense: RowDefense, bit: int, table: KeyedTable | None, facts: ModelFacts) -> None:
+        self.defense, self.bit, self.table = defense, bit, table
+        self._settings = defense.settings(facts)
+        self._dtype = facts.value_dtype
+        self._signals = [(name, marks.signal(name)) for name in defense.needs]
+
+    def one(
+        self, row: int, answer: list[float], wrong: list[float], found: Mapping[str, Array], inputs: dict[str, Array]
+    ) -> list[float]:
+        """What the defense makes of the answer of one row of a batch.
+
+        Args:
+            answer: what earlier defenses made of it.
+            wrong: log f'(x) of this row.
+            found: what the guarded graph found for the batch.
+        """
+        if self.table is not None:
+            signals = {name: found[output].item(row) for name, output in self._signals}
+            return self.defense.redraw(answer, wrong, signals, self.table.noise(inputs, row))
+        signals = {name: found[output][row : row + 1] for name, output in self._signals}
+        rows = Rows(np.array([answer], self._dtype), signals)
+        new: list[float] = self.defense.rewrite(np, rows, self._settings)[0].tolist()
+        return new
+
+    def many(
+        self,
+        rows: WhichRows,
+        answer: FloatArray,
+        wrong: FloatArray,
+        found: Mapping[str, Array],
+        inputs: dict[str, Array],
+    ) -> FloatArray:
+        """`one` for several rows; one row of `answer` and `wrong` for each."""
+        signals = {name: found[output][rows] for name, output in self._signals}
+        new = (
+            self.defense.rewrite(np, Rows(answer, signals), self._settings)
+            if self.table is None
+            else self.defense.redrawn(answer, wrong, signals, self.table(inputs, rows))
+        )
+        return new.astype(self._dtype)
 
 
 def fits(signed: Sequence[DefenseSpec], running: Pipeline) -> bool:
@@ -69,20 +112,30 @@ class GraphForm:
     """Runs batches through the traced guard.
 
     Args:
-        pipeline: the same chain in numpy: for what looks at callers, for noise, names and details.
-        scorer: runs the graphs.
+        pipeline: the same chain in numpy: for what looks at callers, for answers that need noise, names and details.
+        scorer: runs the graph.
     """
 
     def __init__(self, pipeline: Pipeline, scorer: GuardedScorer) -> None:
         self._pipeline = pipeline
         self._scorer = scorer
         self._names = [name for name, _, _ in pipeline.release_defense.describe_outputs(pipeline.facts)]
+        self._released = [(name, marks.released(name)) for name in self._names]
         self._links = pipeline.links
-        self._signals = [name for d in pipeline.defenses if d.phase < Phase.ANSWER for name in sorted(d.gives)]
+        signals = (name for d in pipeline.defenses if d.phase < Phase.ANSWER for name in sorted(d.gives))
+        self._signals = [(name, marks.signal(name)) for name in signals]
         self._shadow = [i for i, link in enumerate(self._links) if link.shadow and _is_traced(link)]
-        self._every_row = any(
-            isinstance(d.defense, RowDefense) and d.defense.every_row for d in self._links if not d.shadow
-        )
+        self._values = OUTPUT_NAME[pipeline.facts.task]
+        self._release = pipeline.release_defense
+        self._release_settings = self._release.settings(pipeline.facts)
+        self._replacers = [
+            _Replacer(link.defense, marks.minds(i), link.table, pipeline.facts)
+            for i, link in enumerate(self._links)
+            if isinstance(link.defense, RowDefense) and link.defense.phase is Phase.ANSWER and not link.shadow
+        ]
+        self._replacing = sum(replacer.bit for replacer in self._replacers)
+        self._drawing = sum(replacer.bit for replacer in self._replacers if replacer.table is not None)
+        self._every_row = any(replacer.defense.every_row for replacer in self._replacers)
 
     def __call__(self, batch: Batch) -> tuple[Progress, Released] | None:
         """ADMIT to RELEASE over a batch; None where it must take the numpy form."""
@@ -91,42 +144,96 @@ class GraphForm:
         if any(progress.refused):
             return None
         found = self._scorer.guarded(batch.inputs)
-        outputs = {name: found[marks.released(name)] for name in self._names}
-        progress.signals = {name: found[marks.signal(name)] for name in self._signals}
+        outputs = {name: found[output] for name, output in self._released}
+        progress.signals = {name: found[output] for name, output in self._signals}
         quiet = not np.count_nonzero(found[marks.ADMIT]) and not np.count_nonzero(found[marks.MARKS])
         if self._every_row or not quiet:
             self._mind(progress, found, outputs)
         elif self._shadow:
             self._count(progress, found[marks.ADMIT], found[marks.MARKS])
-        return progress, self._pipeline.release_defense.released(outputs, progress.uncertain)
+        return progress, self._release.released(outputs, progress.uncertain)
 
-    def _mind(self, progress: Progress, found: Mapping[str, Array], outputs: dict[str, Array]) -> None:
-        """What the marks say is done: refuse, work out late answers, count."""
+    def _mind(self, progress: Progress, found: dict[str, Array], outputs: dict[str, Array]) -> None:
+        """What the marks say is done: refuse, make answers that need noise, count."""
         admit, answer = found[marks.ADMIT], found[marks.MARKS]
-        admitted = self._refuse(progress, admit)
-        late = answer & marks.LATE if admitted is None else (answer & marks.LATE) * admitted
-        rows = np.arange(len(answer)) if self._every_row else np.flatnonzero(late)
-        if rows.size:
-            worked_out = self._scorer.late(progress.batch.inputs, rows, found, self._noise(progress.batch, rows))
-            for name in self._names:
-                outputs[name][rows] = worked_out[marks.released(name)]
-            answer[rows] = worked_out[marks.MARKS]
+        if np.count_nonzero(admit):
+            answer = self._refuse(progress, admit, answer)
+        # Numbers of Python: mostly it is one row of the batch.
+        minded, some = _minded(answer)
+        drawn = range(len(answer)) if self._every_row else [r for r, mark in minded.items() if mark & self._drawing]
+        if drawn:
+            self._redraw(progress.batch.inputs, found, outputs, minded, drawn)
         if self._shadow:
             self._count(progress, admit, answer)
-        self._refuse(progress, answer)
-        if any(progress.refused):
-            answer = np.where(_admitted(progress), answer, np.int32(0))
-        progress.replaced = (answer & marks.REPLACED) != 0
-        progress.uncertain = (answer & marks.UNCERTAIN) != 0
+        if some & marks.REFUSER:
+            minded, _ = _minded(self._refuse(progress, answer, answer))
+        for row, mark in minded.items():
+            if mark & self._replacing:
+                progress.replaced[row] = True
+            if mark & marks.UNCERTAIN:
+                progress.uncertain[row] = True
 
-    def _refuse(self, progress: Progress, found: marks.MarkArray) -> BoolArray | None:
-        """Refuse what is marked so; the rows of requests that are left, None where all are."""
-        if not np.count_nonzero(found & marks.REFUSER):
-            return None
+    def _redraw(
+        self,
+        inputs: dict[str, Array],
+        found: dict[str, Array],
+        outputs: dict[str, Array],
+        minded: Mapping[int, int],
+        drawn: Sequence[int],
+    ) -> None:
+        """Make the answers of some rows anew, with keyed noise, and what may be released of them.
+
+        Args:
+            minded: marks by row, of those that have any.
+            drawn: the rows, rising. With `every_row` they are all, and what is made of rows that nothing minds is dropped.
+        """
+        rows = slice(drawn[0], drawn[-1] + 1) if drawn[-1] - drawn[0] + 1 == len(drawn) else np.array(drawn)
+        wrong = self._scorer.misinformation(rows, found, inputs)
+        if len(drawn) > FEW_ROWS:
+            self._say(outputs, rows, self._many(rows, wrong, inputs, found, [minded.get(row, 0) for row in drawn]))
+            return
+        for row, weights in zip(drawn, wrong.tolist(), strict=True):
+            answer, mark = found[self._values][row].tolist(), minded.get(row, 0)
+            for replacer in self._replacers:
+                if mark & replacer.bit:
+                    answer = replacer.one(row, answer, weights, found, inputs)
+                elif self._every_row and replacer.table is not None:
+                    replacer.one(row, answer, weights, found, inputs)
+            if self._release.all_of_it:
+                outputs[self._names[0]][row] = answer
+            else:
+                self._say(outputs, slice(row, row + 1), np.array([answer], self._pipeline.facts.value_dtype))
+
+    def _many(
+        self,
+        rows: WhichRows,
+        wrong: FloatArray,
+        inputs: dict[str, Array],
+        found: Mapping[str, Array],
+        marked: list[int],
+    ) -> FloatArray:
+        """New answers for some rows, which have these marks."""
+        answers: FloatArray = found[self._values][rows]
+        for replacer in self._replacers:
+            unminded = [place for place, mark in enumerate(marked) if not mark & replacer.bit]
+            if len(unminded) < len(marked) or (self._every_row and replacer.table is not None):
+                new = replacer.many(rows, answers, wrong, found, inputs)
+                if unminded:
+                    new[unminded] = answers[unminded]
+                answers = new
+        return answers
+
+    def _say(self, outputs: dict[str, Array], rows: WhichRows, answers: FloatArray) -> None:
+        said = self._release.say(np, answers, self._pipeline.facts, self._release_settings)
+        for name in self._names:
+            outputs[name][rows] = said[name]
+
+    def _refuse(self, progress: Progress, found: marks.MarkArray, answer: marks.MarkArray) -> marks.MarkArray:
+        """Refuse what is marked so; the marks of answers, 0 for those that are refused."""
         refusers = marks.refuser(found)
         for number in np.unique(refusers[refusers >= 0]).tolist():
             refuse(refusers == number, self._links[number].defense, self._pipeline.facts, progress)
-        return _admitted(progress)
+        return np.where(_admitted(progress), answer, np.int32(0))
 
     def _count(self, progress: Progress, admit: marks.MarkArray, answer: marks.MarkArray) -> None:
         """A shadow defense counts what it would do to the requests that came as far as to it."""
@@ -137,14 +244,15 @@ class GraphForm:
             name = self._links[number].defense.name
             progress.shadow[name] = shadow_counts(minded if early else minded & admitted, progress.batch)
 
-    def _noise(self, batch: Batch, rows: npt.NDArray[np.intp]) -> dict[str, FloatArray]:
-        feeds: dict[str, FloatArray] = {}
-        for link in self._links:
-            if link.table is not None:
-                noise = link.table(batch.inputs, rows)
-                name = link.defense.name
-                feeds |= {marks.picks(name): noise.picks, marks.uniform(name): noise.uniform}
-        return feeds
+
+def _minded(answer: marks.MarkArray) -> tuple[dict[int, int], int]:
+    """Marks by row, of those that have any, and all their bits."""
+    minded, bits = {}, 0
+    for row, mark in enumerate(answer.tolist()):
+        if mark:
+            minded[row] = mark
+            bits |= mark
+    return minded, bits
 
 
 def _is_traced(link: Link) -> bool:

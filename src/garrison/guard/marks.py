@@ -1,10 +1,8 @@
 """What a traced guard says of each row: one whole number, so that a batch in which nothing happened is seen by one glance.
 
-    bit 0       another answer was put in
-    bit 1       to be answered with "uncertain"
-    bit 2       to be worked out by the late graph: its new answer needs noise
+    bit 0       to be answered with "uncertain"
     bits 3-7    1 + the number, in the chain, of the first defense that refuses; 0 for none
-    bit 8 + i   the shadow defense that is number i in the chain minds this row
+    bit 8 + i   the defense that is number i in the chain minds this row: it gets another answer, or would by a defense in shadow
 
 Also the names of the traced graphs' inputs and outputs. `encode` is traced at sealing, the others read its result with numpy.
 """
@@ -20,9 +18,8 @@ import numpy.typing as npt
 from garrison.types import BoolArray
 
 ADMIT, MARKS = "guard.admit", "guard.marks"
-REPLACED, UNCERTAIN, LATE = 1, 2, 4
+UNCERTAIN = 1
 REFUSER = 31 << 3
-_SHADOW = 256
 MOST_DEFENSES = 23
 """Longer chains run in numpy: a mark has 31 bits."""
 
@@ -39,28 +36,23 @@ def setting(defense: str, name: str) -> str:
     return f"{defense}.{name}"
 
 
-def picks(defense: str) -> str:
-    return f"{defense}.noise.picks"
-
-
-def uniform(defense: str) -> str:
-    return f"{defense}.noise.uniform"
-
-
 def signal(name: str) -> str:
     return f"signal.{name}"
 
 
-def encode(xp: Any, flags: Mapping[int, Any], refused: Mapping[int, Any], shadow: Mapping[int, Any]) -> Any:
+def minds(number: int) -> int:
+    """The bit of the defense that is so far down the chain."""
+    return 256 << number
+
+
+def encode(xp: Any, flags: Mapping[int, Any], refused: Mapping[int, Any]) -> Any:
     """Marks, shape (rows,), from boolean rows.
 
     Args:
-        flags: by bit value.
+        flags: by value, of one bit or several.
         refused: by the number of an armed defense; the first counts.
-        shadow: by the number of a shadow defense.
     """
-    terms = [(value, rows) for value, rows in flags.items()]
-    terms += [(_SHADOW << i, rows) for i, rows in shadow.items()]
+    terms = list(flags.items())
     earlier = None
     for i, rows in sorted(refused.items()):
         terms.append(((i + 1) << 3, rows if earlier is None else rows & ~earlier))
@@ -78,7 +70,7 @@ def refuser(marks: MarkArray) -> npt.NDArray[np.int32]:
     return found
 
 
-def minded(marks: MarkArray, shadow: int) -> BoolArray:
-    """Rows that a shadow defense minds."""
-    found: BoolArray = (marks & (_SHADOW << shadow)) != 0
+def minded(marks: MarkArray, number: int) -> BoolArray:
+    """Rows that a defense minds."""
+    found: BoolArray = (marks & minds(number)) != 0
     return found

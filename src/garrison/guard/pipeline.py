@@ -21,6 +21,7 @@ from garrison.errors import GuardError
 from garrison.guard.base import KEEP, REFUSE, REPLACE, Defense, RecordDefense, ReleaseDefense, RowDefense, Verdict, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KEY_BYTES, KeyedTable
+from garrison.guard.state import ChainState, State
 from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
 
 logger = logging.getLogger(__name__)
@@ -116,11 +117,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One armed or shadow defense of the chain, with its table of keyed noise."""
+    """One armed or shadow defense of the chain, with its table of keyed noise, and what it remembers of callers."""
 
     defense: Defense
     shadow: bool
     table: KeyedTable | None
+    state: State | None = None
 
 
 class Pipeline:
@@ -140,7 +142,10 @@ class Pipeline:
         self.specs = tuple(specs)
         self.defenses = tuple(load_defense(spec) for spec in specs)
         _check_chain(self.specs, self.defenses, facts)
-        self.links = tuple(Link(d, s.shadow, _table(d, facts, key)) for s, d in zip(specs, self.defenses, strict=True))
+        pairs = zip(specs, self.defenses, strict=True)
+        self.links = tuple(Link(d, s.shadow, _table(d, facts, key), d.fresh_state(facts)) for s, d in pairs)
+        self.state = ChainState({link.defense.name: link.state for link in self.links if link.state is not None})
+        self.must_remember = tuple(d.name for d in self.defenses if d.must_remember)
         self._judges = {phase: _judges_of(phase, self.links) for phase in Phase}
         self._outside = tuple(
             (link, d) for phase in (Phase.ADMIT, Phase.INSPECT) for link, d in self._judges[phase] if not d.in_graph
@@ -180,19 +185,20 @@ class Pipeline:
         """RECORD: what each caller has now asked."""
         for link in self.links:
             if isinstance(link.defense, RecordDefense):
-                link.defense(self._view(progress, link.table), released)
+                _record(link.defense, self._view(progress, link), progress, released)
 
     def _run(self, phase: Phase, progress: Progress) -> None:
         self._judge_all(self._judges[phase], progress)
 
     def _judge_all(self, judges: Sequence[tuple[Link, RowDefense]], progress: Progress) -> None:
         for link, defense in judges:
-            _apply(link, _judge(defense, self._view(progress, link.table), progress), progress, self.facts)
+            _apply(link, _judge(defense, self._view(progress, link), progress), progress, self.facts)
 
-    def _view(self, progress: Progress, table: KeyedTable | None) -> View:
+    def _view(self, progress: Progress, link: Link | None) -> View:
+        table, state = (None, None) if link is None else (link.table, link.state)
         noise = None if table is None else lambda rows: table(progress.batch.inputs, rows)
         p = progress
-        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise, _refused(p))
+        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise, _refused(p), state)
 
 
 def _refused(progress: Progress) -> tuple[bool, ...]:
@@ -251,6 +257,25 @@ def _judge(defense: RowDefense, view: View, progress: Progress) -> Verdict:
         if part is None:
             progress.refused[request] = progress.refused[request] or DEFENSE_FAILED
     return _stitch(defense, view, parts)
+
+
+def _record(defense: RecordDefense, view: View, progress: Progress, released: Released) -> None:
+    """Record all rows; where that raises, request by request, refusing those on which it raises again. What it counted before it raised
+    is counted twice then."""
+    try:
+        defense(view, released)
+        return
+    except Exception:
+        logger.exception("defense %s raised on %d requests; running it by request", defense.name, view.batch.requests)
+    for request in range(view.batch.requests):
+        rows = np.flatnonzero(view.batch.request_of_row == request)
+        part = released
+        if released.outputs:
+            part = Released({name: x[rows] for name, x in released.outputs.items()}, released.uncertain[rows])
+        try:
+            defense(narrow(view, rows, (request,)), part)
+        except Exception:  # noqa: BLE001  see _judge
+            progress.refused[request] = progress.refused[request] or DEFENSE_FAILED
 
 
 def _judge_request(defense: RowDefense, view: View, request: int) -> Verdict | None:

@@ -21,8 +21,10 @@ _EXTERNAL = 1
 
 MODEL_GRAPH = 7
 _NODE, _GRAPH_NAME, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 2, 5, 11, 12, 15
-_NODE_INPUT, _NODE_OUTPUT, _NODE_ATTRIBUTE = 1, 2, 5
-_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
+_OPSET, _OPSET_DOMAIN, _OPSET_VERSION = 8, 1, 2
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATION, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_TYPE = 1, 3, 6, 11, 20
+_INTEGER_TYPE, _INT64 = 2, 7
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA, _LOCATION = 1, 2, 8, 9, 14
 
 DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -58,6 +60,37 @@ class Node:
     raw: memoryview
     uses: frozenset[str]
     makes: tuple[str, ...]
+
+    @property
+    def operation(self) -> str:
+        return self._one(_NODE_OPERATION)
+
+    @property
+    def domain(self) -> str:
+        return self._one(_NODE_DOMAIN)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads, in order; "" where an input is left out."""
+        return tuple(_text(value) for number, value in _fields(self.raw) if number == _NODE_INPUT)
+
+    def integer(self, name: str, default: int) -> int:
+        """An attribute that is a number."""
+        for number, value in _fields(self.raw):
+            if number == _NODE_ATTRIBUTE:
+                parts = dict(_fields(_view(value)))
+                found = parts.get(_ATTRIBUTE_INTEGER)
+                if _text(parts[_ATTRIBUTE_NAME]) == name and isinstance(found, int):
+                    return found
+        return default
+
+    def renamed(self, inputs: Sequence[str], outputs: Sequence[str]) -> Node:
+        """The same operation over other tensors."""
+        kept = [f for f in _fields(self.raw) if f[0] not in {_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME}]
+        return _written(inputs, outputs, kept)
+
+    def _one(self, wanted: int) -> str:
+        return next((_text(value) for number, value in _fields(self.raw) if number == wanted), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +184,43 @@ def value_info(name: str, element: int | None = None, shape: tuple[int, ...] | N
     if shape is not None:
         tensor += _field(2, b"".join(_field(1, _field(1, size)) for size in shape))
     return _field(1, name.encode()) + _field(2, _field(1, tensor))
+
+
+def make_node(operation: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: int) -> Node:
+    """An operation of ONNX itself; its attributes are numbers."""
+    fields: list[Field] = [(_NODE_OPERATION, memoryview(operation.encode()))]
+    for name, value in attributes.items():
+        parts = ((_ATTRIBUTE_NAME, name.encode()), (_ATTRIBUTE_INTEGER, value), (_ATTRIBUTE_TYPE, _INTEGER_TYPE))
+        fields.append((_NODE_ATTRIBUTE, memoryview(b"".join(_field(*part) for part in parts))))
+    return _written(inputs, outputs, fields)
+
+
+def tensor(name: str, shape: Sequence[int], element: int, data: bytes | memoryview) -> Tensor:
+    """A constant of these bytes, which are copied."""
+    dims = (_field(_DIMS, size) for size in shape)
+    told = (_field(_DATA_TYPE, element), _field(_TENSOR_NAME, name.encode()), _field(_RAW_DATA, data))
+    return _tensor(memoryview(b"".join((*dims, *told))))
+
+
+def integers(name: str, values: Sequence[int]) -> Tensor:
+    """A constant row of whole numbers."""
+    return tensor(name, (len(values),), _INT64, np.asarray(values, "<i8").tobytes())
+
+
+def opset(model: Model, domain: str) -> int:
+    """The version of a domain's operations that a model asks for; 0 where it names none."""
+    for number, value in model.head:
+        if number == _OPSET:
+            parts = dict(_fields(_view(value)))
+            version = parts.get(_OPSET_VERSION, 0)
+            if _text(parts.get(_OPSET_DOMAIN, memoryview(b""))) == domain and isinstance(version, int):
+                return version
+    return 0
+
+
+def _written(inputs: Sequence[str], outputs: Sequence[str], fields: Sequence[Field]) -> Node:
+    names = [_field(_NODE_INPUT, n.encode()) for n in inputs] + [_field(_NODE_OUTPUT, n.encode()) for n in outputs]
+    return _node(memoryview(b"".join((*names, *(_field(*field) for field in fields)))))
 
 
 def _node(raw: memoryview) -> Node:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +21,9 @@ from garrison.bundle.reader import VerifiedBundle
 from garrison.errors import ManifestError
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.runtime.guarded import Guarded
-from garrison.runtime.on_demand import Memory
+from garrison.runtime.loading import cores
+from garrison.runtime.on_demand import Memory, OnDemand, least_bytes
+from garrison.runtime.parting import NOT_PARTED, PART_BYTES
 from garrison.runtime.segments import Pieces, WholeError, cut, optimise
 from garrison.runtime.session import check_signature, open_graph
 from garrison.runtime.store import Budget, OutsideMemory, ParameterSource, Tagger, VerifiedStore
@@ -102,6 +104,7 @@ class Runner:
             self.budget.take(size)
         self._victim = networks[0]
         self._wrong = networks[1] if len(networks) > 1 else None
+        self._on_demand = next((network for network in networks if isinstance(network, OnDemand)), None)
 
     def run(self, inputs: dict[str, Array]) -> RawScores:
         """Score rows.
@@ -113,9 +116,21 @@ class Runner:
             BundleError: parameters were changed outside after they had been verified; nothing was computed with them.
         """
         found = self._found(self._outputs, inputs)
-        return RawScores(
-            found[self._values], found.get(LOGITS), self._misinformation(found.get(MISINFORMATION), inputs)
-        )
+        there = MISINFORMATION in found or self._wrong is not None
+        wrong = (lambda rows: self.misinformation(rows, found, inputs)) if there else None
+        return RawScores(found[self._values], found.get(LOGITS), wrong)
+
+    def load_ahead(self) -> bool:
+        """Let a thread of its own load parameters while others compute, where they come on demand and there is a second core.
+
+        Not done by itself: an enclave confines its threads first.
+        """
+        return self._on_demand is not None and self._on_demand.load_ahead()
+
+    def stop_loading(self) -> None:
+        """End the thread that `load_ahead` started, if there is one."""
+        if self._on_demand is not None:
+            self._on_demand.stop_loading()
 
     @property
     def is_guarded(self) -> bool:
@@ -123,33 +138,8 @@ class Runner:
         return self._guarded is not None
 
     def guarded(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """All that the guarded graph finds, and of the scores those that `late` needs, by name; each (rows, ...)."""
+        """All that the guarded graph finds, and of the scores those that keyed answers are made of, by name; each (rows, ...)."""
         return self._found(self._present().outputs, inputs)
-
-    def late(
-        self,
-        inputs: dict[str, Array],
-        rows: npt.NDArray[np.intp],
-        found: Mapping[str, Array],
-        noise: Mapping[str, Array],
-    ) -> dict[str, Array]:
-        """What the late graph makes of some rows.
-
-        Args:
-            inputs, found: of the whole batch: what `guarded` was given, and what it gave.
-            rows: numbers of the rows.
-            noise: for these rows, by the graph's input.
-        """
-        guarded = self._present()
-        if guarded.late is None:
-            raise ManifestError("the bundle has no late graph")
-        feeds = dict(noise) | {name: found[name][rows] for name in guarded.late_takes if name in found}
-        if MISINFORMATION in guarded.late_takes and MISINFORMATION not in found:
-            wrong = self._misinformation(None, inputs)
-            if wrong is not None:
-                feeds[MISINFORMATION] = wrong(rows)
-        answers = self._sliced(_Whole(guarded.late), guarded.late_outputs, feeds, guarded.late_settings)
-        return dict(zip(guarded.late_outputs, answers, strict=True))
 
     def _present(self) -> Guarded:
         if self._guarded is None:
@@ -164,16 +154,23 @@ class Runner:
             found = self._sliced(self._victim, outputs, {asked(n): x for n, x in inputs.items()}, guarded.settings)
         return dict(zip(outputs, found, strict=True))
 
-    def _misinformation(
-        self, head: FloatArray | None, inputs: dict[str, Array]
-    ) -> Callable[[npt.NDArray[np.intp]], FloatArray] | None:
-        """A second head is computed with f in one run; a network of its own only for the rows where it matters."""
+    def misinformation(
+        self, rows: slice | npt.NDArray[np.intp], found: Mapping[str, Array], inputs: dict[str, Array]
+    ) -> FloatArray:
+        """The logarithm of f'(x) for some rows. A second head was computed with f; a network of its own runs only for the rows where it matters.
+
+        Args:
+            found: what the model, guarded or not, gave for the inputs.
+
+        Raises:
+            ManifestError: the model has neither.
+        """
+        head = found.get(MISINFORMATION)
         if head is not None:
-            return lambda rows: head[rows]
-        network = self._wrong
-        if network is None:
-            return None
-        return lambda rows: self._sliced(network, [MISINFORMATION], {n: x[rows] for n, x in inputs.items()})[0]
+            return head[rows]
+        if self._wrong is None:
+            raise ManifestError("the bundle has no misinformation model")
+        return self._sliced(self._wrong, [MISINFORMATION], {name: x[rows] for name, x in inputs.items()})[0]
 
     def _sliced(
         self,
@@ -235,16 +232,11 @@ def _on_demand(
     Raises:
         WholeError: none can be cut, or one answers otherwise then.
     """
-    cuts: dict[int, Pieces] = {}
-    reasons, fixed = [], 0
-    for i, graph in enumerate(wanted):
-        try:
-            cuts[i] = pieces_of(bundle, graph.entry, graph.outputs)
-        except WholeError as error:
-            reasons.append(error)
-            fixed += _parameter_bytes(graph.entry)
-    if not cuts:
-        raise reasons[0]
+    parts = (PART_BYTES,) if cores() > 1 else (NOT_PARTED, PART_BYTES)
+    for part_bytes in parts:
+        cuts, fixed = _cuts(bundle, wanted, part_bytes)
+        if budget.most is None or least_bytes(list(cuts.values()), fixed) <= budget.most:
+            break  # else in smaller pieces, which are slower on one core
     memory = Memory(list(cuts.values()), budget, store, fixed)
     networks = memory.networks(list(cuts.values()), [wanted[i].outputs for i in cuts])
     found = list(whole)
@@ -257,8 +249,29 @@ def _on_demand(
     return found
 
 
-def pieces_of(bundle: VerifiedBundle, graph: GraphEntry, outputs: Sequence[str]) -> Pieces:
-    """A graph of a bundle, optimised for this processor and cut.
+def _cuts(bundle: VerifiedBundle, wanted: Sequence[_Wanted], part_bytes: int) -> tuple[dict[int, Pieces], int]:
+    """By number, the graphs that can be cut; bytes of the parameters of all others.
+
+    Raises:
+        WholeError: none can be cut.
+    """
+    cuts: dict[int, Pieces] = {}
+    reasons, fixed = [], 0
+    for i, graph in enumerate(wanted):
+        try:
+            cuts[i] = pieces_of(bundle, graph.entry, graph.outputs, part_bytes)
+        except WholeError as error:
+            reasons.append(error)
+            fixed += _parameter_bytes(graph.entry)
+    if not cuts:
+        raise reasons[0]
+    return cuts, fixed
+
+
+def pieces_of(
+    bundle: VerifiedBundle, graph: GraphEntry, outputs: Sequence[str], part_bytes: int = PART_BYTES
+) -> Pieces:
+    """A graph of a bundle, optimised for this processor and cut; its convolutions with more than `part_bytes` parted.
 
     Raises:
         WholeError: it cannot be cut, or it does not pay.
@@ -266,7 +279,7 @@ def pieces_of(bundle: VerifiedBundle, graph: GraphEntry, outputs: Sequence[str])
     if graph.whole:
         raise WholeError(graph.whole)
     files = {chunk.file: bundle.files[chunk.file] for chunk in graph.chunks}
-    return cut(optimise(bundle.files[graph.file], files), outputs)
+    return cut(optimise(bundle.files[graph.file], files, part_bytes), outputs)
 
 
 def example_inputs(inputs: tuple[InputSpec, ...], rows: int) -> dict[str, Array]:

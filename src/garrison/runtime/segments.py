@@ -27,11 +27,14 @@ import onnxruntime as ort
 
 from garrison.errors import GarrisonError, ManifestError
 from garrison.runtime.onnx_wire import Model, Tensor, read_model, value_info, write_model
+from garrison.runtime.parting import PART_BYTES, PART_MARK, parted
 
 PARAMETER_BYTES = 4096
 """Tensors from this size on leave the graph. Smaller ones (biases, scales, shapes) stay in it and in memory."""
 LEAST_BYTES = 256 * 1024
 """With fewer bytes in large tensors it does not pay to cut."""
+FIRST_BYTES = 512 * 1024
+"""What the first segment loads at most; each further one twice as much as the one before."""
 MOST_PASSING = 4
 """A cut is made only where at most this many tensors pass."""
 
@@ -78,12 +81,13 @@ def session_options() -> Any:
     return options
 
 
-def optimise(graph: bytes, files: Mapping[str, bytes]) -> Model:
+def optimise(graph: bytes, files: Mapping[str, bytes], part_bytes: int = PART_BYTES) -> Model:
     """What the runtime makes of a graph on this processor, with its parameters in it.
 
     Args:
         graph: an ONNX model.
         files: its parameters, by the file names that it refers to.
+        part_bytes: convolutions with more are parted.
 
     Raises:
         WholeError: the runtime cannot write its result (two gigabytes are the most).
@@ -98,7 +102,7 @@ def optimise(graph: bytes, files: Mapping[str, bytes]) -> Model:
         with _scratch() as path:
             options.optimized_model_filepath = path
             ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            return read_model(memoryview(Path(path).read_bytes()))
+            return parted(read_model(memoryview(Path(path).read_bytes())), part_bytes)
     except Exception as error:
         raise WholeError(f"the runtime cannot write down what it makes of it ({type(error).__name__})") from error
 
@@ -166,18 +170,21 @@ class Pieces:
             _size(t) if t.data is not None else len(t.raw) for t in model.constants.values() if not _is_large(t)
         )
 
-    def joined(self, pinned: Sequence[bool], most: int) -> tuple[Segment, ...]:
+    def joined(self, pinned: Sequence[bool], most: int, first: int = FIRST_BYTES) -> tuple[Segment, ...]:
         """The segments, in the order in which they run.
 
         Args:
             pinned: by piece, whether its parameters stay in memory.
             most: bytes that a segment may load; at least the size of each piece that is not pinned.
+            first: bytes that the first one may load, the second twice as many, and so on: nothing can be computed until the first is there.
         """
         groups: list[list[int]] = []
-        used = 0
+        used, allowed = 0, min(most, first)
         for i, size in enumerate(self.sizes):
             loads = 0 if pinned[i] else size
-            if not groups or used + loads > most:
+            if not groups or used + loads > allowed:
+                if groups:
+                    allowed = min(most, 2 * allowed)
                 groups.append([])
                 used = 0
             groups[-1].append(i)
@@ -252,7 +259,11 @@ def _ranges(flow: _Flow, elements: Mapping[str, int]) -> Iterator[tuple[int, int
                 start, place = place, None
             latest = i
         names = flow.passing[i]
-        if len(names) <= MOST_PASSING and names <= elements.keys() and latest >= start:
+        if (
+            len({name.partition(PART_MARK)[0] for name in names}) <= MOST_PASSING
+            and names <= elements.keys()
+            and latest >= start
+        ):
             place = i + 1
     yield start, len(flow.nodes)
 

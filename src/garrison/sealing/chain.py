@@ -44,7 +44,7 @@ def edit_chain(specs: Sequence[DefenseSpec], options: SealOptions) -> tuple[Defe
     """
     chain = {spec.name: load_defense(spec) for spec in specs}
     shadow = {spec.name for spec in specs if spec.shadow}
-    for choice in (options.budget, options.release):
+    for choice in (options.budget, options.release, options.watch):
         if choice is not None:
             chain[choice.name] = choice
     if options.on_ood is not None:
@@ -81,6 +81,8 @@ def build_chain(
             "the answer is with --output"
         )
     chain[Release.name] = options.release or Release()
+    if options.watch is not None:
+        chain[options.watch.name] = options.watch
     return Chain(_finish(chain, options.shadow), metrics, notes)
 
 

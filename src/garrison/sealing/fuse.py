@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from garrison.errors import MissingExtraError
+from garrison.runtime.runner import VALUES_OUTPUT
 from garrison.sealing.tracing import Traced, UntracedError
+from garrison.sealing.unbranch import without_nan_guard
+from garrison.types import Task
 
 try:
     import onnx
@@ -20,6 +23,7 @@ except ImportError as error:
     raise MissingExtraError("onnx", "seal") from error
 
 _PLAIN = {"", "ai.onnx"}
+PROBABILITIES = VALUES_OUTPUT[Task.CLASSIFICATION]
 
 
 def fuse(model: onnx.ModelProto, traced: Traced) -> onnx.ModelProto:
@@ -44,6 +48,7 @@ def fuse(model: onnx.ModelProto, traced: Traced) -> onnx.ModelProto:
     joined.CopyFrom(raised)
     joined.graph.CopyFrom(graph)
     joined.ir_version = max(raised.ir_version, before.ir_version)
+    without_nan_guard(joined.graph, PROBABILITIES)
     return joined
 
 

@@ -1,6 +1,6 @@
-"""The traced guard as files of a bundle, and the proof that it answers like the numpy form.
+"""The traced guard as a file of a bundle, and the proof that it answers like the numpy form.
 
-A chain or a model that cannot be traced runs in numpy; the manifest says why. So does one whose graphs answer otherwise.
+A chain or a model that cannot be traced runs in numpy; the manifest says why. So does one whose graph answers otherwise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from garrison.bundle.manifest import GraphEntry, GuardedGraphs
+from garrison.bundle.manifest import GraphEntry, GuardedGraph
 from garrison.bundle.reader import VerifiedBundle
 from garrison.crypto.canonical import sha256_hex
 from garrison.errors import MissingExtraError
@@ -19,7 +19,7 @@ from garrison.guard.numpy_form import NumpyForm
 from garrison.guard.pipeline import Pipeline, Progress
 from garrison.runtime.runner import Runner
 from garrison.sealing.fuse import fuse
-from garrison.sealing.place import GUARDED_FILE, LATE_FILE
+from garrison.sealing.place import GUARDED_FILE
 from garrison.sealing.tracing import trace
 from garrison.types import Array, Batch, Caller, DefenseSpec, ModelFacts, Released
 
@@ -35,14 +35,14 @@ _MOST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class GuardFiles:
-    """Manifest entries of a traced guard, and its files."""
+class GuardFile:
+    """Manifest entry of a traced guard, and its graph."""
 
-    graphs: GuardedGraphs
-    files: dict[str, bytes]
+    entry: GuardedGraph
+    data: bytes
 
 
-def trace_guard(chain: tuple[DefenseSpec, ...], facts: ModelFacts, model: GraphEntry, graph: bytes) -> GuardFiles:
+def trace_guard(chain: tuple[DefenseSpec, ...], facts: ModelFacts, model: GraphEntry, graph: bytes) -> GuardFile:
     """Trace a chain around a model.
 
     Args:
@@ -53,22 +53,11 @@ def trace_guard(chain: tuple[DefenseSpec, ...], facts: ModelFacts, model: GraphE
     """
     traced = trace(chain, facts)
     fused = fuse(onnx.load_model_from_string(graph), traced)
-    late = traced.late
-    files = {GUARDED_FILE: fused.SerializeToString(deterministic=True)}
-    if late is not None:
-        files[LATE_FILE] = late.SerializeToString(deterministic=True)
-    graphs = GuardedGraphs(
-        graph=_entry(GUARDED_FILE, files[GUARDED_FILE], fused, model.whole),
-        late=None if late is None else _entry(LATE_FILE, files[LATE_FILE], late, "it has no parameters"),
-        settings=_settings(fused, chain),
-        late_settings=() if late is None else _settings(late, chain),
-    )
-    return GuardFiles(graphs, files)
-
-
-def _entry(file: str, data: bytes, model: onnx.ModelProto, whole: str) -> GraphEntry:
-    outputs = tuple(output.name for output in model.graph.output)
-    return GraphEntry(file=file, size=len(data), sha256=sha256_hex(data), outputs=outputs, whole=whole)
+    data = fused.SerializeToString(deterministic=True)
+    outputs = tuple(output.name for output in fused.graph.output)
+    entry = GraphEntry(file=GUARDED_FILE, size=len(data), sha256=sha256_hex(data), outputs=outputs, whole=model.whole)
+    drawn_from = tuple(name for name in traced.drawn_from if name in outputs)
+    return GuardFile(GuardedGraph(graph=entry, settings=_settings(fused, chain), drawn_from=drawn_from), data)
 
 
 def _settings(model: onnx.ModelProto, chain: tuple[DefenseSpec, ...]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Literal
 from garrison.errors import ConfigError
 from garrison.guard.defenses.budget import Budget
 from garrison.guard.defenses.release import Release
+from garrison.guard.defenses.repeat_watch import RepeatWatch
 from garrison.hardening.graphs import Declared
 from garrison.hardening.ranges import SLACK
 
@@ -30,6 +31,7 @@ class SealOptions:
         range_margin: room beyond the values seen in a table's feature, as a share of their range; 0 to 10.
         on_ood: refuse, or mark as uncertain, what looks out of distribution, in place of misinformation.
         require_sealed: plain requests are refused; only an enclave can serve the model then.
+        watch: count callers' repeated rows, and name in the log who repeats itself.
         benign_loss: share of honest rows that the out-of-distribution threshold may cost.
     """
 
@@ -45,6 +47,7 @@ class SealOptions:
     on_ood: OnOod | None = None
     benign_loss: float = 0.005
     require_sealed: bool = False
+    watch: RepeatWatch | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or not self.name.isprintable():

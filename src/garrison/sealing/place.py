@@ -21,8 +21,9 @@ from garrison.errors import SealingError, TargetExistsError
 GRAPH_FILE = "graph.onnx"
 MISINFORMATION_FILE = "misinformation.onnx"
 GUARDED_FILE = "guarded.onnx"
-LATE_FILE = "late.onnx"
-_OWN_FILES = frozenset({MANIFEST_FILE, SIGNATURE_FILE, GRAPH_FILE, MISINFORMATION_FILE, GUARDED_FILE, LATE_FILE})
+_EARLIER_FILE = "late.onnx"
+"""Sealed until 2026-11; such a bundle may be replaced."""
+_OWN_FILES = frozenset({MANIFEST_FILE, SIGNATURE_FILE, GRAPH_FILE, MISINFORMATION_FILE, GUARDED_FILE, _EARLIER_FILE})
 
 
 def check_target(path: Path, *, force: bool) -> None:

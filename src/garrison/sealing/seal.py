@@ -46,7 +46,6 @@ from garrison.sealing.parameters import Chunk, split
 from garrison.sealing.place import (
     GRAPH_FILE,
     GUARDED_FILE,
-    LATE_FILE,
     MISINFORMATION_FILE,
     beside,
     check_target,
@@ -118,15 +117,14 @@ def seal(draft: Draft, owner: OwnerKey, out: Path, *, force: bool = False) -> Ma
 
 
 def _write(folder: Path, files: dict[str, bytes], owner: OwnerKey, name: str) -> None:
-    for left in (GUARDED_FILE, LATE_FILE):
-        (folder / left).unlink(missing_ok=True)
+    (folder / GUARDED_FILE).unlink(missing_ok=True)
     write_files(folder, files | {SIGNATURE_FILE: _signature(files, owner, name)})
 
 
 def _in_numpy(manifest: Manifest, files: dict[str, bytes], why: str) -> tuple[Manifest, dict[str, bytes]]:
     """The same bundle without a traced guard."""
     plain = msgspec.structs.replace(manifest, guarded=None, numpy_because=why)
-    kept = {name: data for name, data in files.items() if name not in {GUARDED_FILE, LATE_FILE}}
+    kept = {name: data for name, data in files.items() if name != GUARDED_FILE}
     return plain, kept | {MANIFEST_FILE: plain.encode()}
 
 
@@ -202,8 +200,8 @@ def _assemble(draft: Draft, expected: dict[str, Array], key: bytes | None) -> tu
         if graph is None:
             raise UntracedError("another server runs the model, so there is no graph to trace the guard into")
         guard = trace_guard(manifest.guard, manifest.facts(), graph.entry, graph.data)
-        manifest = msgspec.structs.replace(manifest, guarded=guard.graphs)
-        files |= guard.files
+        manifest = msgspec.structs.replace(manifest, guarded=guard.entry)
+        files |= {GUARDED_FILE: guard.data}
     except ManifestError as error:
         raise SealingError(f"the model cannot be described: {error}") from error
     except UntracedError as error:

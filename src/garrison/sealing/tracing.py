@@ -1,11 +1,11 @@
-"""Traces a chain's arithmetic into three ONNX graphs, with ndonnx: the very lines that numpy runs.
+"""Traces a chain's arithmetic into two ONNX graphs, with ndonnx: the very lines that numpy runs.
 
     before   the model's inputs -> the same, safe to compute with; marks of ADMIT and INSPECT; signals
     after    the model's outputs -> marks of ANSWER, what may be released
-    late     scores and noise of some rows -> their marks, what may be released of them
 
 A row that an armed ADMIT defense refuses leaves `before` as the lower bounds of the range, so that no value that was not admitted reaches
-the model. Settings (tau, the scale of rounding) are inputs. Not traced: budgets, and whatever else looks at the caller.
+the model. Settings (tau, the scale of rounding) are inputs. Not traced: budgets, and whatever else looks at the caller; new answers that
+need keyed noise, whose rows are only marked (`garrison.guard.graph_form` makes them).
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import numpy as np
 from garrison.bundle.manifest import asked
 from garrison.errors import GarrisonError, MissingExtraError
 from garrison.guard import marks
-from garrison.guard.base import Marks, Noise, ReleaseDefense, RowDefense, Rows, View
-from garrison.guard.keyed import PICKS
+from garrison.guard.base import Marks, ReleaseDefense, RowDefense, Rows, View
 from garrison.guard.pipeline import load_defense
 from garrison.runtime.runner import LOGITS, MISINFORMATION, VALUES_OUTPUT
 from garrison.sealing.unbranch import unbranch
@@ -42,11 +41,11 @@ class UntracedError(GarrisonError):
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """The graphs of a chain. `late` is None where no new answer needs noise."""
+    """The graphs of a chain, and the model's outputs that answers with keyed noise are made of; none where no answer is."""
 
     before: onnx.ModelProto
     after: onnx.ModelProto
-    late: onnx.ModelProto | None
+    drawn_from: tuple[str, ...]
 
 
 def trace(chain: tuple[DefenseSpec, ...], facts: ModelFacts) -> Traced:
@@ -60,47 +59,45 @@ def trace(chain: tuple[DefenseSpec, ...], facts: ModelFacts) -> Traced:
     tracer = _Tracer(chain, facts)
     try:
         before = tracer.before()
-        return Traced(before, tracer.after(), tracer.late() if tracer.draws else None)
+        return Traced(before, tracer.after(), tracer.drawn_from())
     except Exception as error:  # the tracer refuses in many ways what a graph cannot hold
         raise UntracedError(f"the chain cannot be traced ({type(error).__name__}: {error})") from error
 
 
 @dataclass
 class _State:
-    """What the defenses so far have marked, and the answer that they leave."""
+    """What the defenses so far have marked."""
 
-    answer: Any = None
     signals: dict[str, Any] = field(default_factory=dict)
-    flags: dict[int, Any] = field(default_factory=dict)
+    minded: dict[int, Any] = field(default_factory=dict)
+    uncertain: Any = None
     refused: dict[int, Any] = field(default_factory=dict)
-    shadow: dict[int, Any] = field(default_factory=dict)
 
     def add(self, number: int, found: Marks, *, shadow: bool) -> None:
         self.signals |= found.signals
+        minds = marks.minds(number)
         if shadow:
             minded = [rows for rows in (found.refuse, found.replace) if rows is not None]
             if minded:
-                self.shadow[number] = minded[0] if len(minded) == 1 else minded[0] | minded[1]
+                self.minded[minds] = minded[0] if len(minded) == 1 else minded[0] | minded[1]
             return
         if found.refuse is not None:
             self.refused[number] = found.refuse
-        for flag, rows in ((marks.REPLACED, found.replace), (marks.UNCERTAIN, found.uncertain)):
-            self.flag(flag, rows)
-
-    def flag(self, flag: int, rows: Any) -> None:
-        if rows is not None:
-            self.flags[flag] = self.flags[flag] | rows if flag in self.flags else rows
+        if found.replace is not None:
+            self.minded[minds] = found.replace
+        if found.uncertain is not None:
+            self.uncertain = found.uncertain if self.uncertain is None else self.uncertain | found.uncertain
 
     def marks(self, some_tensor: Any) -> Any:
-        found = marks.encode(ndx, self.flags, self.refused, self.shadow)
+        flags = self.minded if self.uncertain is None else self.minded | {marks.UNCERTAIN: self.uncertain}
+        found = marks.encode(ndx, flags, self.refused)
         return _none(some_tensor) if found is None else found
 
 
 class _Tracer:
     """Walks one chain once a graph.
 
-    Attributes:
-        draws: whether an armed defense's new answers need noise.
+    `before` goes first, `drawn_from` last.
     """
 
     def __init__(self, chain: tuple[DefenseSpec, ...], facts: ModelFacts) -> None:
@@ -111,6 +108,7 @@ class _Tracer:
             for i, _, defense in self._links
         }
         self._early_signals: set[str] = set()
+        self._replacers: list[RowDefense] = []
         for _, _, defense in self._links:
             if (
                 isinstance(defense, RowDefense)
@@ -120,7 +118,6 @@ class _Tracer:
                 raise UntracedError(
                     f"{defense.name} cannot be part of a graph, and comes after the model or gives a signal"
                 )
-        self.draws = any(defense.draws for _, shadow, defense in self._rows_of(Phase.ANSWER) if not shadow)
 
     def before(self) -> onnx.ModelProto:
         inputs = {spec.name: _argument_of(spec.dtype, spec.shape) for spec in self._facts.inputs}
@@ -135,46 +132,38 @@ class _Tracer:
         return self._build({asked(name): value for name, value in inputs.items()}, outputs)
 
     def after(self) -> onnx.ModelProto:
-        scores = self._scores()
-        return self._answered(scores, {})
-
-    def late(self) -> onnx.ModelProto:
-        facts = self._facts
-        scores = self._scores() | {MISINFORMATION: _argument_of(np.dtype(np.float32), (facts.outputs,))}
-        noises: dict[int, dict[str, Any]] = {}
-        for i, _, defense in self._rows_of(Phase.ANSWER):
-            draw = defense.noise_drawer(facts)
-            if draw is not None:
-                width = draw(np.random.default_rng(0), 1).shape[1]
-                real = np.dtype(np.float32)
-                noises[i] = {
-                    marks.picks(defense.name): _argument_of(real, (PICKS, width)),
-                    marks.uniform(defense.name): _argument_of(real, ()),
-                }
-        return self._answered(scores, noises)
-
-    def _answered(self, scores: dict[str, Any], noises: Mapping[int, dict[str, Any]]) -> onnx.ModelProto:
-        """ANSWER and RELEASE; without noises, rows whose new answer needs some are marked and left as they are."""
-        facts, values = self._facts, scores[VALUES_OUTPUT[self._facts.task]]
+        """ANSWER and RELEASE. Rows whose new answer needs noise are marked and left as they are; no later defense may look at their answer."""
+        facts, scores = self._facts, self._scores()
+        values = scores[VALUES_OUTPUT[facts.task]]
         signals = {name: scores[marks.signal(name)] for name in self._early_signals}
-        state, raw = _State(values, signals), RawScores(values, scores.get(LOGITS))
+        state, raw, answer = _State(signals), RawScores(values, scores.get(LOGITS)), values
         for i, shadow, defense in self._rows_of(Phase.ANSWER):
-            view = View(_batch({}), facts, raw, state.answer, None, state.signals)
+            seen = None if self._draws else answer
+            view = View(_batch({}), facts, raw, seen, None, state.signals)
             found = defense.judge(ndx, view, self._settings[i])
             state.add(i, found, shadow=shadow)
             if shadow or found.replace is None:
                 continue
-            if defense.draws and i not in noises:
-                state.flag(marks.LATE, found.replace)
-                continue
-            noise = Noise(*noises[i].values()) if defense.draws else None
-            rows = Rows(state.answer, state.signals, scores.get(MISINFORMATION) if defense.draws else None, noise)
-            new = defense.rewrite(ndx, rows, self._settings[i])
-            state.answer = ndx.where(ndx.expand_dims(found.replace, axis=1), new, state.answer)
+            self._replacers.append(defense)
+            if not defense.draws:
+                new = defense.rewrite(ndx, Rows(answer, state.signals), self._settings[i])
+                answer = ndx.where(ndx.expand_dims(found.replace, axis=1), new, answer)
         number, release = next((i, d) for i, _, d in self._links if isinstance(d, ReleaseDefense))
-        said = release.say(ndx, state.answer, facts, self._settings[number])
+        said = release.say(ndx, answer, facts, self._settings[number])
         outputs = {marks.MARKS: state.marks(values)} | {marks.released(name): value for name, value in said.items()}
-        return self._build(scores | {name: value for n in noises.values() for name, value in n.items()}, outputs)
+        return self._build(scores, outputs | self._needed(state.signals))
+
+    def drawn_from(self) -> tuple[str, ...]:
+        return (VALUES_OUTPUT[self._facts.task], MISINFORMATION) if self._draws else ()
+
+    @property
+    def _draws(self) -> bool:
+        return any(defense.draws for defense in self._replacers)
+
+    def _needed(self, signals: Mapping[str, Any]) -> dict[str, Any]:
+        """Signals for answers that need noise, but for those that `before` gives."""
+        names = {name for defense in self._replacers for name in defense.needs} if self._draws else set()
+        return {marks.signal(name): signals[name] for name in sorted(names - self._early_signals)}
 
     def _rows_of(self, *phases: Phase) -> Iterator[tuple[int, bool, RowDefense]]:
         for i, shadow, defense in self._links:

@@ -1,7 +1,10 @@
-"""Takes out of a traced graph the branches for tensors without elements.
+"""Takes out of a traced graph what the tracer guards against and cannot be.
 
-The tracer guards every reduction over a tensor that could be empty (`If(Size(x) == 0)`). Here a batch has at least one row and a row at least
-one number, and each such branch costs as much time as the reduction itself.
+Tensors without elements: every reduction is guarded by a branch (`If(Size(x) == 0)`). Here a batch has at least one row and a row at least one
+number, and each such branch costs as much time as the reduction itself.
+
+NaN within a softmax: every maximum is guarded, because the runtime's does not hand NaN on. A row of a softmax is NaN as a whole or not at all,
+and the maximum of nothing but NaN is above no threshold, whatever the runtime makes of it.
 """
 
 from __future__ import annotations
@@ -36,6 +39,39 @@ def unbranch(model: onnx.ModelProto) -> onnx.ModelProto:
     del changed.graph.input[:]
     changed.graph.input.extend(inputs)
     return changed
+
+
+def without_nan_guard(graph: onnx.GraphProto, tensor: str) -> None:
+    """Where a softmax makes the tensor, take the guard against NaN from its maxima, in place."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def source(name: str, *operators: str) -> str | None:
+        """What those operators, the last first, were given; through identities."""
+        for operator in operators:
+            node = makers.get(name)
+            while node is not None and node.op_type == "Identity":
+                node = makers.get(node.input[0])
+            if node is None or node.op_type != operator:
+                return None
+            name = node.input[0]
+        return name
+
+    if source(tensor, "Softmax") is None or not _is_within_rows(makers[tensor]):
+        return
+    for node in graph.node:
+        if node.op_type == "Where" and source(node.input[0], "ReduceMax", "IsNaN") == tensor:
+            maximum = node.input[2]
+            node.op_type = "Identity"
+            del node.input[:]
+            node.input.append(maximum)
+    kept = _used(list(graph.node), {output.name for output in graph.output})
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _is_within_rows(softmax: onnx.NodeProto) -> bool:
+    """Whether it is taken over the last dimension of two; without an axis it is, in every operator set."""
+    return all(attribute.i in {-1, 1} for attribute in softmax.attribute if attribute.name == "axis")
 
 
 def _asks_for_emptiness(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
-import torch
+from tests.attacks.victims import Victim
 
 from garrison import datasets
 from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.knockoff import Knockoff
 from garrison.attacks.extraction.random_labels import RandomLabels
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
-from garrison.hardening.training import Training, apply
+from garrison.attacks.oracle import LabelsOnly
+from garrison.hardening.training import Training
 from garrison.hardening.victim import train_victim
-from garrison.types import Array
-
-
-@dataclass(frozen=True)
-class Victim:
-    """A plain Fashion-MNIST model without a guard."""
-
-    network: torch.nn.Module
-
-    @property
-    def facts(self) -> OracleFacts:
-        shape = (1, 28, 28)
-        return OracleFacts(shape, np.dtype(np.float32), np.zeros(shape), np.ones(shape), 10, soft=True)
-
-    def query(self, x: Array) -> Answers:
-        p = torch.softmax(apply(self.network, x), dim=1).numpy()
-        nobody = np.zeros(len(x), dtype=np.bool_)
-        return Answers(p.argmax(axis=1).astype(np.int64), p, nobody, nobody)
 
 
 @pytest.mark.slow

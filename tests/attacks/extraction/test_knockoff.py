@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,11 @@ def test_the_control_asks_nothing() -> None:
     service = Linear()
     RandomLabels(epochs=1).carry_out(service, Knowledge(rows(50)), exam(), budget=20, seed=0)
     assert service.asked == []
+
+
+def test_a_regressor_is_not_its_business() -> None:
+    assert "real values" in Knockoff().obstacle(dataclasses.replace(facts(), regression=True, soft=False))
+    assert Knockoff().obstacle(facts(soft=False)) == ""
 
 
 def test_budgets_are_prefixes_of_one_stream() -> None:

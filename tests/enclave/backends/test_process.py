@@ -94,7 +94,8 @@ def test_nothing_of_the_hosts_surroundings_goes_in(sealed: Sealed, monkeypatch: 
             }
             assert b"A_PASSWORD" not in names
             assert b"PATH" not in names
-            log = Path("/proc/self/fd/2").readlink()
+            log = Path(f"/proc/{started.process_id}/fd/2").readlink()
+            assert str(log).startswith("pipe:"), "its log goes through a pipe of its own"
             links = [link.readlink() for link in Path(f"/proc/{started.process_id}/fd").iterdir()]
             sockets = [link for link in links if str(link).startswith("socket:") and link != log]
             assert len(sockets) == 1

@@ -108,3 +108,28 @@ say(step=filter_calls(), after=tried(lambda: os.stat("/")))
     assert found["step"]["how"] == ""
     assert "riscv64" in found["step"]["mend"]
     assert found["after"] == 0
+
+
+@known
+def test_a_thread_that_was_there_before_is_filtered_too() -> None:
+    found = child("""
+import threading
+from garrison.enclave.confine.readers import no_new_privileges
+from garrison.enclave.confine.seccomp import filter_calls
+no_new_privileges()
+begin, done, seen = threading.Event(), threading.Event(), {}
+def other():
+    seen["before"] = tried(lambda: os.stat("/"))
+    done.set()
+    begin.wait()
+    seen["after"] = tried(lambda: os.stat("/"))
+thread = threading.Thread(target=other)
+thread.start()
+done.wait()
+step = filter_calls()
+begin.set()
+thread.join()
+say(step=step, seen=seen)
+""")
+    assert found["step"]["how"]
+    assert found["seen"] == {"before": 0, "after": errno.EPERM}

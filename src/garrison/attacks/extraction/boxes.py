@@ -1,13 +1,81 @@
-"""Where an attacker's questions may lie, and boxes in it. Points are float64 vectors with one entry a feature."""
+"""Where an attacker's questions may lie, and boxes in it. Points are float64 vectors with one entry a feature; NaN is "missing".
+
+Invariant: a box holds what is above its lower and not above its upper end on each number, as a tree's `x <= threshold` has it, and a
+set of values on each category. What reaches to the end of the space holds what lies beyond it too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from garrison.attacks.oracle import OracleFacts
-from garrison.types import Array, FloatArray
+from garrison.types import Array, BoolArray, FloatArray
+
+_FINEST = 9
+_STEPS = (1.0, 0.5, 0.25)
+"""A threshold is usually the mean of two values with few decimals."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A box.
+
+    Attributes:
+        low, high: (features,), float64.
+        allowed: by feature that is a category, which of its values lie in the box.
+    """
+
+    low: FloatArray
+    high: FloatArray
+    allowed: Mapping[int, BoolArray]
+
+    def cut(self, i: int, at: float, *, below: bool) -> Region:
+        """The part of it below (or above) a threshold on a number."""
+        low, high = self.low.copy(), self.high.copy()
+        (high if below else low)[i] = at
+        return Region(low, high, self.allowed)
+
+    def only(self, i: int, values: BoolArray) -> Region:
+        """The part of it with these values of a category."""
+        return Region(self.low, self.high, {**self.allowed, i: self.allowed[i] & values})
+
+    def larger_than(self, part: Region) -> bool:
+        """Whether something was cut off to get that part."""
+        moved = (self.low != part.low).any() or (self.high != part.high).any()
+        return bool(moved) or any((values != part.allowed[i]).any() for i, values in self.allowed.items())
+
+    def joined(self, other: Region) -> Region | None:
+        """The two as one box, where they differ in one feature alone and touch there; else None."""
+        numbers = np.flatnonzero((self.low != other.low) | (self.high != other.high))
+        categories = [i for i, values in self.allowed.items() if (values != other.allowed[i]).any()]
+        if len(numbers) + len(categories) != 1:
+            return None
+        if categories:
+            i = categories[0]
+            return Region(self.low, self.high, {**self.allowed, i: self.allowed[i] | other.allowed[i]})
+        k = int(numbers[0])
+        if max(self.low[k], other.low[k]) > min(self.high[k], other.high[k]):
+            return None
+        return Region(np.minimum(self.low, other.low), np.maximum(self.high, other.high), self.allowed)
+
+    def overlaps(self, other: Region) -> bool:
+        """Whether they share more than an edge."""
+        touching = (np.minimum(self.high, other.high) <= np.maximum(self.low, other.low)) & (self.high > self.low)
+        touching[list(self.allowed)] = False
+        return not touching.any() and all((values & other.allowed[i]).any() for i, values in self.allowed.items())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Box:
+    """A region that gave one identity wherever it was asked."""
+
+    region: Region
+    identity: bytes
+    answer: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,21 +85,41 @@ class Space:
     Attributes:
         low, high: shape (features,), float64.
         step: shape (features,): two points this close on a feature are not told apart further.
+        values: by feature that is a category, the values that it takes, rising.
     """
 
     facts: OracleFacts
     low: FloatArray
     high: FloatArray
     step: FloatArray
+    values: Mapping[int, FloatArray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, facts: OracleFacts, epsilon: float) -> Space:
+    def of(
+        cls, facts: OracleFacts, epsilon: float, categorical: Mapping[int, tuple[float, ...]] | None = None
+    ) -> Space:
         low, high = (np.broadcast_to(v, facts.shape).reshape(-1).astype(np.float64) for v in (facts.low, facts.high))
         whole = facts.dtype.kind in "iub"
-        return cls(facts, low, high, np.full(low.shape, 1.0 if whole else epsilon))
+        values = {i: np.unique(np.asarray(taken, dtype=np.float64)) for i, taken in (categorical or {}).items()}
+        return cls(facts, low, high, np.full(low.shape, 1.0 if whole else epsilon), values)
+
+    @property
+    def whole(self) -> Region:
+        """All of it."""
+        return Region(self.low.copy(), self.high.copy(), {i: np.ones(len(v), bool) for i, v in self.values.items()})
 
     def flat(self, rows: Array) -> FloatArray:
-        found: FloatArray = np.nan_to_num(rows.reshape(len(rows), -1).astype(np.float64))
+        """Rows as points; what is missing is 0, and a category without a known value takes the nearest one."""
+        found: FloatArray = np.nan_to_num(rows.reshape(len(rows), math.prod(self.facts.shape)).astype(np.float64))
+        for i, values in self.values.items():
+            found[:, i] = values[self.number_of(i, found[:, i])]
+        return found
+
+    def number_of(self, i: int, values: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Which of a category's values the given ones are."""
+        found: np.ndarray[tuple[int], np.dtype[np.int64]] = np.abs(values[:, np.newaxis] - self.values[i]).argmin(
+            axis=1
+        )
         return found
 
     def rows(self, points: FloatArray) -> Array:
@@ -41,15 +129,29 @@ class Space:
         found: Array = np.clip(exact.astype(self.facts.dtype), self.low, self.high).astype(self.facts.dtype)
         return found.reshape(len(points), *self.facts.shape)
 
-    def draw(self, rng: np.random.Generator, low: FloatArray, high: FloatArray, count: int) -> FloatArray:
-        """Points drawn evenly from a box, whole numbers where the features are; shape (count, features)."""
-        u = rng.random((count, len(low)))
+    def draw(self, rng: np.random.Generator, region: Region) -> FloatArray:
+        """A point drawn evenly from a box, whole numbers where the features are; shape (features,)."""
+        u = rng.random(len(self.low))
         if self.facts.dtype.kind in "iub":
-            first, last = np.ceil(low), np.floor(high)
-            whole: FloatArray = np.minimum(first + np.floor(u * (last - first + 1)), last)
-            return whole
-        real: FloatArray = low + u * (high - low)
-        return real
+            first = np.where(region.low > self.low, np.floor(region.low) + 1, np.ceil(region.low))
+            last = np.floor(region.high)
+            found: FloatArray = np.minimum(first + np.floor(u * (last - first + 1)), last)
+        else:
+            # From (low, high]: a threshold belongs to what lies below it.
+            found = region.high - u * (region.high - region.low)
+        for i, allowed in region.allowed.items():
+            some = self.values[i][allowed]
+            found[i] = some[int(u[i] * len(some))]
+        return found
+
+    def ends(self, region: Region, i: int) -> tuple[float, float]:
+        """The first and last point of a box on a number, as far from its thresholds as these are known."""
+        low, high = float(region.low[i]), float(region.high[i])
+        if self.facts.dtype.kind in "iub":
+            return (math.floor(low) + 1.0 if low > self.low[i] else math.ceil(low)), math.floor(high)
+        first = low if low <= self.low[i] else low + float(self.step[i])
+        last = high if high >= self.high[i] else high - float(self.step[i])
+        return (first, last) if first <= last else (0.5 * (low + high), 0.5 * (low + high))
 
     def middle(self, low: float, high: float, feature: int) -> float | None:
         """A point between two, or None where they are as close as they are told apart."""
@@ -61,12 +163,20 @@ class Space:
         narrow = float(np.asarray(middle, dtype=self.facts.dtype))
         return narrow if low < narrow < high else None
 
+    def threshold(self, low: float, high: float) -> float:
+        """The roundest number from low on and below high, points on the two sides of a threshold."""
+        if self.facts.dtype.kind in "iub" or high - low >= 1:
+            return 0.5 * (low + high)
+        for decimals in range(_FINEST):
+            for step in (s * 10.0**-decimals for s in _STEPS):
+                found = step * math.ceil(low / step)
+                if low <= found < high:
+                    return found
+        return 0.5 * (low + high)
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Box:
-    """A region that gave one identity wherever it was asked."""
-
-    low: FloatArray
-    high: FloatArray
-    identity: bytes
-    answer: FloatArray
+    def share(self, region: Region) -> float:
+        """A box's part of the whole space, in [0, 1]."""
+        wide = self.high > self.low
+        wide[list(self.values)] = False
+        parts = (region.high[wide] - region.low[wide]) / (self.high[wide] - self.low[wide])
+        return float(parts.prod()) * math.prod(float(allowed.mean()) for allowed in region.allowed.values())

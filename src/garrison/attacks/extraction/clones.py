@@ -126,27 +126,32 @@ def train_clone(x: Array, targets: FloatArray, facts: OracleFacts, recipe: Recip
         return lambda rows: np.full((len(rows), facts.classes), 1.0 / facts.classes, dtype=np.float32)
     generator = torch.Generator().manual_seed(seed)
     scale = scaling(x, facts)
-    net: nn.Module = _fresh(facts, generator)
+    net: nn.Module = fresh(facts, generator)
     with torch.inference_mode(mode=False):
         rows = scale(torch.as_tensor(x.astype(np.float32)))
         goals = torch.as_tensor(targets.astype(np.float32))
-        net = _descend(net, rows, goals, _weights(goals, recipe.balance), recipe, generator)
+        net = descend(net, rows, goals, recipe, generator)
     whole = nn.Sequential(scale, net).eval()
-    return lambda asked: _answer(whole, asked)
+    return lambda asked: answer(whole, asked)
 
 
-def _fresh(facts: OracleFacts, generator: torch.Generator) -> nn.Sequential:
-    """A network with weights and biases uniform within 1 / sqrt(fan-in), the layers' usual start, from its own generator."""
+def fresh(facts: OracleFacts, generator: torch.Generator) -> nn.Sequential:
+    """A new network of the kind that `network` gives."""
     with torch.device("meta"):
         net = network(facts.shape, facts.classes)
-    net = net.to_empty(device="cpu")
+    net = reset(net.to_empty(device="cpu"), generator)
+    return net.to(memory_format=torch.channels_last) if is_image(facts.shape) else net  # type: ignore[call-overload]
+
+
+def reset(net: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
+    """The network with weights and biases uniform within 1 / sqrt(fan-in), the layers' usual start, from its own generator."""
     for layer in net:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bound = 1.0 / math.sqrt(layer.weight[0].numel())
             for tensor in (layer.weight, layer.bias):
                 if tensor is not None:
                     nn.init.uniform_(tensor, -bound, bound, generator=generator)
-    return net.to(memory_format=torch.channels_last) if is_image(facts.shape) else net  # type: ignore[call-overload]
+    return net
 
 
 def _weights(targets: torch.Tensor, balance: float) -> torch.Tensor:
@@ -159,15 +164,23 @@ def _weights(targets: torch.Tensor, balance: float) -> torch.Tensor:
     return weights / weights.mean()
 
 
-def _descend(
+def descend(
     net: nn.Module,
     rows: torch.Tensor,
     targets: torch.Tensor,
-    weights: torch.Tensor,
     recipe: Recipe,
     generator: torch.Generator,
 ) -> nn.Module:
-    """The trained network; `net` itself is trained along the way."""
+    """The trained network; `net` itself is trained along the way.
+
+    Args:
+        net: gives logits.
+        rows: as the network takes them.
+        targets: (rows, classes), probabilities.
+        recipe: see `Recipe`.
+        generator: of the order of rows.
+    """
+    weights = _weights(targets, recipe.balance)
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
@@ -194,7 +207,8 @@ def _descend(
 
 
 @torch.inference_mode()
-def _answer(net: nn.Module, asked: Array) -> FloatArray:
+def answer(net: nn.Module, asked: Array) -> FloatArray:
+    """The network's probabilities for rows (n, *shape), in slices."""
     parts = torch.split(torch.as_tensor(asked.astype(np.float32)), _SLICE)
     found: FloatArray = torch.cat([torch.softmax(net(part), dim=1) for part in parts]).numpy()
     return found

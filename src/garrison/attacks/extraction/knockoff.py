@@ -7,23 +7,27 @@ against the probabilities where the service gives them, against the first class 
 Training follows the paper but for one thing: rows are weighted so that all answered classes count alike, because digits shown to a
 model of clothes are called a sandal most of the time, and a thief wants the other classes too.
 
-Not covered: the adaptive strategy of the paper, data augmentation, repeated questions, and a thief who looks for misinformed
+Not covered: the adaptive strategy of the paper (see knockoff-adaptive), data augmentation, repeated questions, and a thief who looks for misinformed
 answers. The rows of a smaller budget are the first rows of a larger one.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
-from garrison.attacks.exam import Clone
+from garrison.attacks.exam import Clone, Loot
 from garrison.attacks.extraction.clones import Recipe, train_clone
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import Answers, MeteredOracle
+from garrison.attacks.oracle import Answers, MeteredOracle, OracleFacts
 from garrison.types import Array, FloatArray
+
+ROUND_STEPS = 50
+"""Least steps of a training between two rounds."""
 
 
 class Knockoff(Attack, frozen=True):
@@ -58,7 +62,14 @@ class Knockoff(Attack, frozen=True):
         """The parameters as the training takes them."""
         return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
 
-    def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:
+    def recipe_of(self, epochs: int) -> Recipe:
+        """The same with so many passes, for trainings between two rounds of questions."""
+        return replace(self.recipe, epochs=epochs, fewest_steps=min(self.fewest_steps, ROUND_STEPS))
+
+    def obstacle(self, facts: OracleFacts) -> str:
+        return "it learns classes, and the service answers real values" if facts.regression else ""
+
+    def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone | Loot:
         asked = surrogate_rows(knowledge, rng, oracle.remaining)
         seed = int(rng.integers(2**63))
         answers = oracle.query(asked)

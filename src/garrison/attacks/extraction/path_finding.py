@@ -1,8 +1,8 @@
-"""Path finding: a decision tree, leaf by leaf, from the probabilities that it answers.
+"""Path finding: a decision tree, leaf by leaf, from the probabilities or values that it answers.
 
 Tramer et al., "Stealing Machine Learning Models via Prediction APIs" (USENIX Security 2016), section 4.2, algorithm 1. All inputs
-that reach one leaf get one answer, its *identity*. From an input the thief looks along every feature for where the identity changes;
-what lies between is the leaf's box, and beyond each of its faces lies another leaf.
+that reach one leaf get one answer, its *identity*. From an input the thief looks along every number for where the identity changes,
+and asks every other value of every category; what agrees is the leaf's box, and beyond each of its faces lies another leaf.
 
 Three things differ from the paper, and save most of the questions or mend what it cannot do:
 
@@ -17,23 +17,21 @@ no drawn point met, which is smaller the more points are drawn; answers that dif
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
-from garrison.attacks.exam import Clone
-from garrison.attacks.extraction.boxes import Box, Space
+from garrison.attacks.exam import Loot
+from garrison.attacks.extraction.boxes import Box, Region, Space
+from garrison.attacks.extraction.leaves import SpentError, Tree, moved, tree_obstacle
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import MeteredOracle, OracleFacts
-from garrison.types import Array, BoolArray, FloatArray
+from garrison.types import FloatArray
 
-_ROWS_AT_ONCE = 256
-REFUSED = b""
-"""The identity of what the service does not answer."""
+_CORNERS = 2
 
 
 class PathFinding(Attack, frozen=True):
@@ -51,7 +49,7 @@ class PathFinding(Attack, frozen=True):
 
     epsilon: float = 1e-3
     checks: int = 8
-    doubts: int = 4
+    doubts: int = 12
     sweep: int = 2000
 
     def __post_init__(self) -> None:
@@ -61,130 +59,49 @@ class PathFinding(Attack, frozen=True):
             raise ValueError("checks, doubts and sweep must be at least 0")
 
     def obstacle(self, facts: OracleFacts) -> str:
-        if not facts.soft:
-            return "leaves are told apart by their probabilities, and the service releases labels alone"
-        if not (np.isfinite(facts.low).all() and np.isfinite(facts.high).all()):
-            return "it needs the range of every feature, and the service does not state all of them"
-        return ""
+        return tree_obstacle(facts)
 
-    def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:
-        space = Space.of(oracle.facts, self.epsilon)
+    def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
+        space = Space.of(oracle.facts, self.epsilon, knowledge.categorical)
         surrogate = space.flat(knowledge.surrogate)
         explorer = Explorer(Tree(oracle, space), rng, surrogate, self.checks)
+        finished = False
         try:
-            explorer.explore(space.draw(rng, space.low, space.high, 1))
-            for points in _sweeps(space, surrogate, self.sweep, rng):
-                explorer.explore(explorer.tree.outside(points))
-            if self.doubts:
-                explorer.doubt(self.doubts)
+            explorer.explore([space.draw(rng, space.whole)])
+            left = True
+            while left:  # what a doubt took away may leave a gap
+                left = False
+                for points in sweeps(space, surrogate, self.sweep, rng):
+                    uncovered = explorer.tree.outside(points)
+                    left = left or bool(uncovered)
+                    explorer.explore(uncovered)
+                left = explorer.doubt(self.doubts) or left
+            finished = True
         except SpentError:
             pass  # what is known by now is the loot
-        tree = explorer.tree
-        return lambda rows: tree.predict(space.flat(rows))
+        return tree_loot(explorer.tree, finished=finished)
 
 
-class SpentError(Exception):
-    """The budget is used up."""
+def tree_loot(tree: Tree, *, finished: bool) -> Loot:
+    """The leaves as a clone, and what the attack says of itself: whether all its own checks agreed, and what they cannot see."""
+    space, leaves = tree.space, len(tree.boxes)
+    told = {
+        "leaves found": float(leaves),
+        "questions a leaf": tree.oracle.rows / max(1, leaves),
+        "leaves that share their answer": float(len(tree.shared())),
+        "exact by its own check": float(finished and not tree.refused),
+    }
+    return Loot(lambda rows: tree.predict(space.flat(rows)), told)
 
 
-@dataclass(slots=True)
-class Tree:
-    """The service, and what is known of it.
-
-    Attributes:
-        thresholds: by feature, (last point before, first point behind) of each threshold found, rising.
-    """
-
-    oracle: MeteredOracle
-    space: Space
-    boxes: list[Box] = field(default_factory=list)
-    thresholds: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-    _asked: dict[bytes, tuple[bytes, FloatArray]] = field(default_factory=dict)
-    _low: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
-    _high: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
-
-    def identities(self, points: FloatArray) -> list[bytes]:
-        """What the service answers to points (n, features); those in a known box, or asked before, cost nothing."""
-        place = self.place(points)
-        rows = self.space.rows(points)
-        keys = [row.tobytes() for row in rows]
-        new = {key: i for i, key in enumerate(keys) if place[i] < 0 and key not in self._asked}
-        if new:
-            self._ask(rows, list(new.values()), list(new))
-        return [self.boxes[p].identity if p >= 0 else self._asked[key][0] for p, key in zip(place, keys, strict=True)]
-
-    def fresh_identities(self, points: FloatArray) -> list[bytes]:
-        """`identities`, asked of the service also in known boxes."""
-        boxes, self.boxes = self.boxes, []
-        try:
-            return self.identities(points)
-        finally:
-            self.boxes = boxes
-
-    def shared(self) -> list[Box]:
-        """The boxes whose identity another box has too."""
-        counts = Counter(box.identity for box in self.boxes)
-        return [box for box in self.boxes if counts[box.identity] > 1]
-
-    def identity(self, point: FloatArray) -> bytes:
-        return self.identities(point[np.newaxis])[0]
-
-    def answer(self, point: FloatArray) -> FloatArray:
-        """What the service answered to a point that was asked."""
-        return self._asked[self.space.rows(point[np.newaxis])[0].tobytes()][1]
-
-    def place(self, points: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """The number of a known box for each point, -1 where there is none."""
-        found = np.full(len(points), -1, dtype=np.int64)
-        if not self.boxes:
-            return found
-        for first in range(0, len(points), _ROWS_AT_ONCE):
-            part = points[first : first + _ROWS_AT_ONCE, np.newaxis]
-            inside = np.logical_and.reduce((part >= self._low) & (part <= self._high), axis=2)
-            found[first : first + _ROWS_AT_ONCE] = np.where(inside.any(axis=1), inside.argmax(axis=1), -1)
-        return found
-
-    def outside(self, points: FloatArray) -> list[FloatArray]:
-        """Those of the points that lie in no known box."""
-        return list(points[self.place(points) < 0])
-
-    def add(self, box: Box) -> None:
-        self.boxes.append(box)
-        self._index()
-
-    def remove_around(self, point: FloatArray, identity: bytes) -> None:
-        """Drop every box that claims a point whose identity is another."""
-        wrong = [((point >= b.low) & (point <= b.high)).all() and b.identity != identity for b in self.boxes]
-        self.boxes = [b for b, bad in zip(self.boxes, wrong, strict=True) if not bad]
-        self._index()
-
-    def _index(self) -> None:
-        self._low = np.array([b.low for b in self.boxes])
-        self._high = np.array([b.high for b in self.boxes])
-
-    def predict(self, points: FloatArray) -> FloatArray:
-        """The answer of the box that holds each point, or of the nearest one; shape (n, classes)."""
-        classes = self.space.facts.classes
-        if not self.boxes:
-            return np.full((len(points), classes), 1.0 / classes)
-        place = self.place(points)
-        width = np.where(self.space.high > self.space.low, self.space.high - self.space.low, 1.0)
-        for i in np.flatnonzero(place < 0):
-            away = np.maximum(self._low - points[i], 0) + np.maximum(points[i] - self._high, 0)
-            place[i] = (away / width).sum(axis=1).argmin()
-        return np.array([self.boxes[p].answer for p in place])
-
-    def _ask(self, rows: Array, numbers: Sequence[int], keys: Sequence[bytes]) -> None:
-        classes = self.space.facts.classes
-        for first in range(0, len(numbers), _ROWS_AT_ONCE):
-            part = numbers[first : first + _ROWS_AT_ONCE]
-            if len(part) > self.oracle.remaining:
-                raise SpentError
-            answers = self.oracle.query(rows[part])
-            p = np.full((len(part), classes), np.nan) if answers.probabilities is None else answers.probabilities
-            for key, row, good in zip(keys[first:], p, answers.usable, strict=False):
-                even = np.full(classes, 1.0 / classes)
-                self._asked[key] = (row.tobytes(), row.astype(np.float64)) if good else (REFUSED, even)
+def sweeps(space: Space, surrogate: FloatArray, count: int, rng: np.random.Generator) -> Iterable[FloatArray]:
+    """Points from everywhere, then points that take each feature from a surrogate row of their own."""
+    half = count // 2
+    if half:
+        yield np.array([space.draw(rng, space.whole) for _ in range(half)])
+    if len(surrogate):
+        mixed = surrogate[rng.integers(len(surrogate), size=(count - half, len(space.low))), np.arange(len(space.low))]
+        yield np.clip(mixed, space.low, space.high)
 
 
 @dataclass(slots=True)
@@ -195,34 +112,42 @@ class Explorer:
     rng: np.random.Generator
     surrogate: FloatArray
     checks: int
+    sure: list[Box] = field(default_factory=list)
 
-    def doubt(self, draws: int) -> None:
+    def doubt(self, draws: int) -> bool:
         """Look closer at boxes that share their identity with another: along a line they may have been taken for one leaf.
+
+        Returns:
+            Whether any of them was wrong.
 
         Raises:
             SpentError: the budget is used up.
         """
-        sure: list[Box] = []
-        while doubtful := [box for box in self.tree.shared() if not any(box is other for other in sure)]:
+        any_wrong = False
+        while draws and (doubtful := [b for b in self.tree.shared() if not any(b is other for other in self.sure)]):
             box = doubtful[0]
-            sure.append(box)
-            points = np.array([self._draw(box.low, box.high) for _ in range(draws)])
+            self.sure.append(box)
+            points = np.array([self.tree.draw(self.rng, box.region, self.surrogate) for _ in range(draws)])
             found = self.tree.fresh_identities(points)
             wrong = [i for i, identity in enumerate(found) if identity != box.identity]
             for i in wrong:
                 self.tree.remove_around(points[i], found[i])
             if wrong:
+                any_wrong = True
                 self.explore([*points, *points[wrong]])  # the last come first: they bound the others
+        return any_wrong
 
     def explore(self, points: Iterable[FloatArray]) -> None:
         """Find the boxes of these points, and of all that are reached from there.
 
         Raises:
-            SpentError: the budget is used up.
+            SpentError: the budget is used up, or this is no tree.
         """
         waiting = list(points)
         while waiting:
             point = waiting.pop()
+            if self.tree.is_smooth():
+                raise SpentError
             if self.tree.place(point[np.newaxis])[0] < 0:
                 waiting += self._box_of(point)
 
@@ -230,119 +155,100 @@ class Explorer:
         """Add the box around x; returns points behind its faces, and points that it was cut off from."""
         tree, space = self.tree, self.tree.space
         own = tree.identity(x)
-        low, high = space.low.copy(), space.high.copy()
+        region = space.whole
+        numbers = [i for i in range(len(x)) if i not in space.values]
+        ends = [(i, float(bound[i])) for i in numbers for bound in (space.low, space.high)]
+        ends += [(i, float(value)) for i, values in space.values.items() for value in values]
+        points = np.array([moved(x, i, end) for i, end in ends])
         behind: list[FloatArray] = []
-        ends = np.array([_moved(x, i, end[i]) for i in range(len(x)) for end in (low, high)])
-        for k, identity in enumerate(tree.identities(ends)):
-            if identity != own:
-                i, bound = k // 2, (low, high)[k % 2]
-                near, far = self._change(x, i, float(bound[i]))
-                bound[i] = 0.5 * (near + far)
-                behind.append(_moved(x, i, far))
-        self._cut_from_known(x, own, low, high)
-        behind += self._check(x, own, low, high)
-        tree.add(Box(low, high, own, tree.answer(x)))
-        return behind
+        for (i, end), point, identity in zip(ends, points, tree.identities(points), strict=True):
+            if identity == own:
+                continue
+            region, at = self._cut(region, x, i, end)
+            behind.append(moved(point, i, at))
+        region = self._cut_from_known(x, own, region)
+        region, off = self._check(x, own, region)
+        tree.add(Box(region, own, tree.answer(x)))
+        return behind + off
 
-    def _change(self, x: FloatArray, i: int, end: float) -> tuple[float, float]:
-        """Where, from x along feature i to an end of another identity, it changes: the points before and behind.
+    def _cut(self, region: Region, x: FloatArray, i: int, end: float) -> tuple[Region, float]:
+        """The part of a region around x that ends before the identity changes along a feature, and the first value behind."""
+        near, far = self.tree.change(x, i, end)
+        if i in self.tree.space.values:
+            others = self.tree.space.values[i] != far
+            return region.only(i, others), far
+        return region.cut(i, self.tree.threshold(near, far), below=far > near), far
 
-        Thresholds that are known are tried first, from the middle one on, as if each lay on x's own way.
-        """
-        own = self.tree.identity(x)
-        known = self.tree.thresholds.setdefault(i, [])
-        near, far = float(x[i]), end
-        rising = far > near
-        between = [t if rising else t[::-1] for t in known if min(near, far) < t[0] and t[1] < max(near, far)]
-        between = between if rising else between[::-1]
-        while between:
-            middle = len(between) // 2
-            before, after = between[middle]
-            if self.tree.identity(_moved(x, i, after)) == own:
-                near, between = after, between[middle + 1 :]
-            elif self.tree.identity(_moved(x, i, before)) == own:
-                return before, after
-            else:
-                far, between = before, between[:middle]
-        while (middle_at := self.tree.space.middle(min(near, far), max(near, far), i)) is not None:
-            if self.tree.identity(_moved(x, i, middle_at)) == own:
-                near = middle_at
-            else:
-                far = middle_at
-        known.append((min(near, far), max(near, far)))
-        known.sort()
-        return near, far
-
-    def _cut_from_known(self, x: FloatArray, own: bytes, low: FloatArray, high: FloatArray) -> None:
+    def _cut_from_known(self, x: FloatArray, own: bytes, region: Region) -> Region:
         """Make the box end where it would overlap a known one of another identity."""
+        numbers = {i: number[0] for i, number in self._numbers(x).items()}
         for box in self.tree.boxes:
-            if box.identity == own or (np.minimum(high, box.high) <= np.maximum(low, box.low)).any():
+            known = box.region
+            if box.identity == own or not region.overlaps(known):
                 continue
             # Of the features on which x lies outside the other box, the one that costs the least of this one.
-            left = np.where(x < box.low, (high - box.low) / (high - low), np.inf)
-            right = np.where(x > box.high, (box.high - low) / (high - low), np.inf)
-            i = int(np.minimum(left, right).argmin())
-            if left[i] <= right[i]:
-                high[i] = box.low[i]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                wide = region.high - region.low
+                left = np.where((x <= known.low) & (wide > 0), (region.high - known.low) / wide, np.inf)
+                right = np.where((x > known.high) & (wide > 0), (known.high - region.low) / wide, np.inf)
+            left[list(numbers)] = right[list(numbers)] = np.inf
+            costs = np.minimum(left, right)
+            for i, number in numbers.items():
+                if not known.allowed[i][number]:
+                    costs[i] = (region.allowed[i] & known.allowed[i]).sum() / region.allowed[i].sum()
+            i = int(costs.argmin())
+            if not np.isfinite(costs[i]):
+                continue
+            if i in numbers:
+                region = region.only(i, ~known.allowed[i])
             else:
-                low[i] = box.high[i]
+                below = bool(left[i] <= right[i])
+                region = region.cut(i, float(known.low[i] if below else known.high[i]), below=below)
+        return region
 
-    def _check(self, x: FloatArray, own: bytes, low: FloatArray, high: FloatArray) -> list[FloatArray]:
-        """Draw points from the box; where one has another identity, cut the box between them and draw again."""
+    def _numbers(self, x: FloatArray) -> Mapping[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        return {i: self.tree.space.number_of(i, x[i : i + 1]) for i in self.tree.space.values}
+
+    def _check(self, x: FloatArray, own: bytes, region: Region) -> tuple[Region, list[FloatArray]]:
+        """Its two corners, and points drawn from the box; where one has another identity, cut the box between them and draw again."""
         off: list[FloatArray] = []
         agreed = 0
         while agreed < self.checks:
-            point = self._draw(low, high)
+            if agreed < _CORNERS:
+                point = self.tree.corner(self.rng, region, high=agreed > 0)
+            else:
+                point = self.tree.draw(self.rng, region, self.surrogate)
             if self.tree.identity(point) == own:
                 agreed += 1
                 continue
             agreed = 0
-            i, near, far = self._walk(x, point, own)
-            bound = high if x[i] <= near < far or x[i] < far else low
-            bound[i] = 0.5 * (near + far)
+            i, station = walk(self.tree, self.rng, x, point)
+            before = station.copy()
+            before[i] = x[i]
+            smaller, _ = self._cut(region, before, i, float(point[i]))
+            if not region.larger_than(smaller):
+                break  # two answers closer than epsilon: there is nothing left to cut
+            region = smaller
             off.append(point)
-        return off
+        return region, off
 
-    def _draw(self, low: FloatArray, high: FloatArray) -> FloatArray:
-        """A point of a box: drawn evenly, or every other time with the values of surrogate rows where some lie in the box."""
-        point: FloatArray = self.tree.space.draw(self.rng, low, high, 1)[0]
-        if len(self.surrogate) and self.rng.random() < 0.5:
-            values = self.surrogate[self.rng.integers(len(self.surrogate), size=len(low)), np.arange(len(low))]
-            inside: BoolArray = (values >= low) & (values <= high)
-            point[inside] = values[inside]
+
+def walk(tree: Tree, rng: np.random.Generator, x: FloatArray, y: FloatArray) -> tuple[int, FloatArray]:
+    """On a way from x to y, which have different identities, that changes one feature after the other: the feature with which the
+    identity of x is lost, and the point behind it."""
+    own = tree.identity(x)
+    order = rng.permutation(np.flatnonzero((x != y) & ~(np.isnan(x) & np.isnan(y))))
+
+    def station(k: int) -> FloatArray:
+        point = x.copy()
+        point[order[:k]] = y[order[:k]]
         return point
 
-    def _walk(self, x: FloatArray, y: FloatArray, own: bytes) -> tuple[int, float, float]:
-        """A feature, and where on it the identity changes, on a way from x to y that changes one feature after the other."""
-        order = self.rng.permutation(len(x))
-
-        def station(k: int) -> FloatArray:
-            point = x.copy()
-            point[order[:k]] = y[order[:k]]
-            return point
-
-        same, other = 0, len(x)
-        while other - same > 1:
-            middle = (same + other) // 2
-            if self.tree.identity(station(middle)) == own:
-                same = middle
-            else:
-                other = middle
-        i = int(order[same])
-        near, far = self._change(station(same), i, float(y[i]))
-        return i, near, far
-
-
-def _moved(x: FloatArray, i: int, value: float) -> FloatArray:
-    found = x.copy()
-    found[i] = value
-    return found
-
-
-def _sweeps(space: Space, surrogate: FloatArray, count: int, rng: np.random.Generator) -> Iterable[FloatArray]:
-    """Points from everywhere, then points that take each feature from a surrogate row of their own."""
-    half = count // 2
-    yield space.draw(rng, space.low, space.high, half)
-    if len(surrogate):
-        mixed = surrogate[rng.integers(len(surrogate), size=(count - half, len(space.low))), np.arange(len(space.low))]
-        yield np.clip(mixed, space.low, space.high)
+    same, other = 0, len(order)
+    while other - same > 1:
+        middle = (same + other) // 2
+        if tree.identity(station(middle)) == own:
+            same = middle
+        else:
+            other = middle
+    return int(order[same]), station(other)

@@ -28,8 +28,9 @@ def imagined_answers(rng: np.random.Generator, rows: int, classes: int) -> Float
 
 def bent(p: FloatArray, mechanism: Mechanism, rng: np.random.Generator) -> FloatArray:
     """The probabilities as the imagined defense would answer them; shape (rows, classes)."""
-    found = _MECHANISMS[mechanism](p, rng).clip(min=0.0) + _SMALL
-    return found / found.sum(axis=1, keepdims=True)
+    raw = _MECHANISMS[mechanism](p, rng).clip(min=0.0) + _SMALL
+    found: FloatArray = raw / raw.sum(axis=1, keepdims=True)
+    return found
 
 
 def _misinformation(p: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -50,7 +51,8 @@ def _reverse_sigmoid(p: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Lee et al., "Defending Against Neural Network Model Stealing Attacks Using Deceptive Perturbations" (2019), equation 4."""
     beta, gamma = rng.uniform(0.2, 0.9, (len(p), 1)), rng.uniform(0.1, 1.0, (len(p), 1))
     q = p.clip(_SMALL, 1 - _SMALL)
-    return p - beta * (1.0 / (1.0 + (q / (1 - q)) ** -gamma) - 0.5)
+    found: FloatArray = p - beta * (1.0 / (1.0 + (q / (1 - q)) ** -gamma) - 0.5)
+    return found
 
 
 def _rounding(p: FloatArray, rng: np.random.Generator) -> FloatArray:

@@ -15,7 +15,7 @@ from garrison.attacks.draws import jittered
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, MeteredOracle, OracleFacts
 from garrison.attacks.tactics.common import nearest
-from garrison.types import Array, FloatArray
+from garrison.types import Array, BoolArray, FloatArray
 
 
 class Repeats(Tactic, frozen=True):
@@ -74,7 +74,7 @@ def averaged(parts: list[Answers], facts: OracleFacts) -> Answers:
         rows = np.flatnonzero(part.usable)
         votes[rows, part.labels[rows]] += 1.0
     first = votes.argmax(axis=1) if p is None else np.nan_to_num(p).argmax(axis=1)
-    refused = np.stack([part.refused for part in parts]).all(axis=0)
+    refused: BoolArray = np.asarray(np.stack([part.refused for part in parts]).all(axis=0))
     return Answers(
         np.where(count > 0, first, -1), p, refused, ~refused & (count == 0), mean([part.values for part in parts])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 BACKENDS: dict[str, str] = {
+    "nitro": "garrison.enclave.backends.nitro:Nitro",
     "none": "garrison.enclave.backends.none:NoIsolation",
     "process": "garrison.enclave.backends.process:ProcessEnclave",
     "sgx": "garrison.enclave.backends.gramine:Gramine",

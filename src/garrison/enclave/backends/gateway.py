@@ -12,6 +12,7 @@ from garrison.bundle.reader import verify
 from garrison.enclave.card import service_card
 from garrison.enclave.host import Launch, Pending
 from garrison.enclave.service import Service
+from garrison.enclave.snapshots import keep_state
 from garrison.errors import ConfigError, NotFoundError
 from garrison.protocol.messages import Ask, Reply
 from garrison.upstream.scorer import UpstreamScorer
@@ -39,6 +40,7 @@ class Gateway:
             scorer=self._scorer,
         )
         self.card = service_card(self._service, "none")
+        self._keeper = keep_state(self._service.caller_state, start.snapshots, self._service.manifest_digest)
 
     @property
     def ready(self) -> bool:
@@ -60,4 +62,6 @@ class Gateway:
         self._scorer.probe()
 
     def stop(self) -> None:
+        if self._keeper is not None:
+            self._keeper.stop()
         self._scorer.close()

@@ -18,6 +18,7 @@ from garrison.enclave.levels import check_level
 from garrison.enclave.quotes import Quoter
 from garrison.enclave.quotes.gramine import GramineQuoter
 from garrison.enclave.service import Service
+from garrison.enclave.snapshots import keep_state
 from garrison.protocol.messages import Ask, Reply
 
 
@@ -45,6 +46,7 @@ class Gramine:
         )
         self.card = service_card(self._service, asked.technology, technology=asked.technology)
         check_level(start.require, self.card.isolation, self.card.technology, {}, {})
+        self._keeper = keep_state(self._service.caller_state, start.snapshots, self._service.manifest_digest)
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
         return self._service.answer(asks)
@@ -53,4 +55,6 @@ class Gramine:
         return self._service.evidence(nonce, {})
 
     def stop(self) -> None:
-        """Nothing to end: the service lives and dies with this process."""
+        """The service lives and dies with this process; what it remembers of callers is written down."""
+        if self._keeper is not None:
+            self._keeper.stop()

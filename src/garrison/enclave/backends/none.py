@@ -9,6 +9,7 @@ from garrison.bundle.reader import verify
 from garrison.enclave.card import service_card
 from garrison.enclave.host import Launch
 from garrison.enclave.service import Service
+from garrison.enclave.snapshots import keep_state
 from garrison.errors import IsolationError, NotFoundError
 from garrison.protocol.messages import Ask, Reply
 
@@ -33,7 +34,9 @@ class NoIsolation:
             parameter_memory=start.parameter_memory,
             signing_key=start.signing_key,
         )
+        self._service.load_ahead()
         self.card = service_card(self._service, "none")
+        self._keeper = keep_state(self._service.caller_state, start.snapshots, self._service.manifest_digest)
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
         return self._service.answer(asks)
@@ -42,4 +45,7 @@ class NoIsolation:
         raise NotFoundError("this service runs without an enclave (isolation none), so it has no evidence to show")
 
     def stop(self) -> None:
-        """Nothing to end: the service lives and dies with this process."""
+        """The service lives and dies with this process; what it remembers of callers is written down, and the thread that loads ends."""
+        self._service.stop_loading()
+        if self._keeper is not None:
+            self._keeper.stop()

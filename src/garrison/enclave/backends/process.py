@@ -17,16 +17,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import msgspec
 
 from garrison.attest.evidence import Evidence
-from garrison.enclave.conversation import Asked, Conversation, replies_of
+from garrison.enclave.conversation import Asked, Conversation, is_at_fault
 from garrison.enclave.host import Launch, ServiceCard
 from garrison.enclave.levels import FULL, check_level
-from garrison.enclave.program import Program, spawn
+from garrison.enclave.program import LOG_SECONDS, Program, spawn
 from garrison.enclave.quotes import Quoter
-from garrison.enclave.talk import Attest, Attested, Call, Ready, Start
+from garrison.enclave.snapshots import SnapshotKeeper, Snapshots
+from garrison.enclave.talk import Ready, Start
 from garrison.errors import FrameError, GarrisonError, IsolationError, UnavailableError
 from garrison.protocol.messages import Ask, Reply
 
@@ -58,7 +60,7 @@ class Worker:
     def __init__(self, start: Launch, program: Program | None = None) -> None:
         self.born = time.monotonic()
         running = spawn(start.secret_heap_bytes, start.lines) if program is None else program
-        self.process = running.process
+        self.process, self._log = running.process, running.log
         self._lines = list(running.lines)
         self._talk = Conversation(running.pipe, start.limits, START_SECONDS, self._kill)
         try:
@@ -69,8 +71,8 @@ class Worker:
             raise
         self.card: ServiceCard = ready.card
         self.mend = ready.mend
-        self.ask = self._talk.ask
-        self.begin = self._talk.begin
+        self.call, self.begin, self.attest = self._talk.call, self._talk.begin, self._talk.attest
+        self.resume, self.take_snapshot = self._talk.resume, self._talk.take_snapshot
 
     def take_line(self) -> socket.socket | None:
         """The end of a pipe that nobody has used; None where there is none left."""
@@ -86,6 +88,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._kill()
             self.process.wait()
+        self._log.join(LOG_SECONDS)
 
     def _introduce(self, start: Launch) -> Ready:
         answer = self._talk.ask(
@@ -103,7 +106,9 @@ class Worker:
             raise FrameError("the enclave's process begins with another message than that it is ready")
         return answer
 
-    def _kill(self, _: FrameError | None = None) -> None:
+    def _kill(self, error: FrameError | None = None) -> None:
+        if error is not None and is_at_fault(error):
+            logger.error("the enclave's process is late or lies, and is ended: %s", error)
         with contextlib.suppress(OSError):
             self.process.kill()
 
@@ -120,9 +125,13 @@ class ProcessEnclave:
 
     Attributes:
         on_change: called, on another thread, when a fresh worker has taken a dead one's place.
+        keeps_spare: have another program wait with its libraries loaded.
     """
 
     on_change: Callable[[], None] | None = None
+    keeps_spare: ClassVar[bool] = True
+    _snapshots: Snapshots | None = None
+    """Made when the first worker says that its guard remembers callers."""
 
     def __init__(self, start: Launch, quoter: Quoter | None = None) -> None:
         self._start = start
@@ -131,10 +140,16 @@ class ProcessEnclave:
         self._spare = start.program
         try:
             self._worker: Worker | None = self._checked()
-        except FrameError as error:
-            raise IsolationError(f"the enclave's process ended while it started ({error}); its log says why") from error
+        except BaseException as error:
+            if self._snapshots is not None:
+                self._snapshots.close()
+            if isinstance(error, FrameError):
+                why = f"the enclave's process ended while it started ({error}); its log says why"
+                raise IsolationError(why) from error
+            raise
         self._card = self._vouched(self._worker.card)
         _tell(self._worker)
+        self._snapshot_keeper = None if self._snapshots is None else SnapshotKeeper(self._snapshots, self._snapshot)
         self._keeper = threading.Thread(target=self._keep, name="garrison-enclave", daemon=True)
         self._keeper.start()
 
@@ -157,7 +172,7 @@ class ProcessEnclave:
         return self._present().process.pid
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
-        return replies_of(self._present().ask(Call(list(asks))), len(asks))
+        return self._present().call(asks)
 
     def begin(self, asks: Sequence[Ask]) -> Asked | None:
         return self._present().begin(asks)
@@ -185,16 +200,15 @@ class ProcessEnclave:
             worker.process.kill()
 
     def evidence(self, nonce: bytes) -> Evidence:
-        answer = self._present().ask(Attest(nonce))
-        if not isinstance(answer, Attested):
-            raise UnavailableError("the enclave's process did not answer what it was asked")
-        evidence = answer.evidence
+        evidence = self._present().attest(nonce)
         if self._quoter is None:
             return evidence
         return msgspec.structs.replace(evidence, quote=self._quoter.quote(evidence.expected_report_data()))
 
     def stop(self) -> None:
         """End the worker, and start no other."""
+        if self._snapshot_keeper is not None:
+            self._snapshot_keeper.stop()
         self._stopping.set()
         worker = self._worker
         if worker is not None:
@@ -202,6 +216,10 @@ class ProcessEnclave:
         self._keeper.join(_END_SECONDS)
         if self._spare is not None:
             self._spare.end()
+
+    def _program(self) -> Program:
+        """A fresh inner program."""
+        return spawn(self._start.secret_heap_bytes, self._start.lines)
 
     def _vouched(self, card: ServiceCard) -> ServiceCard:
         """The worker's card, with the technology of who vouches for it."""
@@ -221,14 +239,26 @@ class ProcessEnclave:
         if spare is not None and spare.process.poll() is not None:
             spare.end()
             spare = None
-        worker = Worker(self._start, spare)
-        card = self._vouched(worker.card)
+        worker = Worker(self._start, self._program() if spare is None else spare)
         try:
+            card = self._vouched(worker.card)
             check_level(self._start.require, card.isolation, card.technology, card.capabilities, worker.mend)
-        except IsolationError:
+            self._resume(worker)
+        except GarrisonError:
             worker.end()
             raise
         return worker
+
+    def _resume(self, worker: Worker) -> None:
+        """Hand a fresh worker what the one before it knew of callers."""
+        if not worker.card.keeps_state:
+            return
+        if self._snapshots is None:
+            self._snapshots = Snapshots(self._start.snapshots, worker.card.manifest_digest)
+        worker.resume(self._snapshots.latest, self._snapshots.key)
+
+    def _snapshot(self) -> bytes | None:
+        return self._present().take_snapshot()
 
     def _keep(self) -> None:
         """Wait for the worker's death, and see to another; until `stop`."""
@@ -251,9 +281,9 @@ class ProcessEnclave:
         """Wait for its death; meanwhile have another program load its libraries, which is most of what a start takes."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return worker.process.wait(SPARE_AFTER_SECONDS)
-        if self._spare is None and not self._stopping.is_set():
+        if self.keeps_spare and self._spare is None and not self._stopping.is_set():
             try:
-                self._spare = spawn(self._start.secret_heap_bytes, self._start.lines)
+                self._spare = self._program()
             except IsolationError as error:
                 logger.warning("there is no spare for the enclave's process: %s", error)
         return worker.process.wait()

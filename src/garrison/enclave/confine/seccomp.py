@@ -12,7 +12,7 @@ import os
 import platform
 import struct
 
-from garrison.enclave.confine.kernel import PR_SET_SECCOMP, prctl
+from garrison.enclave.confine.kernel import syscall
 from garrison.enclave.confine.step import Step
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -70,7 +70,8 @@ _LOAD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 32
 _PROT_EXEC = 4
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
-_MODE_FILTER = 2
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_SET_MODE_FILTER, _ALL_THREADS = 1, 1
 _LITTLE_ENDIAN = "<HBBI"
 
 
@@ -106,14 +107,14 @@ def _only_if(
 
 
 def filter_calls() -> Step:
-    """Allow what is listed from here on. Counts for this thread; wants no-new-privileges. The last step: it forbids the others."""
+    """Allow what is listed from here on. Counts for all threads of this process; wants no-new-privileges. The last step: it forbids the others."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         return Step("seccomp", "", f"there is no list of calls for {machine}, only for {', '.join(_ARCHITECTURES)}")
     code = program(machine, os.getpid())
-    instructions = ctypes.c_char_p(code)
+    filters = _Program(len(code) // 8, ctypes.c_char_p(code))
     try:
-        prctl(PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(_Program(len(code) // 8, instructions)))
+        syscall(_SECCOMP[machine], _SET_MODE_FILTER, _ALL_THREADS, ctypes.addressof(filters))
     except OSError as error:
         return Step("seccomp", "", f"the kernel refuses ({error.strerror}): it takes one with CONFIG_SECCOMP_FILTER")
     return (

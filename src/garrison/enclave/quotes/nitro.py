@@ -11,7 +11,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from garrison.attest.evidence import Quote, Technology
 from garrison.enclave.quotes.device import check_length, device_error
@@ -21,6 +21,9 @@ NSM_DEVICE = Path("/dev/nsm")
 NSM_IOCTL_RAW = 0xC0200A00
 """_IOWR(0x0A, 0x0, struct nsm_raw), of 32 bytes."""
 RESPONSE_BYTES = 0x3000
+
+
+Value = TypeVar("Value", bytes, str)
 
 
 class IoVec(ctypes.Structure):
@@ -51,7 +54,28 @@ class NitroQuoter:
 
     def quote(self, report_data: bytes) -> Quote:
         check_length(report_data)
-        question = {"Attestation": {"user_data": report_data, "nonce": None, "public_key": None}}
+        found = self._ask("Attestation", {"user_data": report_data, "nonce": None, "public_key": None})
+        return Quote(technology="nitro", quote=self._field(found, "document", bytes))
+
+    def measurement(self) -> bytes:
+        """PCR0, over the whole image of the enclave; all zero in debug mode.
+
+        Raises:
+            IsolationError: the module does not answer.
+        """
+        return self._field(self._ask("DescribePCR", {"index": 0}), "data", bytes)
+
+    def name(self) -> str:
+        """What the module calls the enclave that it belongs to.
+
+        Raises:
+            IsolationError: the module does not answer.
+        """
+        return self._field(self._ask("DescribeNSM", None), "module_id", str)
+
+    def _ask(self, request: str, fields: dict[str, Any] | None) -> dict[str, Any]:
+        """A request, and the fields of its response; one without fields is its bare name."""
+        question = request if fields is None else {request: fields}
         try:
             answer = self._cbor.loads(self._exchange(self._cbor.dumps(question)))
         except OSError as error:
@@ -59,11 +83,14 @@ class NitroQuoter:
         except self._cbor.CBORDecodeError as error:
             raise IsolationError(f"{self._device} gave no CBOR") from error
         found = answer if isinstance(answer, dict) else {}
-        inner = found.get("Attestation")
-        document = inner.get("document") if isinstance(inner, dict) else None
-        if not isinstance(document, bytes):
-            raise IsolationError(f"{self._device} refused: {found.get('Error', 'no document')}")
-        return Quote(technology="nitro", quote=document)
+        inner = found.get(request)
+        return inner if isinstance(inner, dict) else {"Error": found["Error"]} if "Error" in found else {}
+
+    def _field(self, found: dict[str, Any], name: str, kind: type[Value]) -> Value:
+        value = found.get(name)
+        if not isinstance(value, kind):
+            raise IsolationError(f"{self._device} refused: {found.get('Error', f'no {name}')}")
+        return value
 
     def _exchange(self, question: bytes) -> bytes:
         asked = ctypes.create_string_buffer(question, len(question))

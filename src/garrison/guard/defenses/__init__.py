@@ -11,4 +11,5 @@ DEFENSES: dict[str, str] = {
     "adaptive-misinformation": "garrison.guard.defenses.adaptive_misinformation:AdaptiveMisinformation",
     "reject-option": "garrison.guard.defenses.reject_option:RejectOption",
     "release": "garrison.guard.defenses.release:Release",
+    "repeat-watch": "garrison.guard.defenses.repeat_watch:RepeatWatch",
 }

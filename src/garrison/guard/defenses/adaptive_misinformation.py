@@ -7,80 +7,90 @@ In-distribution inputs are answered with f(x), out-of-distribution ones with a w
 
 The paper answers with f'(x), a model trained to be wrong. Such an f' collapses to a few classes, which is a fingerprint, and
 it puts the least mass on the true class, which gives that class away. Here f' only *weights* the wrong classes; the owner's
-key picks one of them for each input, never f's own choice, and shapes the rest like an honest answer.
+key picks a class for each input, f's own choice as often as chance, and shapes the rest like an honest answer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from garrison.errors import GuardError
-from garrison.guard.base import Marks, Noise, RowDefense, Rows, Settings, View, raise_not_tighter
+from garrison.guard.base import Marks, Noise, RowDefense, Settings, View, raise_not_tighter
 from garrison.types import FloatArray, ModelFacts, Phase, Task
 
 NEGLIGIBLE = 1e-6
 """Rows with a smaller alpha keep f(x) as it is, rows with a larger one than 1 minus this get m(x): the change would be below
 single precision's rounding."""
+_BAND = math.log(1.0 / NEGLIGIBLE - 1.0)
+MOST_NATS = 85.0
+"""Weights are kept within exp of this, which single precision holds."""
 
 
 def alpha(xp: Any, confidence: Any, tau: float, nu: float) -> Any:
-    """Share of misinformation, shape (rows,), in [0, 1]. The logistic function by tanh, which cannot overflow."""
+    """Share of misinformation in [0, 1], shape (rows,), or one number with `math` as `xp`.
+
+    The logistic function by tanh, which cannot overflow.
+    """
     return 0.5 - 0.5 * xp.tanh((0.5 * nu) * (confidence - tau))
 
 
-def misinform(xp: Any, f: Any, wrong: Any, gumbel: Any, template: Any) -> Any:
-    """An answer that says nothing of f(x) and looks like an honest one, shape (rows, classes).
+def chosen_class(f: list[float], wrong: list[float], gumbel: list[float]) -> int:
+    """The class that the wrong answer names.
 
-    The class is drawn in proportion to f' (Gumbel-max with keyed noise), but f's own first choice at the share of one class
-    among all: if it never came, asking a few dozen near-duplicates would show it by its absence. What each class gets comes from
-    a keyed template, whose largest entry, the last, changes places with that of the class drawn. So neither f nor f' shapes the
-    rest of the answer, and no rank of it tells where the truth is.
+    It is drawn in proportion to f' (Gumbel-max with keyed noise), but f's own first choice at the share of one class among all: if
+    it never came, asking a few dozen near-duplicates would show it by its absence.
 
     Args:
-        f: f(x), shape (rows, classes).
-        wrong: log f'(x), shape (rows, classes).
-        gumbel: keyed Gumbel noise, shape (rows, classes).
-        template: see `templates`, shape (rows, classes).
+        f: f(x).
+        wrong: log f'(x); NaN, of an input that was not checked, weighs nothing.
+        gumbel: keyed Gumbel noise.
     """
-    classes = f.shape[1]
-    numbers = xp.arange(classes)
-    known = xp.where(f == f, f, -math.inf)  # NaN is not itself
-    own_choice = numbers == xp.argmax(known, axis=1, keepdims=True)
-    weights = xp.where(wrong == wrong, wrong, 0.0)  # of an input that was not checked
-    score = xp.where(own_choice, -math.log(classes), weights) + gumbel
-    chosen = numbers == xp.argmax(score, axis=1, keepdims=True)
-    displaced = xp.sum(xp.where(chosen, template, 0.0), axis=1, keepdims=True)
-    return xp.where(chosen, template[:, -1:], xp.where(numbers == classes - 1, displaced, template))
+    scores = [weight + noise if weight == weight else noise for weight, noise in zip(wrong, gumbel, strict=True)]
+    own = f.index(max(f))
+    scores[own] = gumbel[own] - math.log(len(f))
+    return scores.index(max(scores))
 
 
-def templates(xp: Any, rest: Any, margin: Any) -> Any:
-    """Probability vectors whose largest entry is the last, shape (rows, classes).
+def chosen_classes(f: FloatArray, wrong: FloatArray, gumbel: FloatArray) -> npt.NDArray[np.intp]:
+    """`chosen_class` for many rows, of arrays of shape (rows, classes)."""
+    scores = np.where(np.isnan(wrong), 0.0, wrong) + gumbel
+    own = np.where(np.isnan(f), -math.inf, f).argmax(axis=1)
+    own[np.isnan(f[:, 0])] = 0  # as `max` of a list has it
+    every = np.arange(len(f))
+    scores[every, own] = gumbel[every, own] - math.log(f.shape[1])
+    found: npt.NDArray[np.intp] = scores.argmax(axis=1)
+    return found
+
+
+def shares(total: Any, largest: Any, ratio: Any, slip: Any = 0.0) -> tuple[Any, Any]:
+    """What makes probabilities of weights: the factor for each weight, and the probability of one class more, above all of them.
 
     Args:
-        rest: log-probabilities of the other classes, up to a constant, shape (rows, classes - 1).
-        margin: log(p1 / p2), above 0, shape (rows, 1).
+        total: the sum of the weights, a number or one a row.
+        largest: the largest weight.
+        ratio: p2 / p1, below 1.
+        slip: by how much the sum of the probabilities is to miss 1.
     """
-    top = xp.max(rest, axis=1, keepdims=True) + margin
-    e = xp.exp(xp.concat([rest, top], axis=1) - top)
-    return e / xp.sum(e, axis=1, keepdims=True)
+    scale = ratio / largest
+    top = (1.0 + slip) / (1.0 + scale * total)
+    return scale * top, top
 
 
-def between(xp: Any, share: Any, quantiles: tuple[float, ...]) -> Any:
-    """The quantile function of rising, evenly spaced quantiles: linear in between, shape (rows, 1). `share` lies in [0, 1]."""
-    starts = np.arange(len(quantiles) - 1, dtype=np.float32)
-    rises = np.diff(np.asarray(quantiles, np.float32))
-    steps = xp.clip(len(starts) * xp.expand_dims(share, axis=1) - xp.asarray(starts), 0.0, 1.0)
-    return quantiles[0] + xp.sum(steps * xp.asarray(rises), axis=1, keepdims=True)
+def between(share: float, quantiles: tuple[float, ...]) -> float:
+    """The quantile function of rising, evenly spaced quantiles: linear in between. `share` lies in [0, 1]."""
+    place = share * (len(quantiles) - 1)
+    start = min(int(place), len(quantiles) - 2)
+    return quantiles[start] + (place - start) * (quantiles[start + 1] - quantiles[start])
 
 
-def mix(xp: Any, f: Any, m: Any, a: Any) -> Any:
-    """(1 - alpha) f + alpha m; `a` has shape (rows,)."""
-    share = xp.expand_dims(a, axis=1)
-    return (1.0 - share) * f + share * m
+def mix(f: Any, m: Any, a: Any) -> Any:
+    """(1 - alpha) f + alpha m, of numbers or arrays."""
+    return (1.0 - a) * f + a * m
 
 
 class AdaptiveMisinformation(RowDefense, frozen=True):
@@ -125,7 +135,7 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
     @property
     def _band(self) -> float:
         """Distance from tau beyond which alpha is 0 or 1, but for a negligible rest."""
-        return math.log(1.0 / NEGLIGIBLE - 1.0) / self.nu
+        return _BAND / self.nu
 
     def check(self, facts: ModelFacts) -> None:
         if facts.task is not Task.CLASSIFICATION or facts.outputs < 3:
@@ -138,41 +148,72 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
 
     def noise_drawer(self, facts: ModelFacts) -> Callable[[np.random.Generator, int], FloatArray]:
         classes = facts.outputs
+        rounding = 0.5 * float(np.finfo(facts.value_dtype).eps)
 
         def draw(rng: np.random.Generator, rows: int) -> FloatArray:
-            columns = (rng.gumbel(size=(rows, classes)), rng.normal(size=(rows, classes - 1)))
-            return np.concatenate(columns, axis=1).astype(np.float32)
+            third = self.tail_scale / math.sqrt(3.0)  # of them make the log of a weight
+            gumbel, nats = rng.gumbel(size=(rows, classes)), third * rng.normal(size=(rows, classes - 1))
+            weights = np.exp(np.clip(nats, -MOST_NATS, MOST_NATS))
+            slips = rounding * rng.normal(size=(rows, 1))
+            return np.concatenate([gumbel, weights, slips], axis=1).astype(np.float32)
 
         return draw
 
     def settings(self, facts: ModelFacts) -> Settings:
-        return {"tau": np.asarray(self.tau, facts.value_dtype)}
+        return {"sure": np.asarray(self.tau + self._band, facts.value_dtype)}
 
     @property
     def every_row(self) -> bool:
         return self.constant_time
 
     def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
-        return Marks(replace=~(view.signals["confidence"] > settings["tau"] + self._band))  # NaN fails closed
+        return Marks(replace=~(view.signals["confidence"] > settings["sure"]))  # NaN fails closed
 
-    def rewrite(self, xp: Any, rows: Rows, settings: Settings) -> Any:
-        if rows.noise is None:
-            raise GuardError(f"{self.name} needs keyed noise")
-        f, tau, confidence = rows.answer, settings["tau"], rows.signals["confidence"]
-        m = misinform(xp, f, rows.wrong, *self.shape(xp, rows.noise, f.shape[1]))
-        mixed = confidence >= tau - self._band  # again not NaN
-        return xp.where(xp.expand_dims(mixed, axis=1), mix(xp, f, m, alpha(xp, confidence, tau, self.nu)), m)
+    def redraw(
+        self, answer: list[float], wrong: list[float], signals: Mapping[str, float], noise: Noise
+    ) -> list[float]:
+        """m(x) says nothing of f(x) and looks like an honest answer.
 
-    def shape(self, xp: Any, noise: Noise, classes: int) -> tuple[Any, Any]:
-        """Gumbel noise and templates, each (rows, classes).
-
-        A template adds three rows of the table and draws its margin between the quantiles, so that no two inputs get the same
-        numbers: numbers that come back would tell misinformation from honest answers.
+        The weight of a class is the product of three numbers of the table, and the margin is drawn between the quantiles, so that no two
+        inputs get the same numbers: numbers that come back would tell misinformation from honest answers. The largest entry, the last,
+        changes places with that of the class drawn. So neither f nor f' shapes the rest of the answer, and no rank of it tells where the
+        truth is. The sum misses 1 by as much as that of a model, which computes in single precision: a better one would tell.
         """
-        picks = noise.picks
-        rest = (self.tail_scale / math.sqrt(3.0)) * xp.sum(picks[:, 1:, classes:], axis=1)
-        template = templates(xp, rest, between(xp, noise.uniform, self.margins))
-        return picks[:, 0, :classes], template
+        f, confidence, classes = answer, signals["confidence"], len(answer)
+        gumbel, a, b, c = [noise.table[number].tolist() for number in noise.picks]
+        weights = [x * y * z for x, y, z in zip(a[classes:-1], b[classes:-1], c[classes:-1], strict=True)]
+        factor, top = shares(sum(weights), max(weights), math.exp(-between(noise.uniform, self.margins)), gumbel[-1])
+        m = [factor * weight for weight in weights]
+        chosen = chosen_class(f, wrong, gumbel[:classes])
+        m.append(top)
+        m[chosen], m[-1] = top, m[chosen]
+        near = confidence >= self.tau - self._band  # not NaN
+        if not near and not self.constant_time:
+            return m
+        share = alpha(math, confidence, self.tau, self.nu)
+        mixed = [mix(honest, other, share) for honest, other in zip(f, m, strict=True)]
+        return mixed if near else m
+
+    def redraw_rows(
+        self, answer: FloatArray, wrong: FloatArray, signals: Mapping[str, FloatArray], noise: Sequence[Noise]
+    ) -> FloatArray:
+        every, classes = np.arange(len(answer)), answer.shape[1]
+        picked = noise[0].table[[one.picks for one in noise]].astype(np.float64)
+        gumbel, slips = picked[:, 0, :classes], picked[:, 0, -1]
+        weights = picked[:, 1, classes:-1] * picked[:, 2, classes:-1] * picked[:, 3, classes:-1]
+        margins = [between(one.uniform, self.margins) for one in noise]
+        # Sums and exp in lists, see `RowDefense.redraw_rows`.
+        totals, e = (np.array(x) for x in ([sum(row) for row in weights.tolist()], [math.exp(-one) for one in margins]))
+        factor, top = shares(totals, weights.max(axis=1), e, slips)
+        m = np.concatenate([factor[:, np.newaxis] * weights, top[:, np.newaxis]], axis=1)
+        chosen = chosen_classes(answer, wrong, gumbel)
+        m[:, -1] = m[every, chosen]
+        m[every, chosen] = top
+        near = signals["confidence"] >= self.tau - self._band
+        if not np.count_nonzero(near) and not self.constant_time:
+            return m
+        share = np.array([alpha(math, one, self.tau, self.nu) for one in signals["confidence"].tolist()])
+        return np.where(near[:, np.newaxis], mix(answer, m, share[:, np.newaxis]), m)
 
     def check_tightened(self, signed: Self) -> None:
         if self.tau < signed.tau:

@@ -61,6 +61,10 @@ class Release(ReleaseDefense, frozen=True):
         if self.mode == "top-k" and self.k > facts.outputs:
             raise GuardError(f"release.k is {self.k}, but the model has {facts.outputs} classes")
 
+    @property
+    def all_of_it(self) -> bool:
+        return self.mode == "full"
+
     def settings(self, facts: ModelFacts) -> Settings:
         return {} if self.decimals is None else {"scale": np.asarray(10.0**self.decimals, facts.value_dtype)}
 

@@ -1,0 +1,262 @@
+"""What path finding knows of a tree: what was asked, the leaves found, the thresholds found.
+
+Invariant: a point is asked once. A point in a known leaf is not asked unless a caller doubts the leaf.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from garrison.attacks.extraction.boxes import Box, Region, Space
+from garrison.attacks.oracle import MeteredOracle, OracleFacts
+from garrison.types import Array, BoolArray, FloatArray
+
+_FEWEST_TOLD, _MOST_TOLD = 100, 2000
+"""Between so many questions it is looked whether the model has leaves at all."""
+_SMOOTH = 0.9
+_ROWS_AT_ONCE = 256
+_MOST_MERGED = 500
+REFUSED = b""
+"""The identity of what the service does not answer."""
+
+
+class SpentError(Exception):
+    """The budget is used up."""
+
+
+def tree_obstacle(facts: OracleFacts) -> str:
+    """Why the leaves of a tree cannot be told apart by such a service's answers."""
+    if not facts.soft and not facts.regression:
+        return "leaves are told apart by their probabilities or values, and the service releases neither"
+    if not (np.isfinite(facts.low).all() and np.isfinite(facts.high).all()):
+        return "it needs the range of every feature, and the service does not state all of them"
+    return ""
+
+
+def moved(x: FloatArray, i: int, value: float) -> FloatArray:
+    found = x.copy()
+    found[i] = value
+    return found
+
+
+@dataclass(slots=True)
+class Tree:
+    """The service, and what is known of it.
+
+    Attributes:
+        boxes: the leaves.
+        thresholds: by feature, (last point before, first point behind) of each threshold found, rising.
+        refused: questions without an answer.
+    """
+
+    oracle: MeteredOracle
+    space: Space
+    boxes: list[Box] = field(default_factory=list)
+    thresholds: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    refused: int = 0
+    _asked: dict[bytes, tuple[bytes, FloatArray]] = field(default_factory=dict)
+    _low: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
+    _high: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
+    _allowed: dict[int, BoolArray] = field(default_factory=dict)
+
+    def identities(self, points: FloatArray) -> list[bytes]:
+        """What the service answers to points (n, features); those in a known leaf, or asked before, cost nothing."""
+        place = self.place(points)
+        rows = self.space.rows(points)
+        keys = [row.tobytes() for row in rows]
+        new = {key: i for i, key in enumerate(keys) if place[i] < 0 and key not in self._asked}
+        if new:
+            self._ask(rows, list(new.values()), list(new))
+        return [self.boxes[p].identity if p >= 0 else self._asked[key][0] for p, key in zip(place, keys, strict=True)]
+
+    def fresh_identities(self, points: FloatArray) -> list[bytes]:
+        """`identities`, asked of the service also in known leaves."""
+        boxes, self.boxes = self.boxes, []
+        try:
+            return self.identities(points)
+        finally:
+            self.boxes = boxes
+
+    def identity(self, point: FloatArray) -> bytes:
+        return self.identities(point[np.newaxis])[0]
+
+    def answer(self, point: FloatArray) -> FloatArray:
+        """What the service answered to a point that was asked."""
+        return self._asked[self.space.rows(point[np.newaxis])[0].tobytes()][1]
+
+    def is_smooth(self) -> bool:
+        """Whether nearly every question had an answer of its own: a model that has no leaves."""
+        asked = len(self._asked)
+        if not _FEWEST_TOLD <= asked <= _MOST_TOLD:
+            return False
+        return len({identity for identity, _ in self._asked.values()}) > _SMOOTH * asked
+
+    def shared(self) -> list[Box]:
+        """The leaves whose identity another leaf has too."""
+        counts = Counter(box.identity for box in self.boxes)
+        return [box for box in self.boxes if counts[box.identity] > 1]
+
+    def place(self, points: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The number of a known leaf for each point, -1 where there is none."""
+        found = np.full(len(points), -1, dtype=np.int64)
+        if not self.boxes:
+            return found
+        for first in range(0, len(points), _ROWS_AT_ONCE):
+            part = points[first : first + _ROWS_AT_ONCE]
+            inside = self._inside(part)
+            found[first : first + _ROWS_AT_ONCE] = np.where(inside.any(axis=1), inside.argmax(axis=1), -1)
+        return found
+
+    def _inside(self, points: FloatArray) -> BoolArray:
+        wide = points[:, np.newaxis]
+        inside: BoolArray = np.logical_and.reduce((wide > self._low) & (wide <= self._high), axis=2)
+        for i, allowed in self._allowed.items():
+            known = np.isfinite(points[:, i])
+            numbers = self.space.number_of(i, np.nan_to_num(points[:, i]))
+            inside &= allowed[:, numbers].T & known[:, np.newaxis]
+        return inside
+
+    def outside(self, points: FloatArray) -> list[FloatArray]:
+        """Those of the points that lie in no known leaf."""
+        return list(points[self.place(points) < 0])
+
+    def add(self, box: Box) -> None:
+        self.boxes.append(box)
+        self._index()
+
+    def remove(self, box: Box) -> None:
+        self.boxes = [other for other in self.boxes if other is not box]
+        self._index()
+
+    def remove_around(self, point: FloatArray, identity: bytes) -> None:
+        """Drop every leaf that claims a point whose identity is another."""
+        claims = self._inside(point[np.newaxis])[0]
+        self.boxes = [b for b, bad in zip(self.boxes, claims, strict=True) if not bad or b.identity == identity]
+        self._index()
+
+    def merge(self) -> None:
+        """Make one of two boxes that share their identity and are one box together."""
+        boxes, merged = list(self.boxes), True
+        while merged and len(boxes) <= _MOST_MERGED:
+            merged = False
+            for k, box in enumerate(boxes):
+                for other in boxes[k + 1 :]:
+                    both = box.region.joined(other.region) if other.identity == box.identity else None
+                    if both is not None:
+                        boxes[k], merged = Box(both, box.identity, box.answer), True
+                        boxes = [b for b in boxes if b is not other]
+                        break
+                if merged:
+                    break
+        self.boxes = boxes
+        self._index()
+
+    def _index(self) -> None:
+        low, high = np.array([b.region.low for b in self.boxes]), np.array([b.region.high for b in self.boxes])
+        categories = list(self.space.values)
+        self._low, self._high = (
+            np.where(low <= self.space.low, -np.inf, low),
+            np.where(high >= self.space.high, np.inf, high),
+        )
+        if self.boxes and categories:
+            self._low[:, categories], self._high[:, categories] = -np.inf, np.inf
+        self._allowed = {i: np.array([b.region.allowed[i] for b in self.boxes]) for i in categories}
+
+    def predict(self, points: FloatArray) -> FloatArray:
+        """The answer of the leaf that holds each point, or of the nearest one; shape (n, classes)."""
+        facts = self.space.facts
+        if not self.boxes:
+            return np.full((len(points), facts.classes), 0.0 if facts.regression else 1.0 / facts.classes)
+        place = self.place(points)
+        width = np.where(self.space.high > self.space.low, self.space.high - self.space.low, 1.0)
+        for i in np.flatnonzero(place < 0):
+            away = (np.maximum(self._low - points[i], 0) + np.maximum(points[i] - self._high, 0)) / width
+            others = sum(
+                (~allowed[:, self.space.number_of(k, points[i : i + 1, k])[0]] for k, allowed in self._allowed.items()),
+                0,
+            )
+            place[i] = (away.sum(axis=1) + others).argmin()
+        return np.array([self.boxes[p].answer for p in place])
+
+    def change(self, x: FloatArray, i: int, end: float) -> tuple[float, float]:
+        """Where, from x along feature i to an end of another identity, it changes: the points before and behind.
+
+        Thresholds that are known are tried first, from the middle one on, as if each lay on x's own way. On a category these are
+        the two values themselves.
+        """
+        if i in self.space.values:
+            return float(x[i]), end
+        own = self.identity(x)
+        known = self.thresholds.setdefault(i, [])
+        near, far = float(x[i]), end
+        rising = far > near
+        between = [t if rising else t[::-1] for t in known if min(near, far) < t[0] and t[1] < max(near, far)]
+        between = between if rising else between[::-1]
+        while between:
+            middle = len(between) // 2
+            before, after = between[middle]
+            if self.identity(moved(x, i, after)) == own:
+                near, between = after, between[middle + 1 :]
+            elif self.identity(moved(x, i, before)) == own:
+                return before, after
+            else:
+                far, between = before, between[:middle]
+        while (middle_at := self.space.middle(min(near, far), max(near, far), i)) is not None:
+            if self.identity(moved(x, i, middle_at)) == own:
+                near = middle_at
+            else:
+                far = middle_at
+        known.append((min(near, far), max(near, far)))
+        known.sort()
+        return near, far
+
+    def threshold(self, near: float, far: float) -> float:
+        return self.space.threshold(min(near, far), max(near, far))
+
+    def corner(self, rng: np.random.Generator, region: Region, *, high: bool) -> FloatArray:
+        """The lowest or the highest numbers of a box, with any values of its categories. The first test that cuts a box into two
+        has these two on different sides."""
+        point = self.space.draw(rng, region)
+        for i in range(len(point)):
+            if i not in self.space.values:
+                point[i] = self.space.ends(region, i)[int(high)]
+        return point
+
+    def draw(self, rng: np.random.Generator, region: Region, surrogate: FloatArray) -> FloatArray:
+        """A point of a box: drawn evenly; or between known thresholds, each gap as often; or with surrogate rows' values."""
+        point = self.space.draw(rng, region)
+        way = rng.integers(3)
+        if way == 1:
+            for i, known in self.thresholds.items():
+                cuts = [self.threshold(*t) for t in known]
+                gaps = sorted({region.low[i], region.high[i], *(c for c in cuts if region.low[i] < c < region.high[i])})
+                if len(gaps) > 2:
+                    k = int(rng.integers(len(gaps) - 1))
+                    point[i] = self.space.draw(
+                        rng, region.cut(i, gaps[k], below=False).cut(i, gaps[k + 1], below=True)
+                    )[i]
+        elif way == 2 and len(surrogate):
+            values = surrogate[rng.integers(len(surrogate), size=len(point)), np.arange(len(point))]
+            inside: BoolArray = (values > region.low) & (values <= region.high)
+            for i, allowed in region.allowed.items():
+                inside[i] = allowed[self.space.number_of(i, values[i : i + 1])[0]]
+            point[inside] = values[inside]
+        return point
+
+    def _ask(self, rows: Array, numbers: Sequence[int], keys: Sequence[bytes]) -> None:
+        facts = self.space.facts
+        for first in range(0, len(numbers), _ROWS_AT_ONCE):
+            part = numbers[first : first + _ROWS_AT_ONCE]
+            if len(part) > self.oracle.remaining:
+                raise SpentError
+            answers = self.oracle.query(rows[part])
+            p = answers.values if facts.regression else answers.probabilities
+            p = np.full((len(part), facts.classes), np.nan) if p is None else p
+            even = np.full(facts.classes, 0.0 if facts.regression else 1.0 / facts.classes)
+            for key, row, good in zip(keys[first:], p, answers.usable, strict=False):
+                self.refused += not good
+                self._asked[key] = (row.tobytes(), row.astype(np.float64)) if good else (REFUSED, even)

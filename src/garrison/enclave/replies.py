@@ -1,0 +1,92 @@
+"""Makes replies of what a batch came to: a signed answer, or what a client may be told of a refusal. Paid for by the batch where it can be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from garrison.crypto.signing import AnswerSigner
+from garrison.errors import RefusedError
+from garrison.guard.pipeline import Progress
+from garrison.protocol.messages import Ask, Outcome, Reply
+from garrison.protocol.oip import InferRequest
+from garrison.protocol.oip_answers import AnswerWriter
+from garrison.protocol.statement import StatementWriter, sign_encoded
+from garrison.types import Released
+
+OK = "ok"
+_CLIENT_FAULT = "request."
+
+
+class Opened(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A request that could be read, and its number in the batch of asks."""
+
+    number: int
+    ask: Ask
+    request: InferRequest
+
+
+class ReplyMaker:
+    """Writes and signs the answers of one service.
+
+    Args:
+        signer: signs them.
+        model, version: as the answers name them.
+        statements: writes what is signed.
+    """
+
+    def __init__(self, signer: AnswerSigner, model: str, version: str, statements: StatementWriter) -> None:
+        self._signer = signer
+        self._answers = AnswerWriter(model, version)
+        self._statements = statements
+
+    def sign(self, opened: Sequence[Opened], progress: Progress, released: Released, replies: dict[int, Reply]) -> None:
+        """Put a reply for each request into `replies`, under its number: one signature over all answers."""
+        writer, now, replaced = self._answers.batch(released), int(time.time()), _replaced(progress)
+        signed: list[tuple[Opened, bytes, int, Outcome]] = []
+        statements: list[bytes] = []
+        first = 0
+        for i, item in enumerate(opened):
+            rows, code = item.request.rows, progress.refused[i]
+            outcome = _outcome(code or OK, rows, replaced[i] if replaced else 0, progress, i)
+            if code is None:
+                body, json_bytes = writer.write(item.request, first)
+                signed.append((item, body, json_bytes, outcome))
+                statements.append(self._statements.write(item.ask.body, body, now, item.ask.nonce))
+            else:
+                replies[item.number] = _refused(code, progress.detail[i], outcome)
+            first += rows
+        proofs = sign_encoded(statements, self._signer.sign)
+        for (item, body, json_bytes, outcome), proof in zip(signed, proofs, strict=True):
+            replies[item.number] = Reply("", "", body, json_bytes, proof, outcome)
+
+
+def error_reply(code: str, detail: str, outcome: Outcome) -> Reply:
+    """A reply that holds no answer."""
+    return Reply(code, detail, b"", -1, b"", outcome)
+
+
+def _replaced(progress: Progress) -> list[int]:
+    """Rows that were replaced, one number a request; empty for none at all."""
+    if not np.count_nonzero(progress.replaced):
+        return []
+    batch = progress.batch
+    found: list[int] = np.bincount(batch.request_of_row[progress.replaced], minlength=batch.requests).tolist()
+    return found
+
+
+def _outcome(code: str, rows: int, replaced: int, progress: Progress, request: int) -> Outcome:
+    charged = 0 if code.startswith(_CLIENT_FAULT) else rows
+    if not progress.shadow:
+        return Outcome(code, charged, replaced)
+    return Outcome(code, charged, replaced, {name: int(counts[request]) for name, counts in progress.shadow.items()})
+
+
+def _refused(code: str, detail: str, outcome: Outcome) -> Reply:
+    """What ADMIT found is the client's own fault and is told; any later refusal is told as a bare "refused"."""
+    if code.startswith(_CLIENT_FAULT):
+        return error_reply(code, detail, outcome)
+    return error_reply(RefusedError.code, "the service refuses this request", outcome)
