@@ -54,7 +54,10 @@ def test_an_interruption_is_one_quiet_line(tmp_path: Path) -> None:
     rows = save(tmp_path / "rows.npz", x=np.zeros((2, 3)))
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a server that never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        words = [sys.executable, "-m", "garrison", "predict", url, str(rows)]
+        # A shell starts what runs in its background with the interruption ignored; whoever presses Ctrl-C does not.
+        listening = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        words = [sys.executable, "-c", f"{listening}runpy.run_module('garrison', run_name='__main__')"]
+        words += ["predict", url, str(rows)]
         asking = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             silent.settimeout(60)

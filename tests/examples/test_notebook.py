@@ -43,5 +43,5 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert time.monotonic() - started < MOST_SECONDS
     text = printed(notebook)
     for words in ("guard: bounds > max-probability", "is as its owner sealed it", "ChangedFileError", "signatures checked: True",
-                  "BudgetExhaustedError", "a thief who asks", "undefended"):  # fmt: skip
+                  "BudgetExhaustedError", "a thief gets from the service", "undefended"):  # fmt: skip
         assert words in text

@@ -41,7 +41,7 @@ def test_three_classes_with_a_gaussian_kernel() -> None:
     target = label_service(make_pipeline(MinMaxScaler((-1, 1)), SVC(C=10)), "iris")
     test = table("iris", "all")[0]
     walked = fidelities(steal(target, test, BoundaryWalking(family="rbf"), budget=600))
-    assert min(walked) > 0.95
+    assert min(walked) > 0.92
     even = fidelities(steal(target, test, UniformRetraining(family="rbf"), budget=60))
     assert walked[1] > even[1]  # the control: a tenth of the questions, asked anywhere
 
