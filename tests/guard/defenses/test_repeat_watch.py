@@ -52,9 +52,9 @@ def test_repeats_count_as_rows_and_not_as_different_ones() -> None:
         ask(watch, state, x)
     seen = state.of("alice")
     assert seen.rows == 600
-    assert 17 <= seen.distinct <= 23
+    assert 14 <= seen.distinct <= 26  # the key is drawn anew: 4.5 deviations of 6.5 % each way
     ask(watch, state, make_inputs(500, seed=3), ("bob",))
-    assert 400 <= state.of("bob").distinct <= 500
+    assert 350 <= state.of("bob").distinct <= 500
 
 
 def test_callers_of_one_batch_are_counted_apart_and_as_alone() -> None:
