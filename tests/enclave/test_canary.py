@@ -140,6 +140,7 @@ def search_while_and_after(service: Running, x: Array, canary: bytes) -> tuple[F
     return during, after
 
 
+@pytest.mark.slow
 def test_a_sealed_input_is_found_nowhere_with_a_secret_heap(bundles: Bundles, tmp_path: Path, library: None) -> None:
     x, canary = input_with_canary()
     since = time.time() - 1
@@ -152,6 +153,7 @@ def test_a_sealed_input_is_found_nowhere_with_a_secret_heap(bundles: Bundles, tm
         assert [core for core in Path("/").glob("core*") if core.stat().st_mtime >= since] == []  # where it works
 
 
+@pytest.mark.slow
 def test_control_an_ordinary_heap_shows_it_to_root_and_to_nobody_else(bundles: Bundles, tmp_path: Path) -> None:
     x, canary = input_with_canary()
     with running(bundles, tmp_path) as service:
@@ -160,6 +162,7 @@ def test_control_an_ordinary_heap_shows_it_to_root_and_to_nobody_else(bundles: B
         assert (during.server, during.others) == (after.server, after.others) == (0, 0)
 
 
+@pytest.mark.slow
 def test_control_a_plain_input_is_found_in_the_server(bundles: Bundles, tmp_path: Path) -> None:
     x, canary = input_with_canary()
     body, json_bytes = encode_request({"image": x})

@@ -32,6 +32,7 @@ def test_there_are_notebooks_without_outputs() -> None:
             assert not cell.get("outputs"), f"{path.name}: strip the outputs"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the notebook's machinery, not ours
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")

@@ -250,6 +250,7 @@ def check(bundles: Bundles, folder: Path, seconds: float, growth: int) -> None:
     assert sizes[-1] - sizes[len(sizes) // 4] < growth, said
 
 
+@pytest.mark.slow
 def test_five_seconds_at_twice_the_capacity(deep_bundles: Bundles, tmp_path: Path) -> None:
     check(deep_bundles, tmp_path, 5.0, 64 * MIB)
 
