@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,9 +18,9 @@ from garrison.audit.plan import load_attack
 from garrison.errors import AuditError, PlanError
 
 DOCS = Path(__file__).parents[2] / "docs" / "attacks"
-QUICK = {
+QUICK: dict[str, dict[str, Any]] = {
     "adaptive-retraining": {"rounds": 2},
-    "boundary-walking": {"walkers": 2},
+    "boundary-walking": {"walkers": 2, "family": "linear"},
     "critical-points": {"lines": 2},
     "equation-solving": {"steps": 2},
     "hyperparameter-stealing": {"extra": 2},
@@ -28,11 +29,11 @@ QUICK = {
     "network-equations": {"steps": 2},
     "path-finding": {"epsilon": 2},
     "path-finding-missing": {"epsilon": 2},
-    "uniform-retraining": {"hidden": 2},
+    "uniform-retraining": {"hidden": 2, "family": "linear"},
 }
 SEARCHES = {"critical-points", "hyperparameter-stealing", "path-finding"}
 """Attacks that end when they know enough, or find no question that fits into the budget."""
-TRAINING = {"epochs": 2, "fewest_steps": 2}
+TRAINING: dict[str, Any] = {"epochs": 2, "fewest_steps": 2}
 
 
 @pytest.fixture(params=sorted(ATTACKS))
@@ -40,7 +41,7 @@ def attack(request: pytest.FixtureRequest) -> Attack:
     return load_attack(request.param, quick(request.param))
 
 
-def quick(name: str) -> dict[str, int]:
+def quick(name: str) -> dict[str, Any]:
     return QUICK.get(name, TRAINING)
 
 

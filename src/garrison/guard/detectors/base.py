@@ -1,0 +1,99 @@
+"""What a detector is.
+
+A detector is a frozen, strict value: its fields are its parameters, calibrated at sealing and signed. It sees rows of many callers at once, and
+says of each row how much it speaks for an attack: a log-likelihood ratio in nats, below 0 in the mean for honest callers. `watch` sums it up for
+each caller (Page's CUSUM, which forgets what speaks for the caller), and for accounts that behave alike together; above `threshold` it raises the alarm.
+
+What a detector remembers lies in columns: arrays with one entry a caller, so that a batch of many callers is a few calls of numpy. Invariants that the
+contract tests hold for every registered detector: bounded memory a caller; the cost of a row does not grow with what was asked before; what is said of
+a caller's rows does not depend on how they are cut into requests and batches, nor, but for what a detector `shares`, on other callers' rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from garrison.types import Array, FloatArray
+
+MOST_ROWS = 32
+"""`watch` shows at most so many rows of one caller at once; longer requests come in parts."""
+MOST_BYTES = 32 * 1024
+"""A caller's entries in the columns of all detectors together."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """An array with one entry a caller.
+
+    Attributes:
+        dtype: numpy's name of the type.
+        shape: of one caller's entry.
+        fill: what a new caller's entry holds.
+    """
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+    fill: float = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes a caller."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+
+class Seen(msgspec.Struct, frozen=True, eq=False):
+    """Rows in the order in which they came, at most `MOST_ROWS` of one caller.
+
+    Attributes:
+        place: shape (rows,), where the row's caller stands in the columns.
+        asked: shape (rows,), how many rows that caller had asked before this one.
+        projection: shape (rows, width), float32, see `garrison.guard.defenses.projection`.
+        confidence: shape (rows,), float32: the chain's out-of-distribution score, low for inputs unlike the training data.
+        probability: shape (rows,), float32: the model's largest probability, undefended.
+        top: shape (rows,), the model's own choice of class, undefended.
+    """
+
+    place: npt.NDArray[np.intp]
+    asked: npt.NDArray[np.int64]
+    projection: FloatArray
+    confidence: FloatArray
+    probability: FloatArray
+    top: npt.NDArray[np.intp]
+
+
+class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every detector.
+
+    Attributes:
+        threshold: nats above which a caller is alarmed; calibrated on honest callers. Infinity never alarms.
+    """
+
+    name: ClassVar[str]
+    threshold: float
+
+    def columns(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
+        """What is remembered of each caller, by name.
+
+        Args:
+            width: numbers in a projection.
+        """
+        return {}
+
+    def shares(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
+        """What is remembered once, of all callers together, by name."""
+        return {}
+
+    def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
+        """Nats for an attack, shape (rows,), finite; then remember these rows.
+
+        Args:
+            seen: the rows; there is at least one.
+            columns: this detector's columns, each of shape (callers, ...); written to at `seen.place`.
+            shared: this detector's shared arrays; written to.
+        """
+        raise NotImplementedError
