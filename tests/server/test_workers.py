@@ -91,7 +91,7 @@ def fleet(bundles: Bundles, name: str, folder: Path, isolation: str, *more: str)
         yield Fleet(server, ready)
 
 
-@pytest.mark.parametrize("isolation", ["process", "none"])
+@pytest.mark.parametrize("isolation", ["process", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_budget_is_exact_over_all_workers(bundles: Bundles, tmp_path: Path, isolation: str) -> None:
     """100 rows, whoever is asked: not one more, and none lost in another worker's memory."""
     told: Counter[int] = Counter()
@@ -120,6 +120,7 @@ def test_a_budget_is_exact_over_all_workers(bundles: Bundles, tmp_path: Path, is
         assert running.infer().status_code == 429
 
 
+@pytest.mark.slow
 def test_without_an_enclave_all_workers_sign_alike(bundles: Bundles, tmp_path: Path) -> None:
     body, _ = encode_request({"image": images(1)})
     with fleet(bundles, "plain", tmp_path, "none") as running:
@@ -133,6 +134,7 @@ def test_without_an_enclave_all_workers_sign_alike(bundles: Bundles, tmp_path: P
         assert seen == {key.hex()}
 
 
+@pytest.mark.slow
 def test_sealed_requests_and_evidence_go_through_each_worker(bundles: Bundles, tmp_path: Path) -> None:
     with fleet(bundles, "metered", tmp_path, "process") as running:
         for _ in range(8):
@@ -175,6 +177,7 @@ def test_what_was_opened_once_is_a_replay_at_every_worker(
             assert (again.status_code, again.json()["code"]) == (409, "request.replayed")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_while_the_others_answer(bundles: Bundles, tmp_path: Path) -> None:
     with fleet(bundles, "metered", tmp_path, "process") as running:
         before, enclave = running.fronts, running.enclave
@@ -216,6 +219,7 @@ def test_an_enclave_that_dies_comes_back_to_all_workers(bundles: Bundles, tmp_pa
         assert {running.infer().status_code for _ in range(12)} == {200}
 
 
+@pytest.mark.slow
 def test_all_end_with_the_first_process(bundles: Bundles, tmp_path: Path) -> None:
     with fleet(bundles, "metered", tmp_path, "process") as running:
         everybody = children(running.server.pid)
@@ -273,6 +277,7 @@ def test_a_server_whose_bundle_is_not_good_says_so_and_leaves_nobody_behind(bund
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_key_that_is_revoked_is_good_at_no_worker(bundles: Bundles, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     alice, bob = add_key(keys, "alice"), add_key(keys, "bob")
