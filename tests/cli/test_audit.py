@@ -35,7 +35,8 @@ def files(world: World, tmp_path: Path) -> list[str]:
 def test_a_bundle_is_audited_in_this_process(world: World, files: list[str], tmp_path: Path) -> None:
     result = run("audit", str(world.bundle), *files, "-o", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
-    for part in ("For $0.16", "served accuracy", "control: random", "What does not hold"):
+    assert "For $0.08" in result.stdout or "For $0.16" in result.stdout  # the misinformation key is drawn anew for each world
+    for part in ("served accuracy", "control: random", "What does not hold"):
         assert part in result.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(report["targets"]) == {"outlier-exposure", "defended"}
