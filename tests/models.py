@@ -13,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from garrison.bundle.manifest import InputSpec, Provenance
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.crypto.owner import OwnerKey
+from garrison.hardening.data import Part
+from garrison.hardening.feature_scores import add_feature_score
 from garrison.sealing.draft import Draft
 from garrison.sealing.seal import seal
-from garrison.types import Array, DefenseSpec, Task
+from garrison.types import FEATURE_SCORES, Array, DefenseSpec, Task
 
 PIXELS, HIDDEN, CLASSES = (1, 8, 8), 32, 5
 LABELS = tuple(f"kind {k}" for k in range(CLASSES))
@@ -112,6 +114,9 @@ def seal_mlp(
     require_sealed: bool = False,
 ) -> Sealed:
     key, model = owner or OwnerKey.generate(), mlp(seed, head=not own_network)
+    for spec in chain:
+        if spec.name in FEATURE_SCORES:
+            model = add_feature_score(model, spec.name, Part({"image": images(200, seed=1)}, None))
     draft = Draft(
         name=name,
         version=version,

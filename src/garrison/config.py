@@ -13,6 +13,13 @@ An unknown key is an error: a misspelt security setting must not be silently off
 
     [guard.release]          # tightens what the owner signed; checked when a server starts
     mode = "labels"
+
+    [callers."*"]            # a stricter release policy for callers that are not named, or for one by its key's name
+    release = "labels"
+
+    [callers.partner]
+    release = "rounded"
+    decimals = 2
 """
 
 from __future__ import annotations
@@ -88,18 +95,39 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ValueError("secret_heap_mib must be above 0, and parameter_memory_mib not below")
 
 
+class CallerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[callers.NAME]`: what a caller gets of each answer, where that is less than what the chain releases.
+
+    Attributes:
+        release: the mode of the policy, see docs/defenses/release.md.
+        k: classes in "top-k"; as the chain has it where it is left out.
+        decimals: digits after the point in "rounded" and "top-k"; as the chain has it where it is left out.
+    """
+
+    release: Literal["full", "rounded", "top-k", "labels"]
+    k: int | None = None
+    decimals: int | None = None
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """The parameters of the defense `release`."""
+        return {"mode": self.release, "k": self.k, "decimals": self.decimals}
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings.
 
     Attributes:
         trust: files of public keys that may have signed bundles.
         guard: by defense, what this host tightens; checked against the signed chain when a server starts.
+        callers: by the name of a key, or "*" for all others, a stricter release policy; checked when a server starts.
     """
 
     trust: tuple[str, ...] = ()
     server: ServerConfig = ServerConfig()
     limits: Limits = Limits()
     guard: dict[str, dict[str, Any]] = {}
+    callers: dict[str, CallerConfig] = {}
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {"server": ServerConfig, "limits": Limits}
@@ -127,6 +155,10 @@ def load_config(path: Path | None = None) -> Config:
     for name, section in _SECTIONS.items():
         if isinstance(found.get(name), dict):
             _check_keys(found[name], section, f"{name}.", file)
+    if isinstance(found.get("callers"), dict):
+        for caller, given in found["callers"].items():
+            if isinstance(given, dict):
+                _check_keys(given, CallerConfig, f"callers.{caller}.", file)
     try:
         config = msgspec.convert(found, Config)
     except msgspec.ValidationError as error:

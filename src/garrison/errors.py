@@ -10,7 +10,7 @@ found and what to do next; it never holds tensor values or secrets.
     |   |-- UnknownDatasetError | DatasetUnavailableError | DatasetCorruptError
     |-- KeyFileError                     an owner's key, secret or passphrase is wrong
     |-- SealingError                     a model cannot be sealed as asked
-    |   |-- UnsupportedModelError | ModelFileError | CalibrationError | TargetExistsError
+    |   |-- UnsupportedModelError | ModelFileError | CalibrationError | TargetExistsError | WrongReportError
     |-- BundleError                      a sealed bundle must not be used
     |   |-- NoTrustedKeyError | UntrustedKeyError | SignatureFormatError | SignatureInvalidError
     |   |-- ManifestError | FormatVersionError
@@ -21,7 +21,7 @@ found and what to do next; it never holds tensor values or secrets.
     |-- RequestError                     what a client sent is wrong (its own fault, told plainly)
     |   |-- MalformedRequestError | InputError | LimitError | SlowRequestError
     |   |-- SealedRequestError | StaleKeyError | ReplayError | SealingRequiredError
-    |   |-- AuthenticationError | BudgetExhaustedError | NotFoundError | MethodError
+    |   |-- AuthenticationError | BudgetExhaustedError | WorkRequiredError | ThrottledError | NotFoundError | MethodError
     |-- RefusedError                     the guard refused; the client learns no more than that
     |-- UnavailableError                 try again later
     |   |-- FrameError                   the connection to an enclave has ended, or what came over it lies
@@ -98,6 +98,12 @@ class CalibrationError(SealingError):
 
 class TargetExistsError(SealingError):
     code = "sealing.target_exists"
+
+
+class WrongReportError(SealingError):
+    """A report from which no budget can be derived for this model."""
+
+    code = "sealing.report"
 
 
 class BundleError(GarrisonError):
@@ -222,6 +228,18 @@ class AuthenticationError(RequestError):
 
 class BudgetExhaustedError(RequestError):
     code = "request.budget_exhausted"
+
+
+class WorkRequiredError(RequestError):
+    """The request must bring a proof of work, and this one covers too few rows, was used before, or is not there."""
+
+    code = "request.work_required"
+
+
+class ThrottledError(RequestError):
+    """An alarm rings for this caller, and it has asked what it may in this minute."""
+
+    code = "request.throttled"
 
 
 class NotFoundError(RequestError):

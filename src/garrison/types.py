@@ -30,6 +30,10 @@ DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_DTYP
 """Datatypes of the Open Inference Protocol, by numpy dtype and the other way round."""
 
 
+FEATURE_SCORES = ("mahalanobis", "knn")
+"""Out-of-distribution scores that look at a model's inner features, so that its graph must compute them: names of outputs and of defenses."""
+
+
 class Phase(enum.IntEnum):
     """The order of the guard. A pipeline runs its defenses in this order and cannot be built without RELEASE."""
 
@@ -51,6 +55,10 @@ class Task(enum.StrEnum):
     """One or more real values a row."""
 
 
+ANYBODY = "*"
+"""In settings by caller: whoever is not named."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: the id of an API key, or the peer's address where no keys are used."""
@@ -68,12 +76,16 @@ class Batch:
         callers: one entry a request.
         remaining: one entry a request: the rows that the request's caller may still ask, -1 for no limit. What the
             caller's earlier requests in the same batch ask is not yet taken off.
+        fresh: as `remaining`, of rows that the caller has not asked before; empty for no limits.
+        worked: one entry a request: the rows that its proof of work pays for; empty where nobody is asked for proofs.
     """
 
     inputs: dict[str, Array]
     request_of_row: npt.NDArray[np.intp]
     callers: tuple[Caller, ...]
     remaining: tuple[int, ...]
+    fresh: tuple[int, ...] = ()
+    worked: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -93,11 +105,13 @@ class RawScores:
         logits: shape (rows, classes), where the graph offers them.
         misinformation: log-probabilities of f' (shape (k, classes)) for the k rows asked for, or None where the bundle
             has no f'. Called only for the rows where it matters, unless the guard runs in constant time.
+        feature_score: shape (rows, 1), one of `FEATURE_SCORES`, where the graph offers it: higher for inputs like the training data.
     """
 
     values: FloatArray
     logits: FloatArray | None = None
     misinformation: Callable[[npt.NDArray[np.intp]], FloatArray] | None = None
+    feature_score: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +158,7 @@ class ModelFacts:
         outputs: length of one row of `RawScores.values`.
         value_dtype: dtype of `RawScores.values`.
         has_logits, has_misinformation: what else the graph offers.
+        feature_score: which of `FEATURE_SCORES` it offers; "" for none.
     """
 
     task: Task
@@ -153,6 +168,7 @@ class ModelFacts:
     value_dtype: np.dtype[Any]
     has_logits: bool
     has_misinformation: bool
+    feature_score: str = ""
 
 
 class DefenseSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

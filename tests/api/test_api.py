@@ -130,7 +130,8 @@ def test_harden_seal_serve_with_budget_and_release(tmp_path: Path) -> None:
         release="rounded",
         decimals=2,
     )
-    assert {spec.name: spec.parameters for spec in manifest.guard}["budget"] == {"rows": 100, "period": "day"}
+    budget = {spec.name: spec.parameters for spec in manifest.guard}["budget"]
+    assert (budget["rows"], budget["period"]) == (100, "day")
     with garrison.serve(tmp_path / "B", trust=[keys.public], isolation="none", state=tmp_path / "s") as server:
         answer = garrison.predict(server.url, x[:90])
         assert answer.probabilities is not None

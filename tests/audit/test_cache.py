@@ -39,11 +39,19 @@ def test_incomplete_trials_are_not_kept(tmp_path: Path) -> None:
     assert cache.get("k") is None
 
 
+def test_what_an_attack_could_not_tell_is_left_out(tmp_path: Path) -> None:
+    cache = TrialCache(tmp_path)
+    cache.put("k", replace(TRIAL, told={"known": 1.0, "unknown": float("nan")}))
+    found = cache.get("k")
+    assert found is not None
+    assert found.told == {"known": 1.0}
+
+
 def test_a_broken_file_is_no_trial(tmp_path: Path) -> None:
     cache = TrialCache(tmp_path)
     cache.put("k", TRIAL)
     whole = (tmp_path / "k.json").read_bytes()
-    for broken in (b"", whole[:-20], whole.replace(b'"format":2', b'"format":1'), b"{}"):
+    for broken in (b"", whole[:-20], whole.replace(b'"format":3', b'"format":1'), b"{}"):
         (tmp_path / "k.json").write_bytes(broken)
         assert cache.get("k") is None
 

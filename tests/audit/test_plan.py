@@ -15,7 +15,15 @@ from garrison.errors import PlanError
 
 
 def test_the_shipped_plans_read_and_the_demo_trains_at_most_15_clones() -> None:
-    assert shipped_plans() == ("bench", "demo", "extraction", "extraction-quick", "knockoff")
+    assert shipped_plans() == (
+        "bench",
+        "demo",
+        "extraction",
+        "extraction-quick",
+        "guards",
+        "guards-quick",
+        "knockoff",
+    )
     demo, bench = load_plan("demo"), load_plan("bench")
     assert demo.clones(3) == 15
     assert (demo.test, demo.surrogate) == ("fashion-mnist:test", "mnist:train")

@@ -35,7 +35,9 @@ def files(world: World, tmp_path: Path) -> list[str]:
 def test_a_bundle_is_audited_in_this_process(world: World, files: list[str], tmp_path: Path) -> None:
     result = run("audit", str(world.bundle), *files, "-o", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
-    assert "For $0.08" in result.stdout or "For $0.16" in result.stdout  # the misinformation key is drawn anew for each world
+    assert (
+        "For $0.08" in result.stdout or "For $0.16" in result.stdout
+    )  # the misinformation key is drawn anew for each world
     for part in ("served accuracy", "control: random", "What does not hold"):
         assert part in result.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -78,3 +80,29 @@ def test_names_in_a_report_are_shown_as_they_are(capfd: pytest.CaptureFixture[st
     for part in ("[red]arm", "[/x]5\\x1b[2J", "[bold]detail\\u202e", "[red]title", "[/y]caption", "[red]head"):
         assert part in told
     assert "\x1b" not in told
+
+
+TWO_CELLS = """
+[[attacks]]
+budgets = [20]
+parameters = { epochs = 1, fewest_steps = 2 }
+
+[[columns]]
+name = "naive"
+
+[[arms]]
+name = "labels alone"
+replaces = [{ name = "release", parameters = { mode = "labels" } }]
+"""
+
+
+def test_a_table_says_how_long_it_takes_and_needs_no_target(world: World, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN[: PLAN.index("[[attacks]]")] + TWO_CELLS)
+    bundles = ["--reference", str(world.bundle), "--plain", str(world.plain)]
+    result = run("audit", *files, *bundles, "-o", str(tmp_path / "out"), "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert "4 clones of 4 arms: about 8 s of processor time" in result.stderr
+    for part in ("The thief: knockoff", "labels alone", "the chain, as served", "beaten"):
+        assert part in result.stdout
+    fails(ConfigError, "audit", *files, "-o", str(tmp_path / "out"))
+    fails(PlanError, "audit", *files, *bundles, "--fill", "no such arm", "-o", str(tmp_path / "out"))

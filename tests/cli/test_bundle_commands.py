@@ -33,6 +33,8 @@ from garrison.errors import (
     UntrustedKeyError,
 )
 
+BUDGET: dict[str, object] = {"rows": 5000, "period": "ever", "distinct": 0, "price_per_1000_rows": 0.0}
+
 
 @pytest.fixture(autouse=True)
 def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +204,14 @@ def test_the_bundle_is_named_after_its_folder(bundle: Path) -> None:
         (("--release", "rounded"), "release", {"mode": "rounded", "k": 3, "decimals": 3}),
         (("--release", "top-k", "--k", "2", "--decimals", "1"), "release", {"mode": "top-k", "k": 2, "decimals": 1}),
         (("--release", "full"), "release", {"mode": "full", "k": 3, "decimals": None}),
-        (("--budget", "5000"), "budget", {"rows": 5000, "period": "ever"}),
-        (("--budget", "5000/day"), "budget", {"rows": 5000, "period": "day"}),
+        (("--budget", "5000"), "budget", BUDGET),
+        (("--budget", "5000/day"), "budget", BUDGET | {"period": "day"}),
+        (
+            ("--budget", "5000", "--budget-distinct", "200", "--price", "1.5"),
+            "budget",
+            BUDGET | {"distinct": 200, "price_per_1000_rows": 1.5},
+        ),
+        (("--defense", "modelguard-w:epsilon=0.5"), "modelguard-w", {"epsilon": 0.5, "keep_first": True}),
         (("--watch-repeats",), "repeat-watch", {"callers": 4096, "rows": 500, "share": 0.5}),
     ],
 )
@@ -243,6 +251,21 @@ def test_a_budget_that_makes_no_sense_is_told(model: Path, budget: str) -> None:
     fails(ConfigError, *seal_arguments("--budget", budget), match="5000/day")
 
 
+@pytest.mark.parametrize(
+    "alone", [("--budget-distinct", "5"), ("--price", "1"), ("--budget", "5", "--budget-distinct", "6")]
+)
+def test_what_goes_with_a_budget_is_told_where_it_does_not_fit(model: Path, alone: tuple[str, ...]) -> None:
+    run("keygen", "-o", "owner")
+    fails(ConfigError, *seal_arguments(*alone), match="--budget")
+
+
+def test_a_seal_says_what_a_proof_of_work_costs_here(model: Path) -> None:
+    run("keygen", "-o", "owner")
+    told = as_json(*seal_arguments("--defense", "proof-of-work:bits=10"))
+    assert "proof-of-work" in told["guard"]
+    assert any("2^10 hashes a row" in note and "1,000 rows" in note for note in told["notes"])
+
+
 def test_what_is_missing_is_told_before_work_is_begun(model: Path) -> None:
     run("keygen", "-o", "owner")
     fails(ConfigError, "seal", "model.onnx", "--key", "owner.key", "-o", "bundle", match="--data")
@@ -250,6 +273,7 @@ def test_what_is_missing_is_told_before_work_is_begun(model: Path) -> None:
     fails(KeyFileError, "seal", "model.onnx", "--key", "owner.pub", "-o", "bundle", match=r"owner\.pub")
     fails(ConfigError, *seal_arguments("--decimals", "2"), match="--release")
     fails(ConfigError, *seal_arguments("--labels", "@nowhere"), match="nowhere")
+    fails(ConfigError, *seal_arguments("--defense", "modelgard"), match="unknown defense")
     Path("bundle").mkdir()
     (Path("bundle") / "mine").write_text("mine")
     fails(TargetExistsError, *seal_arguments("--force"), match="mine")

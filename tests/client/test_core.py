@@ -10,7 +10,7 @@ import pytest
 
 from garrison.client.core import Core
 from garrison.client.prediction import Prediction, join
-from garrison.client.talk import ERRORS, Pause, Request, Response, Talk, Unreachable
+from garrison.client.talk import ERRORS, Pause, Request, Response, Talk, Unreachable, Work
 from garrison.errors import ConfigError, GarrisonError, LimitError, ProofError, ServiceError, UnavailableError
 from garrison.protocol.http_status import INTERNAL, STATUS
 from garrison.protocol.oip_client import encode_request
@@ -31,7 +31,7 @@ def ok(value: Any) -> Response:
     return Response(200, {}, msgspec.json.encode(value))
 
 
-def play(talk: Talk[Any], *answers: Response | Unreachable) -> tuple[Any, list[Request | Pause]]:
+def play(talk: Talk[Any], *answers: Response | Unreachable) -> tuple[Any, list[Request | Pause | Work]]:
     """Run a conversation with these answers; its result and all that it did."""
     waiting, did = list(answers), []
     try:

@@ -11,6 +11,8 @@ from garrison.types import Array, Batch, Caller, FloatArray, InputFacts, ModelFa
 
 CLASSES, FEATURES = 10, 12
 KEY = bytes(range(32))
+PLAIN_CODES = [[0.5 + 0.5 / CLASSES if i == k else 0.5 / CLASSES for i in range(CLASSES)] for k in range(CLASSES)]
+"""A codebook with one code a class."""
 
 
 def make_facts(task: Task = Task.CLASSIFICATION, *, outputs: int = CLASSES, missing: bool = False) -> ModelFacts:
@@ -44,7 +46,8 @@ def make_scores(rows: int, seed: int = 0, scale: float = 4.0) -> RawScores:
     rng = np.random.default_rng(seed)
     logits = (scale * rng.normal(size=(rows, CLASSES))).astype(np.float32)
     wrong = np.log(softmax(rng.normal(size=(rows, CLASSES)))).astype(np.float32)
-    return RawScores(softmax(logits), logits, lambda index: wrong[index])
+    features = -rng.random((rows, 1)).astype(np.float32)
+    return RawScores(softmax(logits), logits, lambda index: wrong[index], features)
 
 
 def make_inputs(rows: int, seed: int = 0) -> Array:

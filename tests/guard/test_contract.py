@@ -8,24 +8,44 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.guard.conftest import CLASSES, KEY, make_batch, make_facts, make_inputs, make_scores
+from tests.guard.conftest import CLASSES, KEY, PLAIN_CODES, make_batch, make_facts, make_inputs, make_scores
 
 from garrison.errors import GuardError
 from garrison.guard.base import Code, Defense, RecordDefense, ReleaseDefense, RowDefense, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KeyedTable
-from garrison.guard.pipeline import load_defense, narrow
+from garrison.guard.parts import narrow
+from garrison.guard.pipeline import load_defense
+from garrison.guard.relabelling import RelabelDefense, exchange
 from garrison.guard.state import SECRET_BYTES, Callers
 from garrison.types import Array, DefenseSpec, Phase, Released
 
+STRANGERS = {"threshold": 10.0, "edges": [0.9], "nats": [1.0, -0.25]}
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "bounds": [{}],
-    "budget": [{"rows": 10}],
+    "budget": [{"rows": 10}, {"rows": 10, "distinct": 5, "price_per_1000_rows": 2.5}],
+    "proof-of-work": [{}, {"bits": 20, "window_seconds": 60, "who": "alarmed"}],
+    "sanctions": [{}, {"rows_a_minute": 5}],
     "projection": [{}, {"width": 4, "seed": 7}],
     "max-probability": [{}],
     "energy": [{}, {"temperature": 2.0}],
+    "mahalanobis": [{}],
+    "knn": [{}],
+    "watch": [{"detectors": {}}, {"detectors": {"ood-rate": STRANGERS}, "action": "refuse", "remembered": 0}],
     "adaptive-misinformation": [{"tau": 0.7}, {"tau": 0.7, "constant_time": True}, {"tau": 2.0, "nu": 5.0}],
+    "deceptive-misinformation": [
+        {"tau": 0.7},
+        {"tau": 0.7, "spread": 0.0, "constant_time": True},
+        {"tau": 2.0, "nu": 5.0},
+    ],
+    "label-preserving-misinformation": [{"tau": 0.7}, {"tau": 2.0, "nu": 5.0}],
     "reject-option": [{"tau": 0.7}, {"tau": 0.7, "action": "refuse"}],
+    "reverse-sigmoid": [{}],
+    "prediction-poisoning": [{"seed": 1}],
+    "gradient-redirection": [{"seed": 1}],
+    "modelguard-w": [{}],
+    "modelguard-s": [{"codes": PLAIN_CODES}],
+    "watermark": [{}, {"share": 0.2, "cell": 0.3}],
     "repeat-watch": [{}, {"callers": 64, "rows": 10, "share": 0.9}],
     "release": [{}, {"mode": "rounded", "decimals": 2}, {"mode": "top-k", "k": 3}, {"mode": "labels"}],
 }
@@ -37,9 +57,15 @@ def view_of(defense: Defense, rows: int, seed: int = 0) -> View:
     facts, raw, x = make_facts(), make_scores(rows, seed), make_inputs(rows, seed)
     drawer = defense.noise_drawer(facts)
     table = None if drawer is None else KeyedTable(KEY, defense.name, drawer)
-    signals = {"confidence": raw.values.max(axis=1)}
+    signals = {"confidence": raw.values.max(axis=1), "projection": seen(x)}
     noise = None if table is None else lambda index: table({"x": x}, index)
-    return View(make_batch(x, (1,) * rows), facts, raw, raw.values, np.zeros(rows, dtype=np.bool_), signals, noise)
+    view = View(make_batch(x, (1,) * rows), facts, raw, raw.values, np.zeros(rows, dtype=np.bool_), signals, noise)
+    return msgspec.structs.replace(view, state=None if defense.shares else defense.fresh_state(facts))
+
+
+def seen(x: Array) -> Array:
+    """Any picture of the inputs, 32 numbers a row."""
+    return (x @ np.random.default_rng(9).normal(size=(x.shape[1], 32))).astype(np.float32)
 
 
 def outcome(defense: Defense, view: View) -> list[Array]:
@@ -48,10 +74,20 @@ def outcome(defense: Defense, view: View) -> list[Array]:
         return [*released.outputs.values(), released.uncertain]
     if isinstance(defense, RecordDefense):
         return remembered(defense, view)
+    if isinstance(defense, RelabelDefense):
+        return relabelled(defense, view)
     assert isinstance(defense, RowDefense)
     verdict = defense(view)
     values = np.zeros((0, CLASSES)) if verdict.values is None else verdict.values[verdict.codes == Code.REPLACE]
     return [verdict.codes, values, *verdict.signals.values()]
+
+
+def relabelled(defense: RelabelDefense, view: View) -> list[Array]:
+    assert view.answer is not None
+    outputs = {"probabilities": view.answer}
+    numbers = defense.marks(view.facts, KEY)(view.batch.inputs)
+    exchange(outputs, numbers, view.facts)
+    return [numbers, outputs["probabilities"]]
 
 
 def remembered(defense: RecordDefense, view: View) -> list[Array]:
@@ -75,7 +111,7 @@ class TestEveryDefense:
     def test_is_what_the_registry_says(self, name: str, parameters: dict[str, Any]) -> None:
         defense = self.load(name, parameters)
         assert defense.name == name
-        assert isinstance(defense, RowDefense | ReleaseDefense | RecordDefense)
+        assert isinstance(defense, RowDefense | ReleaseDefense | RecordDefense | RelabelDefense)
         assert isinstance(defense.phase, Phase)
         assert load_defense(DefenseSpec(name=name, parameters=msgspec.to_builtins(defense))) == defense
 

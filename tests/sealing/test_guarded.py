@@ -34,10 +34,18 @@ TOLERANCE = 1e-5
 
 def chain_around(spec: DefenseSpec, *, bounds: bool = True) -> tuple[DefenseSpec, ...]:
     """A chain that holds the defense and what it needs."""
+    if "codes" in spec.parameters:  # one code a class, of this model's classes
+        spec = DefenseSpec(
+            name=spec.name, parameters=spec.parameters | {"codes": (0.6 * np.eye(CLASSES) + 0.08).tolist()}
+        )
     defense = load_defense(spec)
     chain = [BOUNDS] if bounds and spec.name != "bounds" else []
-    if "confidence" in defense.needs:
+    if defense.shares:
+        chain.append(DefenseSpec(name=defense.shares, parameters={"detectors": {}}))
+    if "confidence" in defense.needs or defense.shares:
         chain.append(SCORE)
+    if "projection" in defense.needs or defense.shares:
+        chain.append(DefenseSpec(name="projection"))
     others = [spec] if defense.phase is Phase.RELEASE else [spec, RELEASE]
     return tuple(sorted([*chain, *others], key=lambda s: load_defense(s).phase))
 
@@ -156,6 +164,18 @@ def test_two_defenses_that_replace(tmp_path: Path) -> None:
     forms = Forms(seal_mlp(tmp_path / "bundle", (BOUNDS, SCORE, misinform(0.7), reject, RELEASE)))
     _, released = forms.agree(batch_of(images(64)))
     assert released.uncertain.any()
+
+
+def test_what_misinformation_made_is_bent_too(tmp_path: Path) -> None:
+    """Few rows and many take different roads; the second defense reads a signal of several numbers."""
+    second = DefenseSpec(name="prediction-poisoning", parameters={"seed": 5})
+    chain = (BOUNDS, DefenseSpec(name="projection"), SCORE, misinform(0.9), second, RELEASE)
+    forms = Forms(seal_mlp(tmp_path / "bundle", chain))
+    for rows in (6, 64):
+        progress, released = forms.agree(batch_of(images(rows)))
+        assert progress.replaced.all()
+        best = np.sort(released.outputs["probabilities"], axis=1)
+        assert np.median(best[:, -1] - best[:, -2]) < 0.02
 
 
 def test_exhausted_budgets_are_left_to_numpy(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def sealed(path: Path, data: Path, folder: Path) -> tuple[Path, Path]:
     """The bundle and the key to trust."""
     assert run("keygen", "-o", str(folder / "owner")).exit_code == 0
     key = ("--key", str(folder / "owner.key"))
-    done = run("seal", str(path), *key, "--data", str(data), "-o", str(folder / "bundle"))
+    done = run("seal", str(path), *key, "--data", str(data), "--no-detectors", "-o", str(folder / "bundle"))
     assert done.exit_code == 0, done.output
     return folder / "bundle", folder / "owner.pub"
 
@@ -173,7 +173,17 @@ def test_boosted_models_are_hardened_by_the_same_command(train: Callable[[Path],
     data = save(tmp_path / "data.npz", x=x, y=y, labels=np.array(labels))
     out, key = tmp_path / "hardened", str(tmp_path / "owner.key")
     found = as_json(
-        "harden", str(path), "--data", str(data), "--calibration", str(data), "--on-ood", "uncertain", "-o", str(out)
+        "harden",
+        str(path),
+        "--data",
+        str(data),
+        "--calibration",
+        str(data),
+        "--on-ood",
+        "uncertain",
+        "--no-detectors",
+        "-o",
+        str(out),
     )
     assert found["hardened"]["labels"] == list(labels)
     assert set(found["hardened"]["data_sha256"]) == {"training", "calibration", "model file"}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import ndonnx as ndx
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from garrison.sealing.unbranch import without_nan_guard
+from garrison.sealing.unbranch import unbranch, without_nan_guard
 
 LAST = numpy_helper.from_array(np.array([1], np.int64), "last")
 UNKNOWN = numpy_helper.from_array(np.array(np.nan, np.float32), "unknown")
@@ -58,3 +62,23 @@ def test_the_control_whatever_else_keeps_its_guard(makes_p: onnx.NodeProto) -> N
     z = np.array([[1.0, np.nan, 3.0]], np.float32)
     (found,) = ort.InferenceSession(model.SerializeToString()).run(["confidence"], {"z": z})
     assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("product", [ndx.matmul, lambda a, b: ndx.tensordot(a, b, axes=1)], ids=["matmul", "tensordot"])
+def test_a_traced_product_is_one_node(product: Callable[[Any, Any], Any]) -> None:
+    x = ndx.argument(shape=("rows", 4), dtype=ndx.float32)
+    weights = np.arange(8, dtype=np.float32).reshape(4, 2)
+    traced = ndx.build({"x": x}, {"y": product(x, ndx.asarray(weights))})
+    assert {"If", "Einsum"} & set(operators(traced)), "else there is nothing to take out"
+    model = unbranch(traced)
+    assert set(operators(model)) <= {"Constant", "Identity", "MatMul"}
+    rows = np.ones((3, 4), np.float32)
+    np.testing.assert_array_equal(
+        ort.InferenceSession(model.SerializeToString()).run(["y"], {"x": rows})[0], rows @ weights
+    )
+
+
+def test_another_einstein_sum_stays() -> None:
+    x = ndx.argument(shape=("rows", 4, 3), dtype=ndx.float32)
+    traced = ndx.build({"x": x}, {"y": ndx.tensordot(x, ndx.asarray(np.ones((3, 2), np.float32)), axes=1)})
+    assert "Einsum" in operators(unbranch(traced))

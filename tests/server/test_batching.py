@@ -25,7 +25,8 @@ from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.server.batching import Batcher
-from garrison.server.budgets import FILE_NAME, BudgetBook, ModelBudget
+from garrison.server.budgets import FILE_NAME, BudgetBook
+from garrison.server.model_budget import Left, ModelBudget
 from garrison.server.root import assemble_enclaves, background
 from garrison.server.waiting import NEVER, Waiting
 
@@ -226,8 +227,8 @@ def test_what_cannot_be_charged_any_more_is_not_answered() -> None:
     class Elsewhere(ModelBudget):
         """As if another server had used the budget up between the question and the answer."""
 
-        def remaining_at_once(self, callers: Iterable[str]) -> dict[str, int]:
-            return dict.fromkeys(callers, 10)
+        def left_at_once(self, callers: Iterable[str]) -> dict[str, Left]:
+            return dict.fromkeys(callers, Left(10, -1))
 
         def charge_at_once(self, wants: Sequence[tuple[str, int]]) -> None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from garrison.api.keys import Trust, trusted
@@ -46,7 +47,8 @@ def run_audit(
     for name in paths:
         load_format(name)  # a missing package shows now, and not after the work
     chosen = plan if isinstance(plan, Plan) else load_plan(str(plan))
-    with open_arms(str(target), trusted(trust), opening or Opening()) as arms:
+    opened = replace(opening or Opening(), arms=chosen.arms)
+    with open_arms(str(target), trusted(trust), opened) as arms:
         facts, own = arms.defended.facts, _path(in_distribution)
         rows = load_data(chosen, facts, test=_path(test), surrogate=_path(surrogate), in_distribution=own)
         cache = TrialCache(paths["json"].parent / ".cache")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from garrison.api.budgets import derived_draft
 from garrison.bundle.key_files import read_private_key
 from garrison.bundle.manifest import Manifest
 from garrison.errors import CalibrationError, ConfigError
@@ -78,6 +79,10 @@ def seal(
     k: int = 3,
     decimals: int | None = None,
     budget: str | int | None = None,
+    budget_from: str | Path | None = None,
+    budget_fidelity: float = 0.9,
+    budget_margin: float = 0.5,
+    price: float | None = None,
     double: bool = False,
     force: bool = False,
     **options: Any,
@@ -92,6 +97,9 @@ def seal(
         release: "full", "rounded", "top-k" or "label".
         k, decimals: for "top-k" and "rounded".
         budget: rows a caller may ask, such as 5000 or "5000/day".
+        budget_from: report.json of an audit of this model; the budget is then `budget_margin` times the answers after which a clone
+            reaches `budget_fidelity`. With `budget` it bounds the different rows.
+        price: US dollars for 1,000 rows.
         double: convert a scikit-learn or LightGBM model in double precision.
         force: replace an older bundle.
         options: further fields of `garrison.sealing.options.SealOptions`, such as `name`, `version`, `labels`.
@@ -104,10 +112,11 @@ def seal(
     target = Path(out)
     check_target(target, force=force)
     choices = {"name": target.absolute().name} | options
+    derived = budget is None and budget_from is not None
     try:
         choices |= {
             "release": release_of(release, k, decimals),
-            "budget": budget_of(None if budget is None else str(budget)),
+            "budget": budget_of(None if budget is None else str(budget), None, None if derived else price),
         }
     except (TypeError, ValueError) as error:
         raise ConfigError(f"seal: {error}") from error
@@ -120,6 +129,8 @@ def seal(
         raise ConfigError("data is needed: held-out rows, from which ranges and thresholds are learned")
     else:
         draft = draft_from_source(source_of(model, rows, double=double), rows, chosen)
+    if budget_from is not None:
+        draft = derived_draft(draft, Path(budget_from), budget_fidelity, budget_margin, price or 0.0)
     return seal_draft(draft, owner, target, force=force)
 
 

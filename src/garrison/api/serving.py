@@ -13,7 +13,7 @@ import msgspec
 
 from garrison.api.keys import Trust, trusted
 from garrison.client import Client, Prediction
-from garrison.config import Config, ServerConfig
+from garrison.config import CallerConfig, Config, ServerConfig
 from garrison.errors import ConfigError
 from garrison.limits import Limits
 from garrison.server.root import assemble, background
@@ -57,6 +57,7 @@ def serve(
     trust: Trust,
     port: int = 0,
     guard: Mapping[str, Mapping[str, Any]] | None = None,
+    callers: Mapping[str, Mapping[str, Any]] | None = None,
     limits: Limits | None = None,
     **server: Any,
 ) -> Server:
@@ -67,6 +68,7 @@ def serve(
         trust: keys that may have signed them.
         port: to listen at, on this machine alone unless `host` says otherwise; 0 for any free one.
         guard: by defense, what is to be tightened.
+        callers: by caller, its stricter release policy: fields of `garrison.config.CallerConfig`.
         limits: sizes, counts and times.
         server: fields of `garrison.config.ServerConfig`, such as `isolation`, `keys`, `state`.
 
@@ -91,7 +93,11 @@ def serve(
             "limits must be a garrison.limits.Limits, and guard a mapping from defenses to their settings"
         )
     changes = {name: dict(change) for name, change in (guard or {}).items()}
-    config = Config(server=settings, limits=limits or Limits(), guard=changes)
+    try:
+        policies = msgspec.convert(dict(callers or {}), dict[str, CallerConfig])
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"serve: callers: {error}") from error
+    config = Config(server=settings, limits=limits or Limits(), guard=changes, callers=policies)
     return Server([Path(bundle) for bundle in bundles], trust, config)
 
 

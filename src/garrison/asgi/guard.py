@@ -31,11 +31,14 @@ from garrison.errors import (
     ServiceError,
 )
 from garrison.guard.defenses.budget import Budget
+from garrison.guard.defenses.proof_of_work import ProofOfWork
+from garrison.guard.distinct import DistinctRows
 from garrison.guard.pipeline import Pipeline, Progress, tighten
 from garrison.limits import Limits
 from garrison.runtime.misinformation import Misinformation
 from garrison.runtime.runner import VALUES_OUTPUT, example_inputs
-from garrison.server.budgets import BudgetBook, ModelBudget, default_folder
+from garrison.server.budgets import BudgetBook, default_folder
+from garrison.server.model_budget import ModelBudget
 from garrison.types import Array, Batch, Caller, FloatArray, ModelFacts, RawScores, Released, Task
 
 logger = logging.getLogger(__name__)
@@ -89,8 +92,10 @@ class AppGuard:
         manifest = verified.manifest
         if manifest.require_sealed:
             raise ConfigError(f"{bundle}: its owner demands sealed requests; serve it with `garrison serve`")
+        if any(spec.name == ProofOfWork.name and not spec.shadow for spec in manifest.guard):
+            raise ConfigError(f"{bundle}: it asks for proofs of work; serve it with `garrison serve`")
         self.name, self.version = manifest.name, str(manifest.version)
-        self.facts: ModelFacts = replace(manifest.facts(), has_logits=False)  # an app answers no logits
+        self.facts: ModelFacts = replace(manifest.facts(), has_logits=False, feature_score="")  # an app answers neither
         self.answer_name = VALUES_OUTPUT[manifest.task]
         key = _secret(bundle, secret, verified) if manifest.key_commitment else None
         self._pipeline = Pipeline(tighten(manifest.guard, changes), self.facts, key)
@@ -104,9 +109,12 @@ class AppGuard:
             self._wrong = Misinformation(verified, graph, limits.compute_rows)
             self._row_seconds = _seconds(self._wrong, verified)
         budget = self._pipeline.find(Budget.name)
-        rows, period = (budget.rows, budget.period) if isinstance(budget, Budget) else (0, "")
+        rows, period, distinct = (
+            (budget.rows, budget.period, budget.distinct) if isinstance(budget, Budget) else (0, "", 0)
+        )
         self._book = BudgetBook(state or default_folder()) if rows else None
-        self._budget = ModelBudget(self.name, rows, period, self._book)
+        self._budget = ModelBudget(self.name, rows, period, self._book, distinct)
+        self._distinct = next((x.state for x in self._pipeline.links if isinstance(x.state, DistinctRows)), None)
 
     async def ask(self, inputs: dict[str, Array], caller: str) -> Progress:
         """ADMIT and INSPECT.
@@ -114,10 +122,10 @@ class AppGuard:
         Raises:
             TurnedDownError: the request must not be computed.
         """
-        known = self._budget.remaining_at_once((caller,))
-        remaining = await asyncio.to_thread(self._budget.remaining, caller) if known is None else known[caller]
+        known = self._budget.left_at_once((caller,))
+        left = await asyncio.to_thread(self._budget.left, caller) if known is None else known[caller]
         rows = len(next(iter(inputs.values())))
-        batch = Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (remaining,))
+        batch = Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (left.rows,), (left.fresh,))
         progress = Progress.begin(batch)
         if self._is_quick(rows):
             self._look(progress)
@@ -203,14 +211,20 @@ class AppGuard:
         raise TurnedDownError(RefusedError.code, "the service refuses this request")
 
     async def _charge(self, progress: Progress) -> None:
-        wants = [(progress.batch.callers[0].id, progress.batch.rows)]
-        granted = self._budget.charge_at_once(wants)
+        caller, budget = progress.batch.callers[0].id, self._budget
+        wants = [(caller, progress.batch.rows)]
+        news = [] if self._distinct is None else [(caller, self._distinct.count(progress.batch, progress.refused)[0])]
+        fresh = budget.charge_fresh_at_once(news)
+        if fresh is None:
+            fresh = await asyncio.to_thread(budget.charge_fresh, news)
+        granted = budget.charge_at_once(wants)
         if granted is None:
-            granted = await asyncio.to_thread(self._budget.charge, wants)
-        if not granted[0]:  # used up meanwhile, by another request
-            rows, period = self._budget.rows, self._budget.period
-            detail = f"the caller's budget of {rows} rows ({period}) does not cover this request"
+            granted = await asyncio.to_thread(budget.charge, wants)
+        if not (all(fresh) and granted[0]):  # used up meanwhile, by another request
+            detail = f"the caller's budget of {budget.in_words()} does not cover this request"
             raise TurnedDownError(BudgetExhaustedError.code, detail)
+        if self._distinct is not None:
+            self._distinct.learn(progress.batch, progress.refused)
 
 
 def _are_probabilities(answer: FloatArray) -> bool:

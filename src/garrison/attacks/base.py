@@ -62,6 +62,10 @@ class Trial:
         told: what the attack says of itself; grades nothing.
         pictures: for the report.
         cover: rows of cover traffic that it sent beside its queries.
+        watched: whether the service has detectors whose alarms could be read off.
+        alarm_queries: the attacker's rows of one account when the first alarm rang; 0 where none rang.
+        alarm_summed: the attacker's rows of all accounts then.
+        detector: which one rang first, "" for none.
     """
 
     attack: str
@@ -76,6 +80,10 @@ class Trial:
     told: Mapping[str, float] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
     cover: int = 0
+    watched: bool = False
+    alarm_queries: int = 0
+    alarm_summed: int = 0
+    detector: str = ""
 
     @property
     def complete(self) -> bool:
@@ -88,7 +96,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         attack: the attack's name, "none" for what honest users get.
-        target: "undefended", "outlier-exposure" or "defended"; "none" for a control arm that asks nobody.
+        target: "undefended", "outlier-exposure", "defended" or an arm of the plan; "none" for a control arm that asks nobody.
         metric: what was measured.
         value: None where it could not be reached or measured.
         low, high: the interval, None where there is none.

@@ -109,6 +109,20 @@ class AccountOracle(Oracle, Protocol):
         ...
 
 
+@runtime_checkable
+class Following(Protocol):
+    """A service of the audit's own that counts an attacker's rows: it is told what each request holds."""
+
+    def follow(self, account: int, cover: BoolArray) -> None:
+        """Told before each request, in the order of asking.
+
+        Args:
+            account: who asks.
+            cover: (rows,), which of them are cover traffic.
+        """
+        ...
+
+
 class MeteredOracle:
     """The oracle that an attack is given: counts, and stops at the budget.
 
@@ -130,6 +144,7 @@ class MeteredOracle:
         self.rows = self.cover = self.requests = self.refused = self.failed = 0
         self.seconds = 0.0
         self._oracle = oracle
+        self._follower = oracle if isinstance(oracle, Following) else None
         self._step = rows_a_request
 
     @property
@@ -184,6 +199,8 @@ class MeteredOracle:
         self.rows += len(part) - hidden
         self.cover += hidden
         self.requests += 1
+        if self._follower is not None:
+            self._follower.follow(account, cover)
         begun = time.perf_counter()
         try:
             found = self._oracle.query(part) if account == 0 else _as_account(self._oracle, part, account)
@@ -255,6 +272,11 @@ class LabelsOnly:
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
         self.facts = dataclasses.replace(oracle.facts, soft=False, scores=False)
+
+    def follow(self, account: int, cover: BoolArray) -> None:
+        """See `Following`."""
+        if isinstance(self._oracle, Following):
+            self._oracle.follow(account, cover)
 
     def query(self, x: Array) -> Answers:
         return _labels_of(self._oracle.query(x))

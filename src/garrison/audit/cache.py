@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from garrison.attacks.base import Trial
+from garrison.attacks.base import Finding, Trial
 from garrison.attacks.exam import Picture
 from garrison.types import FloatArray
 
-FORMAT = 2
+FORMAT = 3
 _PACKED = ("scores", "pictures")
 
 
@@ -64,10 +64,28 @@ class TrialCache:
             stored = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=_Stored)
             if stored.format != FORMAT:
                 return None
+            told = {
+                what: value for what, value in stored.trial["told"].items() if value is not None
+            }  # NaN, as JSON has it
             scores = {name: _unpacked(packed) for name, packed in stored.scores.items()}
-            return Trial(**stored.trial, scores=scores, pictures=tuple(_shown(p) for p in stored.pictures))
-        except (OSError, msgspec.DecodeError, zlib.error, ValueError, TypeError):
+            return Trial(
+                **{**stored.trial, "told": told}, scores=scores, pictures=tuple(_shown(p) for p in stored.pictures)
+            )
+        except (OSError, msgspec.DecodeError, zlib.error, ValueError, TypeError, KeyError, AttributeError):
             return None
+
+    def honest(self, key: str) -> tuple[Finding, ...] | None:
+        """What was measured on honest users under that key; a file that cannot be read is as good as none."""
+        if self._folder is None:
+            return None
+        try:
+            return msgspec.json.decode((self._folder / f"{key}.honest").read_bytes(), type=tuple[Finding, ...])
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def put_honest(self, key: str, findings: tuple[Finding, ...]) -> None:
+        """Keep what was measured on honest users; it appears whole or not at all."""
+        self._write(f"{key}.honest", msgspec.json.encode(findings))
 
     def answers(self, target: str, seed: int) -> Path | None:
         """The file that keeps what a target answered to the trials of one seed; None where nothing is kept."""
@@ -75,15 +93,20 @@ class TrialCache:
 
     def put(self, key: str, trial: Trial) -> None:
         """Keep a complete trial; it appears whole or not at all. An incomplete one is tried again next time."""
-        if self._folder is None or not trial.complete:
+        if not trial.complete:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         plain = {name: getattr(trial, name) for name in trial.__dataclass_fields__ if name not in _PACKED}
         scores = {name: _packed(values) for name, values in trial.scores.items()}
-        new = self._folder / f".{key}.new"
         pictures = tuple(_kept(picture) for picture in trial.pictures)
-        new.write_bytes(msgspec.json.encode(_Stored(FORMAT, plain, scores, pictures)))
-        new.replace(self._folder / f"{key}.json")
+        self._write(f"{key}.json", msgspec.json.encode(_Stored(FORMAT, plain, scores, pictures)))
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        new = self._folder / f".{name}.new"
+        new.write_bytes(data)
+        new.replace(self._folder / name)
 
 
 def _packed(values: FloatArray) -> _Scores:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from garrison.audit.arms import Arms, choose_arms
+from garrison.audit.grid import ArmPlan
 from garrison.audit.targets import HttpTarget, ReleaseChoice, Target, guarded
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.bundle.secret import read_secret, secret_path
@@ -27,6 +28,7 @@ class Opening:
         release: release this instead; only where the target is a bundle.
         api_key, model: for a service.
         accounts: further API keys, for attacks that ask from many accounts.
+        arms: of the plan's table.
     """
 
     reference: Path | None = None
@@ -36,6 +38,7 @@ class Opening:
     api_key: str | None = None
     model: str | None = None
     accounts: tuple[str, ...] = ()
+    arms: tuple[ArmPlan, ...] = ()
 
 
 @contextlib.contextmanager
@@ -62,7 +65,7 @@ def open_arms(target: str, trusted: Sequence[OwnerPublicKey], opening: Opening) 
             keys = (opening.api_key, *opening.accounts)
             first, *others = [stack.enter_context(Client(target, api_key=k, model=opening.model)) for k in keys]
             asked = HttpTarget(first, target, accounts=others)
-            yield choose_arms(asked, reference=reference, baseline=baseline, key=key)
+            yield choose_arms(asked, reference=reference, baseline=baseline, key=key, plans=opening.arms)
         return
     path = Path(target)
     if not path.is_dir():
@@ -70,7 +73,7 @@ def open_arms(target: str, trusted: Sequence[OwnerPublicKey], opening: Opening) 
     bundle, key = verify(path, trusted), _key(path, opening.secret)
     served: Target = guarded(bundle, key, opening.release)
     reference = _opened(opening.reference, trusted) or bundle
-    yield choose_arms(served, reference=reference, baseline=baseline, key=key)
+    yield choose_arms(served, reference=reference, baseline=baseline, key=key, plans=opening.arms)
 
 
 def _opened(path: Path | None, trusted: Sequence[OwnerPublicKey]) -> VerifiedBundle | None:

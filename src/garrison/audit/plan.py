@@ -28,10 +28,14 @@ import msgspec
 from garrison.attacks.base import NAIVE, Attack, Tactic, View
 from garrison.attacks.extraction import ATTACKS
 from garrison.attacks.tactics import TACTICS
+from garrison.audit import grid
+from garrison.audit.grid import ArmPlan, ColumnPlan
 from garrison.errors import PlanError
 
 MOST_PLAN_BYTES = 1_000_000
 CONTROL = "random-labels"
+USUAL_PRICE = 1.0
+"""US dollars for 1,000 rows where neither plan nor service names a price."""
 
 
 class AttackPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +51,7 @@ class AttackPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             nearest to the service.
         surrogate: rows that this attack asks, in place of the plan's.
         only: "tables" or "images": models of another kind are not attacked so by this plan; "" attacks all.
+        seconds: processor seconds of one clone, about; only for telling how long the audit takes.
         parameters: the attack's own fields.
     """
 
@@ -58,6 +63,7 @@ class AttackPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     tactics: tuple[dict[str, Any], ...] = ()
     surrogate: str = ""
     only: Literal["", "tables", "images"] = ""
+    seconds: float = 0.0
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -97,7 +103,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         seeds: one clone a seed; from three on intervals are over seeds.
         attacks, control: what is done.
         taus: thresholds of the similarity sweep; chosen by the range of the score where empty.
-        usd_per_1000_queries: what the service charges.
+        usd_per_1000_queries: what the service charges; left out, what it says itself, and a dollar where it says nothing.
         in_distribution: rows of the model's own kind that the thief has; "" for none.
         in_distribution_rows: most of them that are used.
         labelled_rows: of those, the first ones whose classes the thief knows.
@@ -108,6 +114,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         else_uniform: rows that do not fit the target are replaced by rows drawn evenly from its stated range, and the report says so.
         most_queries, most_usd, most_minutes: what the audit may ask of the service, pay it, and take; 0 for no limit. What does not
             fit is left out, and named.
+        arms, columns: the table, see `garrison.audit.grid`; without columns the attacks bring their own tactics.
     """
 
     name: str
@@ -120,7 +127,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     attacks: tuple[AttackPlan, ...]
     control: Control = Control()
     taus: tuple[float, ...] = ()
-    usd_per_1000_queries: float = 1.0
+    usd_per_1000_queries: float | None = None
     in_distribution: str = ""
     in_distribution_rows: int = 2_500
     labelled_rows: int = 150
@@ -132,10 +139,16 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     most_queries: int = 0
     most_usd: float = 0.0
     most_minutes: float = 0.0
+    arms: tuple[ArmPlan, ...] = ()
+    columns: tuple[ColumnPlan, ...] = ()
+
+    @property
+    def usd_per_1000(self) -> float:
+        return USUAL_PRICE if self.usd_per_1000_queries is None else self.usd_per_1000_queries
 
     @property
     def usd_per_query(self) -> float:
-        return self.usd_per_1000_queries / 1000
+        return self.usd_per_1000 / 1000
 
     def clones(self, targets: int) -> int:
         """How many clones are trained against so many targets."""
@@ -147,6 +160,27 @@ def within(plan: Plan, *, queries: int | None = None, usd: float | None = None, 
     """The plan with other limits; None leaves the plan's own."""
     given = {"most_queries": queries, "most_usd": usd, "most_minutes": minutes}
     return msgspec.structs.replace(plan, **{name: value for name, value in given.items() if value is not None})
+
+
+def filling(plan: Plan, arms: Sequence[str]) -> Plan:
+    """The plan with every cell of these arms filled, with all seeds.
+
+    Raises:
+        PlanError: an arm that the plan does not name.
+    """
+    named = [arm.name for arm in plan.arms]
+    unknown = sorted({*arms} - {*named})
+    if unknown:
+        raise PlanError(f"the plan {plan.name!r} has no arm {unknown[0]!r}; its arms are {', '.join(named) or 'none'}")
+    every = {"attacks": (), "columns": (), "seeds": ()}
+    found = tuple(msgspec.structs.replace(a, **every) if a.name in arms else a for a in plan.arms)
+    return msgspec.structs.replace(plan, arms=found)
+
+
+def priced(plan: Plan, price: float) -> Plan:
+    """The plan with the price of the service, in US dollars for 1,000 rows, where it names none of its own."""
+    told = price or USUAL_PRICE
+    return plan if plan.usd_per_1000_queries is not None else msgspec.structs.replace(plan, usd_per_1000_queries=told)
 
 
 def shipped_plans() -> tuple[str, ...]:
@@ -200,6 +234,8 @@ def parse_plan(text: str, source: str) -> Plan:
         load_attack(attack.name, attack.parameters)
         for tactic in attack.tactics:
             load_tactic(tactic)
+    for tactic in grid.tables_of(plan.arms, plan.columns):
+        load_tactic(tactic)
     if plan.control.budgets:
         load_attack(CONTROL, plan.control.parameters)
     return plan
@@ -276,9 +312,12 @@ def _problem(plan: Plan) -> str:
         and min(plan.seeds) >= 0,
         "test_rows and outside_rows must be at least 1": plan.test_rows >= 1 and plan.outside_rows >= 1,
         "taus must be finite": all(math.isfinite(tau) for tau in plan.taus),
-        "usd_per_1000_queries must be finite and not negative": 0 <= plan.usd_per_1000_queries < math.inf,
+        "usd_per_1000_queries must be finite and not negative": 0 <= plan.usd_per_1000 < math.inf,
     }
-    return next((message for message, holds in checks.items() if not holds), "")
+    wrong = next((message for message, holds in checks.items() if not holds), "")
+    if plan.columns and any(attack.tactics for attack in plan.attacks):
+        wrong = wrong or "a plan with columns takes the tactics from them: leave out the attacks' own"
+    return wrong or grid.problem(plan.arms, plan.columns, [attack.label or attack.name for attack in plan.attacks])
 
 
 def _anchored(plan: Plan, folder: Path) -> Plan:

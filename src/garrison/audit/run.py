@@ -12,29 +12,33 @@ Invariant: nothing is printed; the same plan on the same arms and rows gives the
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 
 from garrison import __version__
 from garrison.attacks.base import Finding
 from garrison.attacks.draws import has_range, uniform_rows
 from garrison.attacks.exam import Exam
-from garrison.attacks.oracle import MeteredOracle
+from garrison.attacks.oracle import MeteredOracle, Oracle
 from garrison.audit import preflight, words
+from garrison.audit.alarms import InTurn, forget, remembers, watches
 from garrison.audit.arms import Arms, notes
 from garrison.audit.cache import TrialCache
 from garrison.audit.data import AuditData, Progress, Rows, silent
-from garrison.audit.environment import environment
-from garrison.audit.plan import Plan
+from garrison.audit.environment import environment, versions
+from garrison.audit.plan import Plan, priced
 from garrison.audit.report.content import DataCard, Report, TargetCard
 from garrison.audit.report.pictures import cards
-from garrison.audit.served import REPEATED_ROWS, Baseline, Served, ask_honestly, served_findings
+from garrison.audit.served import REPEATED_ROWS, Baseline, Served, alarmed_finding, ask_honestly, served_findings
 from garrison.audit.similarity import SimilarityPoint, left_alone, similarity_curves
 from garrison.audit.spending import Spending
+from garrison.audit.table import cells_of, pareto_of
 from garrison.audit.targets import ServiceTarget, Target, TargetName
-from garrison.audit.trials import PROBES, Looted, Thief
+from garrison.audit.trials import PROBES, Looted, Thief, fingerprint
 from garrison.errors import PlanError
 
 _ASKING = 0.15
@@ -50,6 +54,7 @@ class _Work:
     arms: Arms
     data: AuditData
     report: Progress
+    cache: TrialCache
 
 
 def run_audit(
@@ -75,20 +80,20 @@ def run_audit(
         PreflightError: the target, its reference or the data are wired wrongly.
         MissingExtraError: torch is not installed.
     """
-    work, targets = _Work(plan, arms, data, report), arms.targets()
+    plan = priced(plan, arms.defended.identity.price_per_1000_rows)
+    work, targets = _Work(plan, arms, data, report, cache or TrialCache(None)), arms.targets()
     # 1 preflight
     report("preflight", 0.0)
     _preflight(work)
     # 2 honest users
-    served = {name: _ask(work, name, target) for name, target in targets.items()}
-    findings = [f for name in targets for f in _served(work, name, served[name])]
+    findings = [f for name in targets for f in _honest(work, name)]
     f = arms.f
     thief = Thief(
         plan=plan,
         data=data,
         exam=_exam(work),
         reference_digest="" if f is None else f.identity.manifest_digest,
-        cache=cache or TrialCache(None),
+        cache=work.cache,
         spending=Spending(plan),
         tell=lambda message, share: report(message, _ASKING + (1 - _ASKING) * share),
         targets=len(targets),
@@ -129,7 +134,9 @@ def _references(arms: Arms) -> list[ServiceTarget]:
 def _preflight(work: _Work) -> None:
     arms, data = work.arms, work.data
     regression = arms.defended.facts.regression
-    for target in arms.targets().values():
+    for name, target in arms.targets().items():
+        if name in arms.others:
+            continue  # the reference's model, which is checked
         preflight.check_rows(target.facts, data)
         if data.test.y is not None and not regression:
             preflight.check_classes(target.facts, target.identity.labels, data.test)
@@ -145,32 +152,63 @@ def _preflight(work: _Work) -> None:
             preflight.check_better_than_chance(first, data.test.y, f"{reference.identity.model!r} without a guard")
 
 
-def _ask(work: _Work, name: TargetName, target: Target) -> Served:
+def _honest(work: _Work, name: str) -> tuple[Finding, ...]:
+    """What honest users of an arm get. For the arms of a table, which are many, it is kept."""
+    targets = work.arms.targets()
+    target = targets[name]
+    work.report(f"asking {name}", _ASKING * list(targets).index(name) / len(targets))
+    key = _honest_key(work, name, target) if work.plan.columns and isinstance(target, ServiceTarget) else ""
+    kept = work.cache.honest(key) if key else None
+    if kept is not None:
+        return kept
+    if isinstance(target, ServiceTarget) and remembers(target):
+        asking = InTurn(target)
+        found = _served(work, name, _ask(work, name, asking))
+        if watches(target):
+            rows = len(work.data.test.x)
+            found = (*found, alarmed_finding(name, *asking.alarmed(rows), rows))
+        forget(target)
+    else:
+        found = _served(work, name, _ask(work, name, target))
+    if key:
+        work.cache.put_honest(key, found)
+    return found
+
+
+def _honest_key(work: _Work, name: str, target: Target) -> str:
+    """The digest of all that it depends on."""
+    arms, data = work.arms, work.data
+    others = [r.identity.manifest_digest for r in (arms.f, arms.reference) if r is not None]
+    rows = [f"{r.sha256} {len(r.x)}" for r in (data.test, data.outside)]
+    parts = [name, fingerprint(target, data), others, rows, *versions().values()]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def _ask(work: _Work, name: str, target: Oracle) -> Served:
     """Answers to honest questions; those of the service are compared with its reference before anything is graded."""
-    place = list(TargetName).index(name)
-    work.report(f"asking {name.value}", _ASKING * place / len(TargetName))
     served = ask_honestly(target, work.data)
-    if name is not TargetName.DEFENDED:
+    if name != TargetName.DEFENDED:
         return served
     own, data = work.arms.reference, work.data
     if target.facts.regression:
         return served
     if own is None and data.test.y is not None:
-        preflight.check_better_than_chance(served.test.labels, data.test.y, target.identity.where)
+        preflight.check_better_than_chance(served.test.labels, data.test.y, work.arms.defended.identity.where)
     elif own is not None:
         alone = left_alone(own, data.test.x)
         preflight.check_agreement(served.test, own.raw(data.test.x), alone, own.identity.model)
     return served
 
 
-def _served(work: _Work, name: TargetName, served: Served) -> tuple[Finding, ...]:
+def _served(work: _Work, name: str, served: Served) -> tuple[Finding, ...]:
     arms, data = work.arms, work.data
     target = arms.targets()[name]
     if target.facts.regression:
         return ()
     f = None if arms.f is target else _baseline(arms.f, data)
-    own = _baseline(arms.reference, data) if name is TargetName.DEFENDED else None
-    return served_findings(name.value, served, data, target.facts.classes, f, own)
+    guarded = name == TargetName.DEFENDED or name in arms.others
+    own = _baseline(arms.reference, data) if guarded else None
+    return served_findings(name, served, data, target.facts.classes, f, own)
 
 
 def _baseline(model: ServiceTarget | None, data: AuditData) -> Baseline | None:
@@ -179,8 +217,8 @@ def _baseline(model: ServiceTarget | None, data: AuditData) -> Baseline | None:
 
 def _similarity(work: _Work) -> tuple[SimilarityPoint, ...]:
     arms, data = work.arms, work.data
-    if arms.reference is None or arms.reference.facts.regression:
-        return ()
+    if arms.reference is None or arms.reference.facts.regression or work.plan.columns:
+        return ()  # a table compares chains, not thresholds
     plain = arms.undefended
     against = None if plain is None or plain is arms.reference else plain.raw
     most = work.plan.outside_rows
@@ -214,7 +252,7 @@ def _report(
         headline=words.headline(plan, data, findings, controls),
         plan=plan,
         data={role: _data_card(r) for role, r in rows.items()},
-        targets={name.value: _target_card(target, said[name]) for name, target in arms.targets().items()},
+        targets={name: _target_card(target, said[name]) for name, target in arms.targets().items()},
         fidelity_against="" if arms.f is None else arms.f.identity.model,
         environment=environment(cpu_threads),
         findings=findings,
@@ -224,6 +262,10 @@ def _report(
         told=tuple(stolen.told),
         pictures=cards(stolen.pictures),
         limits=limits,
+        alarms=tuple(stolen.alarms),
+        missing=dict(arms.missing),
+        cells=(table := cells_of(plan, tuple(arms.targets()), arms.missing, findings, stolen)),
+        pareto=pareto_of(table, findings),
     )
 
 
@@ -242,4 +284,6 @@ def _target_card(target: Target, note: str) -> TargetCard:
         guard_digest=identity.guard_digest,
         chain=None if identity.chain is None else tuple(spec.name for spec in identity.chain),
         overridden=identity.overridden,
+        model_digest=identity.model_digest,
+        answers_digest=identity.answers_digest,
     )

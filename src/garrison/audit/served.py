@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from garrison.audit.data import AuditData
 from garrison.types import Array, FloatArray
 
 REPEATED_ROWS = 200
+NORMAL_95 = 1.959964
 _SAME = 1e-5
 """Largest difference of probabilities that counts as the same answer: single precision in another batch."""
 
@@ -79,6 +81,21 @@ def served_findings(
     findings = [_finding(target, name, e, len(data.test.x)) for name, e in found.items()]
     strangers = _strangers(served, classes, f, own)
     return (*findings, *(_finding(target, name, e, len(data.outside.x)) for name, e in strangers.items()))
+
+
+def alarmed_finding(target: str, alarmed: int, callers: int, rows: int) -> Finding:
+    """The share of honest callers who were alarmed, with Wilson's interval.
+
+    Args:
+        target: its name.
+        alarmed, callers: how many of how many.
+        rows: that they asked, all together.
+    """
+    share, z2 = alarmed / callers, NORMAL_95**2 / callers
+    middle = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    e = Estimate(share, max(0.0, middle - half), min(1.0, middle + half), f"Wilson over {callers} callers, 95 %")
+    return _finding(target, "honest_callers_alarmed", e, rows)
 
 
 def _compared(served: Served, y: npt.NDArray[np.int64] | None, other: Baseline, suffix: str) -> dict[str, Estimate]:

@@ -20,7 +20,7 @@ from garrison.audit.targets import ServiceTarget
 from garrison.guard.pipeline import Pipeline, Progress
 from garrison.types import Array, Batch, BoolArray, Caller, DefenseSpec, FloatArray, RawScores
 
-MISINFORMATION = "adaptive-misinformation"
+MISINFORMATION = frozenset(f"{way}-misinformation" for way in ("adaptive", "deceptive", "label-preserving"))
 CONFIDENCE = "confidence"
 STEPS = 21
 STAND_IN_KEY = bytes(32)
@@ -62,7 +62,7 @@ class _Scored:
 
 def signed_tau(chain: Sequence[DefenseSpec]) -> float | None:
     """The threshold of Adaptive Misinformation in a chain, None where it has none."""
-    found = next((spec.parameters.get("tau") for spec in chain if spec.name == MISINFORMATION), None)
+    found = next((spec.parameters.get("tau") for spec in chain if spec.name in MISINFORMATION), None)
     return None if found is None else float(found)
 
 
@@ -120,6 +120,7 @@ def left_alone(reference: ServiceTarget, x: Array) -> BoolArray:
     # One request a row: a refused row must not take others with it.
     batch = Batch(inputs, np.arange(rows, dtype=np.intp), (Caller("audit"),) * rows, (-1,) * rows)
     progress = Progress.begin(batch)
+    pipeline.inspect(progress)  # later defenses may read what it gives
     pipeline.answer(progress, reference.service.raw(inputs))
     refused = np.array([code is not None for code in progress.refused])
     found: BoolArray = ~(progress.replaced | refused)
@@ -128,7 +129,7 @@ def left_alone(reference: ServiceTarget, x: Array) -> BoolArray:
 
 def _with_tau(chain: Sequence[DefenseSpec], tau: float) -> tuple[DefenseSpec, ...]:
     def changed(spec: DefenseSpec) -> DefenseSpec:
-        if spec.name != MISINFORMATION:
+        if spec.name not in MISINFORMATION:
             return spec
         return DefenseSpec(name=spec.name, parameters=spec.parameters | {"tau": tau})
 
@@ -137,6 +138,7 @@ def _with_tau(chain: Sequence[DefenseSpec], tau: float) -> tuple[DefenseSpec, ..
 
 def _run(pipeline: Pipeline, scored: _Scored) -> Progress:
     progress = Progress.begin(scored.batch)
+    pipeline.inspect(progress)
     pipeline.answer(progress, scored.raw)
     return progress
 

@@ -21,6 +21,7 @@ from garrison.bundle.reader import VerifiedBundle
 from garrison.client import Client
 from garrison.enclave.service import Service
 from garrison.errors import PreflightError
+from garrison.guard.defenses.budget import Budget
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.types import NUMPY_DTYPES, Array, BoolArray, DefenseSpec, FloatArray, Task
 
@@ -56,6 +57,8 @@ class Identity:
         overridden: whether the signed guard was taken off or changed for this audit.
         labels: names of the classes, empty where the service does not say.
         budget_rows: rows that the service answers a caller, 0 for no limit or unknown.
+        model_digest, answers_digest: of the model without its guard, and of both (see `garrison.bundle.manifest`); "" where it does not say.
+        price_per_1000_rows: that the service charges, in US dollars; 0 where it does not say.
     """
 
     where: str
@@ -67,6 +70,9 @@ class Identity:
     overridden: bool
     labels: tuple[str, ...]
     budget_rows: int = 0
+    model_digest: str = ""
+    answers_digest: str = ""
+    price_per_1000_rows: float = 0.0
 
 
 class Target(Oracle, Protocol):
@@ -111,6 +117,9 @@ class ServiceTarget:
             chain=service.chain,
             overridden=overridden,
             labels=manifest.labels,
+            model_digest=manifest.model_digest(),
+            answers_digest=manifest.answers_digest(service.chain),
+            price_per_1000_rows=_price(service),
         )
         self._input = spec.name
 
@@ -119,7 +128,7 @@ class ServiceTarget:
 
     def query_as(self, x: Array, account: int) -> Answers:
         """`query` under the name of an account; in this process an account costs nothing."""
-        released = self.service.predict(self._named(x), caller=f"audit-{account}" if account else "local")
+        released = self.service.predict(self._named(x), caller=caller_name(account))
         return answers_of(released.outputs, released.uncertain, self.facts.classes)
 
     def raw(self, x: Array) -> FloatArray:
@@ -136,6 +145,11 @@ class ServiceTarget:
 
     def _named(self, x: Array) -> dict[str, Array]:
         return {self._input: np.ascontiguousarray(x, dtype=self.facts.dtype)}
+
+
+def caller_name(account: int) -> str:
+    """What an account is called in this process."""
+    return f"audit-{account}" if account else "local"
 
 
 class HttpTarget:
@@ -189,6 +203,9 @@ class HttpTarget:
             overridden=False,
             labels=labels,
             budget_rows=0 if extras is None else extras.budget_rows,
+            model_digest="" if extras is None else extras.model_digest,
+            answers_digest="" if extras is None else extras.answers_digest,
+            price_per_1000_rows=0.0 if extras is None else extras.price_per_1000_rows,
         )
 
     def query(self, x: Array) -> Answers:
@@ -226,6 +243,11 @@ def _classes(outputs: Mapping[str, tuple[int, ...]], labels: tuple[str, ...], gi
     if not found:
         raise PreflightError(f"{model!r} does not say how many classes it has")
     return found
+
+
+def _price(service: Service) -> float:
+    budget = service.armed(Budget.name)
+    return budget.price_per_1000_rows if isinstance(budget, Budget) else 0.0
 
 
 def answers_of(outputs: Mapping[str, Array], uncertain: BoolArray, classes: int) -> Answers:
@@ -294,6 +316,16 @@ def guarded(bundle: VerifiedBundle, key: bytes | None, release: ReleaseChoice | 
         return ServiceTarget(Service(bundle, key=key), overridden=False)
     chain = tuple(_released(spec, release) for spec in bundle.manifest.guard)
     override = UnsafeGuardOverride(chain, f"audit: the release policy {release!r} instead of the signed one")
+    return ServiceTarget(Service(bundle, key=key, override=override), overridden=True)
+
+
+def changed(bundle: VerifiedBundle, key: bytes | None, chain: tuple[DefenseSpec, ...], name: str) -> ServiceTarget:
+    """The bundle's model behind another chain than the signed one, in this process.
+
+    Raises:
+        GuardError: the chain cannot be built for this model.
+    """
+    override = UnsafeGuardOverride(chain, f"audit: the arm {name!r} instead of the signed guard")
     return ServiceTarget(Service(bundle, key=key, override=override), overridden=True)
 
 

@@ -1,7 +1,8 @@
 """The thief's part of an audit: every attack, budget and seed against every arm, and the control arm that asks nobody.
 
 Invariants: the arms meet the same attacks with the same seeds through the same meter; a finished trial is kept and not done
-again, and the answers of one that was interrupted are not asked again; budgets run from the smallest, so that larger ones share the
+again, and the answers of one that was interrupted are not asked again (of a service in this process that remembers its callers they are: see
+`garrison.audit.alarms`); budgets run from the smallest, so that larger ones share the
 questions of smaller ones; what is left out is named with the reason. Arms are attacked side by side, each
 on one thread, so that the figures do not depend on how many processors there are.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,16 +25,18 @@ import numpy as np
 from garrison.attacks.base import NAIVE, Finding, Trial, View, findings_of
 from garrison.attacks.exam import Exam, Picture, chance_levels
 from garrison.attacks.knowledge import Knowledge, Labelled, Training
-from garrison.attacks.oracle import LabelsOnly, MeteredOracle, Oracle, OracleFacts
+from garrison.attacks.oracle import LabelsOnly, MeteredOracle, OracleFacts
 from garrison.audit import metrics
+from garrison.audit.alarms import forget
 from garrison.audit.cache import TrialCache
 from garrison.audit.data import AuditData
+from garrison.audit.desk import Desk, alarm_card
 from garrison.audit.environment import versions
+from garrison.audit.pace import Pace, spoken, workload
 from garrison.audit.plan import CONTROL, Plan, load_attack
-from garrison.audit.report.content import LeftOut, Told
+from garrison.audit.report.content import AlarmCard, LeftOut, Told
 from garrison.audit.spending import Spending
-from garrison.audit.steps import Step, steps_of
-from garrison.audit.stream import SharedStream
+from garrison.audit.steps import Step, seeds_of, steps_of
 from garrison.audit.targets import Target, TargetName
 from garrison.errors import MissingExtraError
 
@@ -49,6 +54,7 @@ class Looted:
     left_out: list[LeftOut] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    alarms: list[AlarmCard] = field(default_factory=list)
 
     def add(self, other: Looted) -> None:
         """Add what another target gave."""
@@ -56,6 +62,7 @@ class Looted:
         self.left_out += other.left_out
         self.told += other.told
         self.pictures += other.pictures
+        self.alarms += other.alarms
 
 
 @dataclass(slots=True)
@@ -66,7 +73,9 @@ class Thief:
         exam: what clones are measured on; the digests of its rows are in `data`, of its reference in `reference_digest`.
         cache: finished trials, and the answers of those that are under way.
         spending: what may still be asked of the service.
-        tell: told what is being done, and the share of all clones that is done; from several threads.
+        tell: told what is being done, and the share of all work that is done; from several threads.
+        targets: how many there are.
+        pace: how much there is to do, and how fast it goes.
         asked: rows that each target itself was asked.
     """
 
@@ -78,13 +87,11 @@ class Thief:
     spending: Spending
     tell: Callable[[str, float], None]
     targets: int
-    asked: dict[TargetName, int] = field(default_factory=dict)
-    _trained: int = 0
+    pace: Pace = field(default_factory=lambda: Pace((), 1))
+    asked: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def attack_all(
-        self, targets: Mapping[TargetName, Target], control: Target, threads: int
-    ) -> tuple[Looted, list[Finding]]:
+    def attack_all(self, targets: Mapping[str, Target], control: Target, threads: int) -> tuple[Looted, list[Finding]]:
         """What all targets gave, in their order, and the findings of the control arm.
 
         Args:
@@ -92,9 +99,10 @@ class Thief:
             control: tells shape and classes to the control arm.
             threads: how many arms are attacked side by side.
         """
+        self.pace = Pace(workload(self.plan, targets), threads)
         with torch_threads(1), ThreadPoolExecutor(threads) as pool:
             # The service itself first: where the minutes run out, the comparisons are what is missing.
-            order = sorted(targets, key=lambda name: name is not TargetName.DEFENDED)
+            order = sorted(targets, key=lambda name: name != TargetName.DEFENDED)
             arms = {name: pool.submit(self.attack, name, targets[name]) for name in order}
             last = pool.submit(self.control, control)
             try:
@@ -106,37 +114,32 @@ class Thief:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def attack(self, name: TargetName, target: Target) -> Looted:
+    def attack(self, name: str, target: Target) -> Looted:
         """All attacks of the plan against one target. What cannot be carried out here is left out, and named."""
         print_of = fingerprint(target, self.data)
-        kept = {seed: self.cache.answers(f"{name.value}-{print_of}", seed) for seed in self.plan.seeds}
-        with contextlib.ExitStack() as stack:
-            streams = {
-                seed: stack.enter_context(contextlib.closing(SharedStream(target, log))) for seed, log in kept.items()
-            }
-            found = self._all_steps(name, target, streams, print_of)
-            self.asked[name] = sum(stream.asked for stream in streams.values())
+        with Desk(target, lambda seed: self.cache.answers(f"{name}-{print_of}", seed)) as desk:
+            found = self._all_steps(name, desk, print_of)
+            self.asked[name] = desk.asked
         found.findings += queries_to_fidelity(found.findings, self.plan.usd_per_query)
         return found
 
-    def _all_steps(
-        self, name: TargetName, target: Target, streams: Mapping[int, SharedStream], print_of: str
-    ) -> Looted:
-        found, exact = Looted(), ""
-        for step in steps_of(self.plan, target.facts):
-            why = self._obstacle(step, target.facts) or exact
+    def _all_steps(self, name: str, desk: Desk, print_of: str) -> Looted:
+        found, exact, target, seeds = Looted(), "", desk.target, seeds_of(self.plan, name)
+        for step in steps_of(self.plan, target.facts, name):
+            why = step.senseless or self._obstacle(step, target.facts) or exact
             trials: list[Trial] = []
-            for seed in () if why else self.plan.seeds:
-                trial, why = self._asked(step, seed, streams[seed], (name, print_of))
+            for seed in () if why else seeds:
+                trial, why = self._asked(step, seed, desk, (name, print_of))
                 if trial is None:
                     break
                 trials.append(trial)
             if why:
-                found.left_out.append(LeftOut(target=name.value, attack=str(step), why=why))
+                place = {"thief": step.label, "column": step.tactic}
+                found.left_out.append(LeftOut(target=name, attack=str(step), why=why, **place))
             if trials:
                 self._add(found, step, trials, target, name)
                 exact = exact or _enough(found.findings, step, self.plan.enough)
-            self._done(len(self.plan.seeds))
+            self.pace.done(step, times=0 if step.senseless else len(seeds) - len(trials))
         return found
 
     def _obstacle(self, step: Step, facts: OracleFacts) -> str:
@@ -152,38 +155,44 @@ class Thief:
         near = (f"{tactic.name}: {why}" for tactic in step.tactics if (why := tactic.obstacle(seen, known)))
         return step.attack.obstacle(seen) or step.attack.lacks(known) or next(near, "")
 
-    def _asked(
-        self, step: Step, seed: int, stream: SharedStream, target: tuple[TargetName, str]
-    ) -> tuple[Trial | None, str]:
+    def _asked(self, step: Step, seed: int, desk: Desk, target: tuple[str, str]) -> tuple[Trial | None, str]:
         """The trial, from the cache or carried out; else why not."""
         name, print_of = target
-        key = self._key(step, seed, f"{name.value} {print_of}")
+        key = self._key(step, seed, f"{name} {print_of}")
         trial = self.cache.get(key)
         if trial is not None:
+            self.pace.done(step)
             return trial, ""
-        paid = name is TargetName.DEFENDED
+        paid = name == TargetName.DEFENDED
         why = self.spending.reserve(step.budget, paid=paid)
         if why:
             return None, why
-        shared: Oracle = stream.rewind()
-        oracle = LabelsOnly(shared) if step.view is View.LABELS else shared
-        self.tell(f"{step.label} on {name.value}, {step.budget:,} {step.view.value}, seed {seed}", self._share())
+        asked = desk.open(seed)
+        oracle = LabelsOnly(asked) if step.view is View.LABELS else asked
+        self._tell(f"{step.label}, {step.tactic}, on {name}, {step.budget:,} {step.view.value}, seed {seed}")
+        begun = time.monotonic()
         trial = step.attack.carry_out(
             oracle, self._knowledge(step), self.exam, budget=step.budget, seed=seed, tactics=step.tactics
         )
+        trial = desk.close(trial)
         if paid:
             self.spending.give_back(step.budget - trial.queries - trial.cover)
         self.cache.put(key, trial)
+        self.pace.done(step, time.monotonic() - begun)
         return trial, ""
 
-    def _add(self, found: Looted, step: Step, trials: list[Trial], asked: Target, name: TargetName) -> None:
+    def _add(self, found: Looted, step: Step, trials: list[Trial], asked: Target, name: str) -> None:
         price, chance = self.plan.usd_per_query, chance_levels(self.exam, asked.facts)
-        found.findings += findings_of(trials, chance, who=step.tried(name.value), usd_per_query=price)
+        found.findings += findings_of(trials, chance, who=step.tried(name), usd_per_query=price)
         for what in trials[0].told:
-            values = [trial.told[what] for trial in trials if what in trial.told]
-            place = {"target": name.value, "attack": step.label, "tactic": step.tactic}
+            values = [trial.told[what] for trial in trials if math.isfinite(trial.told.get(what, math.nan))]
+            if not values:
+                continue
+            place = {"target": name, "attack": step.label, "tactic": step.tactic}
             found.told.append(Told(**place, budget=step.budget, what=what, value=sum(values) / len(values)))
-        if name is TargetName.DEFENDED or self.targets == 1:
+        if any(trial.watched for trial in trials):
+            found.alarms.append(alarm_card(trials, step, name))
+        if name == TargetName.DEFENDED or self.targets == 1:
             found.pictures += trials[0].pictures
 
     def control(self, target: Target) -> list[Finding]:
@@ -203,10 +212,10 @@ class Thief:
         key = self._key(step, seed, NOBODY)
         trial = self.cache.get(key)
         if trial is None:
-            self.tell(f"{step.label}, {step.budget:,} rows, seed {seed}", self._share())
+            self._tell(f"{step.label}, {step.budget:,} rows, seed {seed}")
             trial = step.attack.carry_out(target, self._knowledge(step), self.exam, budget=step.budget, seed=seed)
             self.cache.put(key, trial)
-        self._done(1)
+        self.pace.done(step)
         return trial
 
     def _knowledge(self, step: Step) -> Knowledge:
@@ -238,12 +247,9 @@ class Thief:
         versioned = [*parts, self.reference_digest, *versions().values()]
         return hashlib.sha256(msgspec.json.encode(versioned)).hexdigest()
 
-    def _share(self) -> float:
-        return min(1.0, self._trained / max(1, self.plan.clones(self.targets)))
-
-    def _done(self, clones: int) -> None:
-        with self._lock:
-            self._trained += clones
+    def _tell(self, message: str) -> None:
+        with self._lock:  # or a share that was read earlier would be told later
+            self.tell(f"{message}; about {spoken(self.pace.left)} left", self.pace.share)
 
 
 def _enough(found: list[Finding], step: Step, enough: float) -> str:
@@ -293,10 +299,13 @@ def fingerprint(target: Target, data: AuditData) -> str:
     Where it answers is left out: the same service at another port is the same target.
     """
     rows = (data.test, data.surrogate, data.outside)
+    forget(target)
     answers = [MeteredOracle(target, 4 * PROBES).query(r.x[:PROBES]) for r in rows]
     named = [a.labels.tolist() if a.values is None else np.round(a.values, 4).tolist() for a in answers]
+    forget(target)
     identity = target.identity
-    parts = [identity.manifest_digest, identity.guard_digest, target.facts.soft, named]
+    model = identity.model_digest or identity.manifest_digest  # another seal of the same model is the same target
+    parts = [model, identity.guard_digest, target.facts.soft, named]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

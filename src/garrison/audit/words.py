@@ -8,6 +8,7 @@ from garrison.attacks.base import NAIVE, Finding
 from garrison.attacks.measures import FEWEST_SEEDS
 from garrison.audit.arms import Arms
 from garrison.audit.data import AuditData
+from garrison.audit.grid import arm_named
 from garrison.audit.plan import Plan
 from garrison.audit.targets import TargetName
 
@@ -18,7 +19,7 @@ _CLOSER_THIEVES = (
 _NAIVE = "The thief is naive: it does not look for misinformed answers, average repetitions, or drop what looks out of distribution."
 _ALONE = "One account asked; Sybil accounts and cover traffic were not tried."
 _DRAWN = "The plan's {} rows do not fit this model and were replaced by rows drawn evenly from the stated range of its inputs."
-_KNOWING = {"repeats", "drop-suspicious", "restore-bayes", "restore-network", "top-1"}
+_KNOWING = {"defense-aware", "repeats", "drop-suspicious", "restore-bayes", "restore-network", "top-1"}
 _STARTS_CLOSE = {"activethief", "cloudleak", "jbda", "jbda-tr"}
 
 
@@ -40,7 +41,7 @@ def headline(plan: Plan, data: AuditData, findings: Sequence[Finding], controls:
     best = best_clone(findings)
     if best is None:
         return "Nothing was stolen from the service: no attack of the plan could be carried out against it."
-    paid = f"{best.queries + best.cover:,} queries at {money(plan.usd_per_1000_queries)} per 1,000"
+    paid = f"{best.queries + best.cover:,} queries at {money(plan.usd_per_1000)} per 1,000"
     tried = {(f.attack, f.tactic) for f in findings if f.metric == best.metric and f.target == best.target}
     how = best.attack if best.tactic == NAIVE else f"{best.attack} with {best.tactic}"
     rows = data.test.source
@@ -52,7 +53,7 @@ def headline(plan: Plan, data: AuditData, findings: Sequence[Finding], controls:
     others = [
         f"{share(f.value)} from {_the(f.target)}"
         for f in findings
-        if f.target != best.target and _same_try(f, best) and f.value is not None
+        if f.target in _BARE and _same_try(f, best) and f.value is not None
     ]
     return f"{text} The same money buys {' and '.join(others)}." if others else text
 
@@ -98,6 +99,9 @@ def _chance(best: Finding, controls: Sequence[Finding]) -> str:
     return ", ".join(parts) or "chance is not known"
 
 
+_BARE = (TargetName.UNDEFENDED, TargetName.EXPOSURE)
+
+
 def _the(target: str) -> str:
     return (
         "the undefended model" if target == TargetName.UNDEFENDED else "the model trained with outlier exposure alone"
@@ -114,6 +118,7 @@ def limits(plan: Plan, arms: Arms, data: AuditData, findings: Sequence[Finding],
         *_missing_arms(arms),
         *_not_tried(arms, data, findings),
         *_how_sure(plan, findings),
+        *_of_table(plan, arms),
         *_service(arms, findings, asked),
     )
 
@@ -139,7 +144,7 @@ def _missing_arms(arms: Arms) -> list[str]:
         found.append("There is no outlier-exposure arm: no reference that was trained with outlier exposure was given.")
     if arms.reference is None and arms.f is not None:
         found.append("What the guard alone costs, and similarity over tau, are left out: no --reference was given.")
-    if arms.reference is not None and arms.key is None and not arms.reference.facts.regression:
+    if arms.reference is not None and arms.key is None and not arms.reference.facts.regression and not arms.others:
         found.append(
             "The similarity sweep drew its misinformation with a stand-in key; which wrong class is answered depends on "
             "the key, how often one is answered does not."
@@ -182,6 +187,22 @@ def _how_sure(plan: Plan, findings: Sequence[Finding]) -> list[str]:
         found.append(
             "Some questions were lost to failures of the connection or the service; those findings are marked."
         )
+    return found
+
+
+def _of_table(plan: Plan, arms: Arms) -> list[str]:
+    if not plan.columns:
+        return []
+    budgets = ", ".join(f"{a.label or a.name} {max(a.budgets, default=0):,}" for a in plan.attacks)
+    found = [
+        f"The table says what these numbers of questions buy ({budgets}), from this surrogate set and with these trainings; more buy more.",
+        "Defense-aware is one tactic for each arm, the one that its plan names. A thief may know a better one.",
+        "Similarity over tau was left out.",
+    ]
+    few = [name for name in arms.targets() if len(arm_named(plan.arms, name).seeds or plan.seeds) < FEWEST_SEEDS]
+    if few and len(plan.seeds) >= FEWEST_SEEDS:
+        found.append(f"These arms were attacked with fewer than {FEWEST_SEEDS} seeds: {', '.join(few)}.")
+    found += [f"Left out: {name}: {why}." for name, why in arms.missing.items()]
     return found
 
 

@@ -22,12 +22,14 @@ import numpy as np
 
 from garrison.crypto.canonical import canonical_json, sha256_hex
 from garrison.errors import FormatVersionError, ManifestError
-from garrison.types import NUMPY_DTYPES, DefenseSpec, InputFacts, ModelFacts, Task
+from garrison.types import FEATURE_SCORES, NUMPY_DTYPES, DefenseSpec, InputFacts, ModelFacts, Task
 
 FORMAT = "garrison-bundle/1"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "model.sig"
 PARAMETER_FOLDER = "parameters"
+ONLY_COUNTING = frozenset({"budget", "proof-of-work", "repeat-watch", "sanctions"})
+"""Defenses that decide whether a question is answered, by who asks and how often, and never what the answer is."""
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
@@ -233,6 +235,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
             value_dtype=NUMPY_DTYPES[self.output_datatype],
             has_logits="logits" in self._outputs,
             has_misinformation=self.misinformation is not None or "misinformation" in self._outputs,
+            feature_score=next((name for name in FEATURE_SCORES if name in self._outputs), ""),
         )
 
     @property
@@ -245,6 +248,23 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         """SHA-256 of the signed chain, in hex."""
         return guard_digest(self.guard)
 
+    def model_digest(self) -> str:
+        """SHA-256 of the model itself, in hex: its graph and parameters, without guard, name and version. Equal for every seal of it.
+
+        In a guard-only bundle that of what the other server says of its model, which proves nothing.
+        """
+        if self.victim is not None:
+            return parts_digest([self.victim.sha256, *(chunk.sha256 for chunk in self.victim.chunks)])
+        return parts_digest(["upstream", "" if self.upstream is None else self.upstream.metadata_sha256])
+
+    def answers_digest(self, chain: tuple[DefenseSpec, ...] | None = None) -> str:
+        """SHA-256 of what decides the answers, in hex: the model, and the chain without what only counts or prices questions.
+
+        Args:
+            chain: the one that runs; None for the signed one.
+        """
+        return answers_digest(self.model_digest(), self.guard if chain is None else chain)
+
     def encode(self) -> bytes:
         return msgspec.json.format(canonical_json(self), indent=1)
 
@@ -252,6 +272,16 @@ class Manifest(_Strict, frozen=True, kw_only=True):
 def guard_digest(chain: tuple[DefenseSpec, ...]) -> str:
     """SHA-256 of a chain of defenses in canonical JSON, in hex."""
     return sha256_hex(canonical_json(chain))
+
+
+def parts_digest(parts: list[str]) -> str:
+    """SHA-256 of a list of digests, in hex; see `Manifest.model_digest`."""
+    return sha256_hex(canonical_json(parts))
+
+
+def answers_digest(model: str, chain: tuple[DefenseSpec, ...]) -> str:
+    """See `Manifest.answers_digest`."""
+    return sha256_hex(canonical_json([model, [spec for spec in chain if spec.name not in ONLY_COUNTING]]))
 
 
 def input_facts(spec: InputSpec) -> InputFacts:

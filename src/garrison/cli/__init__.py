@@ -14,6 +14,7 @@ from garrison.cli.output import quiet_pipe, show_error, show_unexpected
 from garrison.errors import GarrisonError
 
 COMMANDS: dict[str, str] = {
+    "alarms": "garrison.cli.alarms:alarms",
     "attest": "garrison.cli.attest:attest",
     "audit": "garrison.cli.audit:audit",
     "connect": "garrison.cli.connect:connect",
@@ -29,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "secret-heap": "garrison.cli.secret_heap:secret_heap",
     "serve": "garrison.cli.serve:serve",
     "verify": "garrison.cli.verify:verify",
+    "watermark": "garrison.cli.watermark:watermark",
 }
 
 

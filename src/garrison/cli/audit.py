@@ -15,8 +15,9 @@ from garrison.audit import data
 from garrison.audit.arms import Arms
 from garrison.audit.cache import TrialCache
 from garrison.audit.opening import Opening, open_arms
-from garrison.audit.plan import Plan, load_plan, shipped_plans, within
-from garrison.audit.report import tables
+from garrison.audit.pace import Pace, clones_of, spoken, workload
+from garrison.audit.plan import Plan, filling, load_plan, shipped_plans, within
+from garrison.audit.report import grid, tables
 from garrison.audit.report.content import Report
 from garrison.audit.report.write import load_format, paths_of, write_report
 from garrison.audit.run import run_audit
@@ -45,6 +46,7 @@ class _Options:
     usd: float | None
     minutes: float | None
     accounts: Path | None
+    fill: tuple[str, ...]
     release: ReleaseChoice | None
     api_key: str | None
     model: str | None
@@ -53,12 +55,14 @@ class _Options:
 
 
 @click.command()
-@click.argument("target", metavar="TARGET")
+@click.argument("target", metavar="[TARGET]", required=False)
 @click.option("--plan", required=True, help=f"A shipped plan ({', '.join(shipped_plans())}) or a TOML file.")
 @click.option(
     "--reference", type=_bundle, help="The bundle that is served; its model without its guard is the comparison."
 )
-@click.option("--baseline", type=_bundle, help="A bundle of the plain model, trained without any defense.")
+@click.option(
+    "--baseline", "--plain", "baseline", type=_bundle, help="A bundle of the plain model, trained without any defense."
+)
 @click.option("--secret", type=_file, help="Misinformation key of the bundle.  [default: BUNDLE.secret where it is]")
 @trust_option
 @click.option("--surrogate", type=_file, help="The thief's rows, array x; takes the place of the plan's.")
@@ -78,6 +82,9 @@ class _Options:
 @click.option(
     "--minutes", type=click.FloatRange(min=0, min_open=True), help="No attack is begun after so many minutes."
 )
+@click.option(
+    "--fill", metavar="ARM", multiple=True, help="Fill every cell of this arm of the plan's table; may be given again."
+)
 @click.option("--model", help="The model's name; may be left out where the service has one.")
 @click.option(
     "--threads",
@@ -95,17 +102,25 @@ class _Options:
     help="Folder for report.html and report.json.",
 )
 @json_option
-def audit(target: str, as_json: bool, **given: Any) -> None:
-    """Attack TARGET, a service's URL or the folder of a sealed bundle, and write a report.
+def audit(target: str | None, as_json: bool, **given: Any) -> None:
+    """Attack TARGET, a service's URL or the folder of a sealed bundle, and write a report. Without TARGET the bundle of --reference is
+    attacked.
 
     Ask only services that are yours, or whose owner agreed.
     """
     options = _Options(**given)
     for name in paths_of(options.out):
         load_format(name)  # a missing package shows now, and not after the work
-    plan = within(load_plan(options.plan), queries=options.queries, usd=options.usd, minutes=options.minutes)
+    plan = filling(load_plan(options.plan), options.fill)
+    plan = within(plan, queries=options.queries, usd=options.usd, minutes=options.minutes)
+    if target is None and options.reference is None:
+        raise ConfigError(
+            "nothing to attack: give a TARGET, a service's URL or the folder of a bundle, or --reference BUNDLE"
+        )
     with contextlib.ExitStack() as stack:
-        arms = stack.enter_context(open_arms(target, trusted_keys_of_user(options.trust), _opening(options)))
+        trusted = trusted_keys_of_user(options.trust)
+        arms = stack.enter_context(open_arms(target or str(options.reference), trusted, _opening(options, plan)))
+        _announce(plan, arms, options.threads)
         report = _audited(plan, arms, options)
     written = write_report(report, options.out)
     if as_json:
@@ -130,7 +145,21 @@ def _audited(plan: Plan, arms: Arms, options: _Options) -> Report:
         return run_audit(plan, arms, rows, cache=cache, cpu_threads=options.threads, report=say)
 
 
-def _opening(options: _Options) -> Opening:
+def _announce(plan: Plan, arms: Arms, threads: int) -> None:
+    """How long it will take, before it begins."""
+    if not plan.columns:
+        return
+    work = workload(plan, arms.targets())
+    seconds = Pace(work, threads).total
+    each = "" if threads == 1 else f", {spoken(seconds / threads)} on {threads} processors"
+    most = f"; no clone is begun after {plan.most_minutes:g} min" if plan.most_minutes else ""
+    text = f"{clones_of(work)} clones of {len(arms.targets())} arms: about {spoken(seconds)} of processor time{each}, less what is kept from before{most}"
+    notes.print(text, markup=False)
+    for name, why in arms.missing.items():
+        notes.print(f"left out: {name}: {why}", markup=False)
+
+
+def _opening(options: _Options, plan: Plan) -> Opening:
     return Opening(
         reference=options.reference,
         baseline=options.baseline,
@@ -139,6 +168,7 @@ def _opening(options: _Options) -> Opening:
         api_key=options.api_key,
         model=options.model,
         accounts=() if options.accounts is None else _keys(options.accounts),
+        arms=plan.arms,
     )
 
 
@@ -155,10 +185,15 @@ def show(report: Report) -> None:
     """The report's tables on the terminal."""
     console.print()
     console.print(report.headline, markup=False)
+    if report.cells:
+        console.print(_upright(grid.arms(report)))
+        for thief in grid.thieves_of(report):
+            console.print(_upright(grid.cells(report, thief, brief=True)))
+        console.print(_upright(grid.pareto(report)))
     for table in (tables.trade_off(report), tables.honest(report), tables.strangers(report), tables.reaching(report)):
         if table.rows and len(table.head) > 1:
             console.print(_grid(table))
-    if len({(f.attack, f.tactic) for f in report.findings if f.attack != "none"}) > 1:
+    if not report.cells and len({(f.attack, f.tactic) for f in report.findings if f.attack != "none"}) > 1:
         console.print(_upright(tables.thieves(report, brief=True)))
     console.print("What does not hold or was not measured:")
     for sentence in report.limits:

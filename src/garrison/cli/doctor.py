@@ -22,6 +22,8 @@ from garrison.enclave.hardware import NOT_RUN, look_for_hardware
 from garrison.enclave.levels import isolation_name
 from garrison.enclave.rehearsal import rehearse
 from garrison.errors import IsolationError
+from garrison.guard.defenses.proof_of_work import ProofOfWork
+from garrison.protocol.work import work_in_words
 
 LEAST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 3_000_000_000
@@ -85,6 +87,7 @@ def _machine() -> list[Check]:
         _needed("system", f"{system} {platform.release()} ({platform.machine()})", "use Linux", ok=system == "Linux"),
         Check(group="machine", name="cores", ok=True, found=str(cores)),
         _hpke(),
+        _work(),
         _folder("cache", datasets.default_cache(), "set GARRISON_CACHE to a folder that can be written"),
     ]
 
@@ -101,6 +104,10 @@ def _hpke() -> Check:
     found = "available" if there else "not in the installed cryptography"
     mend = "pip install --upgrade 'cryptography>=48'"
     return Check(group="machine", name="HPKE (sealed requests)", ok=there, found=found, mend=mend)
+
+
+def _work() -> Check:
+    return Check(group="machine", name="proof of work", ok=True, found=work_in_words(ProofOfWork().bits))
 
 
 def _folder(name: str, folder: Path, mend: str) -> Check:

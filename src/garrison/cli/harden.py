@@ -49,10 +49,17 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 )
 @click.option(
     "--score",
-    type=click.Choice(["max-probability", "energy"]),
+    type=click.Choice(["max-probability", "energy", "mahalanobis", "knn"]),
     default="max-probability",
     show_default=True,
-    help="What tells honest inputs from others; energy needs logits.",
+    help="What tells honest inputs from others; energy needs logits, mahalanobis and knn a dense last layer.",
+)
+@click.option(
+    "--misinformation",
+    type=click.Choice(["adaptive", "deceptive", "label-preserving"]),
+    default="adaptive",
+    show_default=True,
+    help="How to misinform: a class drawn for each input, a plausible one, or none but the other probabilities.",
 )
 @click.option(
     "--on-ood",
@@ -81,6 +88,7 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 @click.option("--decimals", type=int, help="Digits after the point, for --release rounded (3) and top-k.")
 @click.option("--k", type=int, default=3, show_default=True, help="Classes, for --release top-k.")
 @click.option("--constant-time", is_flag=True, help="Compute misinformation for every row.")
+@click.option("--detectors/--no-detectors", default=True, help="Calibrate detectors of callers who steal, in shadow.")
 @click.option("--outlier-exposure", is_flag=True, help="Note down that the model was trained with outlier exposure.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out rows and of training.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the runtime and of training.")
@@ -105,12 +113,14 @@ def harden(model: Path | None, data: Path, target: Path, force: bool, as_json: b
         benign_loss=given["benign_loss"],
         score=given["score"],
         on_ood=given["on_ood"],
+        misinformation=given["misinformation"],
         output=given["output"],
         labels=_names(given["labels"]),
         bounds=given["input_range"],
         budget=given["budget"],
         release=_release(given["release"], given["decimals"], given["k"]),
         constant_time=given["constant_time"],
+        detectors=given["detectors"],
         outlier_exposure=given["outlier_exposure"],
         seed=given["seed"],
         threads=given["threads"],
@@ -153,7 +163,7 @@ def _show(target: Path, written: Hardened, labelled: bool) -> None:
     m = written.metrics
     what = "accuracy lost by honest rows" if labelled else "honest rows whose answer changes"
     lines = [
-        ("chain", " > ".join(spec.name for spec in written.guard)),
+        ("chain", " > ".join(f"{spec.name}{' (shadow)' * spec.shadow}" for spec in written.guard)),
         ("tau", f"{m['tau']:g}, on {m['calibration_rows']:.0f} held-out rows"),
         (
             what,
@@ -171,6 +181,10 @@ def _show(target: Path, written: Hardened, labelled: bool) -> None:
         )
     if "outliers_caught" in m:
         lines.append(("outliers caught", f"{m['outliers_caught']:.1%}, AUROC {m['outliers_auroc']:.4f}"))
+    if "watch_callers" in m:
+        callers, rows, high = m["watch_callers"], m["watch_rows_a_caller"], m["watch_alarmed_high"]
+        alarmed = f"alarm {m['watch_alarmed']:.0f} of {callers:.0f} simulated honest callers of {rows:.0f} rows"
+        lines.append(("detectors", f"{alarmed}, below {high:.2%} with 95 % confidence"))
     if "misinformation_classes" in m:
         classes, spread = m["misinformation_classes"], m["misinformation_entropy"]
         lines.append(

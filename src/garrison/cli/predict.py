@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,18 @@ def predict(
         sealed=sealed,
         policy=None if policy is None else load_policy(policy),
         allow_simulated=allow_simulated,
+        on_work=_tell_work,
     ) as client:
         inputs, y = _read(file, client.metadata(), limit)
         answer = client.predict(inputs)
+        left = client.left
     if out is not None:
         _write(out, answer)
     accuracy = None if y is None or not _has_classes(answer) else float(np.mean(answer.classes == y))
     if as_json:
-        show_json(_as_json(answer, accuracy))
+        show_json(_as_json(answer, accuracy, left))
     else:
-        _show(answer, accuracy, None if out is None else str(out))
+        _show(answer, accuracy, left, None if out is None else str(out))
 
 
 def _read(file: Path, metadata: ModelMetadata, limit: int | None) -> tuple[dict[str, Array], Array | None]:
@@ -127,7 +130,11 @@ def _has_classes(answer: Prediction) -> bool:
     return any(name in answer.outputs for name in ("classes", "probabilities", "scores"))
 
 
-def _as_json(answer: Prediction, accuracy: float | None) -> dict[str, Any]:
+def _tell_work(made: int, expected: float) -> None:
+    notes.print(f"working for this request: {made:,} hashes, it takes {expected:,.0f} on average", markup=False)
+
+
+def _as_json(answer: Prediction, accuracy: float | None, left: Mapping[str, int]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": answer.model,
         "version": answer.model_version,
@@ -141,10 +148,12 @@ def _as_json(answer: Prediction, accuracy: float | None) -> dict[str, Any]:
         found |= {"classes": answer.classes.tolist(), "labels": list(answer.class_labels)}
     if accuracy is not None:
         found["accuracy"] = accuracy
+    if left:
+        found["left"] = dict(left)
     return found
 
 
-def _show(answer: Prediction, accuracy: float | None, out: str | None) -> None:
+def _show(answer: Prediction, accuracy: float | None, left: Mapping[str, int], out: str | None) -> None:
     table = Table("row", *(escape(printable(head)) for head in _heads(answer)))
     for row in range(min(answer.rows, DEFAULT_ROWS)):
         table.add_row(str(row), *map(plain, _cells(answer, row)))
@@ -158,6 +167,8 @@ def _show(answer: Prediction, accuracy: float | None, out: str | None) -> None:
     )
     proof = checked if answer.proved else "signatures not checked"
     notes.print(printable(f"model {answer.model}, version {answer.model_version}; {proof}"), markup=False)
+    if left:
+        notes.print(f"left: {', '.join(f'{n:,} {what}' for what, n in left.items())}", markup=False)
     if out is not None:
         notes.print(f"written: {out}", markup=False)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from garrison.api.budgets import derived_draft
 from garrison.bundle.manifest import Manifest
 from garrison.bundle.reader import entries_of
 from garrison.bundle.secret import secret_path
@@ -14,9 +15,14 @@ from garrison.cli.output import console, json_option, notes, show_json
 from garrison.cli.owner_key import passphrase_option, read_owner_key
 from garrison.errors import ConfigError
 from garrison.guard.defenses import DEFENSES
+from garrison.guard.defenses.budget import Budget
+from garrison.guard.defenses.proof_of_work import ProofOfWork
 from garrison.guard.defenses.repeat_watch import RepeatWatch
+from garrison.guard.defenses.watermark import MOST_SHARE, Watermark
+from garrison.guard.watching.book import ACTIONS
 from garrison.hardening.data import read_npz
 from garrison.hardening.ranges import SLACK
+from garrison.protocol.work import work_in_words
 from garrison.sealing.choices import budget_of, release_of
 from garrison.sealing.draft import Draft
 from garrison.sealing.formats import read_source
@@ -48,6 +54,30 @@ _file = click.Path(dir_okay=False, path_type=Path)
     "--decimals", type=click.IntRange(0, 12), help="Digits after the point, for --release rounded (3) and top-k."
 )
 @click.option("--budget", help="Rows a caller may ask: 5000, or 5000/day.")
+@click.option("--budget-distinct", "distinct", type=click.IntRange(min=1), help="So many of them may be different.")
+@click.option(
+    "--budget-from",
+    type=_file,
+    help="REPORT.json of an audit of this model: a budget below the answers after which a clone reaches --budget-fidelity. "
+    "With --budget it bounds the different rows.",
+)
+@click.option(
+    "--budget-fidelity",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    show_default=True,
+    help="Agreement with the model that no clone may reach, for --budget-from.",
+)
+@click.option(
+    "--budget-margin",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of those answers that a caller gets.",
+)
+@click.option(
+    "--price", type=click.FloatRange(min=0), help="US dollars for 1,000 rows: told to clients, used by audits."
+)
 @click.option(
     "--output",
     type=click.Choice(["auto", "logits", "probabilities", "scores", "values"]),
@@ -56,6 +86,13 @@ _file = click.Path(dir_okay=False, path_type=Path)
     help="What the model's answer means.",
 )
 @click.option("--on-ood", type=click.Choice(["refuse", "uncertain"]), help="In place of misinformation.")
+@click.option(
+    "--defense",
+    "defenses",
+    multiple=True,
+    metavar="NAME[:key=value,...]",
+    help="A defense of your choice, in place of those that change answers; may be given several times.",
+)
 @click.option(
     "--benign-loss",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -75,6 +112,26 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--shadow", multiple=True, type=click.Choice(sorted(DEFENSES)), help="Run this defense, and change nothing."
 )
+@click.option(
+    "--arm",
+    multiple=True,
+    type=click.Choice(sorted(DEFENSES)),
+    help="Let this defense act that hardening put in shadow.",
+)
+@click.option(
+    "--watch-action",
+    type=click.Choice(ACTIONS),
+    help="What an alarm of `watch` does at least; it acts then (else it runs in shadow, and would misinform).",
+)
+@click.option(
+    "--detectors/--no-detectors", default=True, help="Calibrate detectors of callers who steal, for a model file."
+)
+@click.option(
+    "--watermark",
+    type=click.FloatRange(0, MOST_SHARE, min_open=True),
+    metavar="SHARE",
+    help="Answer this share of all inputs wrongly, such as 0.01, so that clones can be told: `garrison watermark verify`.",
+)
 @click.option("--watch-repeats", is_flag=True, help="Name callers in the log who ask the same rows again and again.")
 @click.option("--require-sealed", is_flag=True, help="Refuse requests that are not sealed to an enclave.")
 @click.option("--double", is_flag=True, help="Convert a scikit-learn or LightGBM model in double precision.")
@@ -92,6 +149,10 @@ def seal(source: Path, key_file: Path, passphrase_file: Path | None, out: Path, 
     options = _options(out, given)
     owner = read_owner_key(key_file, passphrase_file)
     draft = _draft(source, given["data"], options, double=given["double"])
+    if given["budget_from"] is not None:
+        draft = derived_draft(
+            draft, given["budget_from"], given["budget_fidelity"], given["budget_margin"], given["price"] or 0.0
+        )
     manifest = seal_draft(draft, owner, out, force=given["force"])
     secret = secret_path(out) if manifest.key_commitment else None
     if as_json:
@@ -115,17 +176,30 @@ def _options(out: Path, given: dict[str, Any]) -> SealOptions:
         name=given["name"] or out.absolute().name,
         version=given["version"],
         release=release_of(given["release"], given["k"], given["decimals"]),
-        budget=budget_of(given["budget"]),
+        budget=_budget(given),
         output=given["output"],
         may_be_missing=given["may_be_missing"],
         labels=_labels(given["labels"]),
         shadow=frozenset(given["shadow"]),
+        arm=frozenset(given["arm"]),
+        watch_action=given["watch_action"],
+        detectors=given["detectors"],
         range_margin=given["range_margin"],
         on_ood=given["on_ood"],
         benign_loss=given["benign_loss"],
         require_sealed=given["require_sealed"],
+        watermark=None if given["watermark"] is None else Watermark(share=given["watermark"]),
         watch=RepeatWatch() if given["watch_repeats"] else None,
+        defenses=given["defenses"],
     )
+
+
+def _budget(given: dict[str, Any]) -> Budget | None:
+    if given["budget_from"] is None or given["budget"] is not None:
+        return budget_of(given["budget"], given["distinct"], given["price"])
+    if given["distinct"] is not None:
+        raise ConfigError("--budget-distinct: --budget-from finds it; leave one of them out")
+    return None  # the report says
 
 
 def _labels(text: str | None) -> tuple[str, ...]:
@@ -153,7 +227,7 @@ def _as_json(manifest: Manifest, out: Path, signer: str, secret: Path | None, dr
         "metrics": manifest.provenance.metrics,
         "files": len(entries),
         "bytes": sum(entry.size for entry in entries),
-        "notes": list(draft.notes),
+        "notes": [*draft.notes, *_work_notes(manifest)],
     }
 
 
@@ -171,5 +245,16 @@ def _show(manifest: Manifest, out: Path, signer: str, secret: Path | None, draft
         lines["secret"] = f"{secret} (for the server; keep it outside the bundle)"
     for name, value in lines.items():
         console.print(f"{name:10}{value}", markup=False, soft_wrap=True)
-    for note in draft.notes:
+    for note in (*draft.notes, *_work_notes(manifest)):
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _work_notes(manifest: Manifest) -> tuple[str, ...]:
+    """What a proof of work costs an honest caller, measured here."""
+    asked = next((spec for spec in manifest.guard if spec.name == ProofOfWork.name), None)
+    if asked is None:
+        return ()
+    bits = int(asked.parameters.get("bits", ProofOfWork().bits))
+    return (
+        f"proof of work: {work_in_words(bits)}; a thief pays the same, and with hardware for SHA-256 next to nothing",
+    )

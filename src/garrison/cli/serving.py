@@ -99,7 +99,10 @@ def _show_isolation(card: ServiceCard) -> None:
 
 
 def _budget(card: ServiceCard) -> str:
-    return f"{card.budget_rows} rows a caller ({card.budget_period})" if card.budget_rows else "none"
+    if not card.budget_rows:
+        return "none"
+    different = f", {card.budget_distinct} of them different" if card.budget_distinct else ""
+    return f"{card.budget_rows} rows a caller{different} ({card.budget_period})"
 
 
 def _as_json(config: Config, cards: Sequence[ServiceCard], url: str) -> dict[str, Any]:
@@ -117,6 +120,7 @@ def _as_json(config: Config, cards: Sequence[ServiceCard], url: str) -> dict[str
                 "outputs": [output.name for output in card.outputs],
                 "budget_rows": card.budget_rows,
                 "budget_period": card.budget_period,
+                "budget_distinct": card.budget_distinct,
                 "public_key": card.public_key.hex(),
                 "manifest_digest": card.manifest_digest,
                 "guard_digest": card.guard_digest,

@@ -21,7 +21,7 @@ import msgspec
 
 from garrison.attest.policy import Policy
 from garrison.client.sealed import Attested, SealedChannel
-from garrison.client.talk import Request, Talk, Unreachable, bearer, decode, exchange
+from garrison.client.talk import Request, Response, Talk, Unreachable, bearer, decode, exchange
 from garrison.errors import (
     AttestationError,
     GarrisonError,
@@ -138,8 +138,10 @@ class Proxy:
 
     def _pass_on(self, method: str, target: str) -> Talk[LocalAnswer]:
         found = yield Request(method, target, dict(self._headers))
-        if found is None or isinstance(found, Unreachable):
-            raise UnavailableError(f"the server cannot be reached: {'' if found is None else found.reason}")
+        if not isinstance(found, Response):
+            raise UnavailableError(
+                f"the server cannot be reached: {found.reason if isinstance(found, Unreachable) else ''}"
+            )
         headers = [(name, found.headers[name]) for name in _PASSED_ON if name in found.headers]
         return LocalAnswer(found.status, headers, found.body)
 

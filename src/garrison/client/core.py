@@ -15,9 +15,18 @@ import numpy as np
 
 from garrison.attest.policy import Policy
 from garrison.client.prediction import CLASSES, Prediction, join
-from garrison.client.sealed import Attested, SealedChannel, infer_path, model_path
-from garrison.client.talk import Request, Response, Talk, bearer, decode, exchange
-from garrison.errors import ConfigError, InputError, NotFoundError, ProofError, ServiceError, UnavailableError
+from garrison.client.sealed import Attested, SealedChannel, caller_of, infer_path, model_path
+from garrison.client.talk import Request, Response, Talk, bearer, decode, exchange, left_of
+from garrison.client.working import EVERYBODY, Job, rows_at_once, terms_of
+from garrison.errors import (
+    ConfigError,
+    InputError,
+    NotFoundError,
+    ProofError,
+    ServiceError,
+    UnavailableError,
+    WorkRequiredError,
+)
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_client import InferAnswer, decode_response, encode_request
 from garrison.protocol.oip_metadata import (
@@ -29,6 +38,7 @@ from garrison.protocol.oip_metadata import (
     TensorMetadata,
 )
 from garrison.protocol.statement import verify_answer
+from garrison.protocol.work import Progress
 from garrison.types import NUMPY_DTYPES, Array
 
 ROWS_A_REQUEST = 256
@@ -48,10 +58,15 @@ class Core:
         attempts: int,
         verify: bool,
         policy: Policy | None = None,
+        on_work: Progress | None = None,
     ) -> None:
         if policy is not None and not verify:
             raise ConfigError("sealed requests are always checked: leave verify=False away, or sealed=True")
+        self.left: dict[str, int] = {}
         self._headers = bearer(api_key)
+        self._caller = caller_of(api_key) if _is_ours(api_key) else ""
+        self._on_work = on_work
+        self._works = False
         self._model = model
         self._version = None if version is None else str(version)
         self._attempts = attempts
@@ -106,6 +121,7 @@ class Core:
             yield from self._signing_key(metadata)
         inputs = _fitted(x, metadata)
         rows = len(next(iter(inputs.values())))
+        rows_a_request = rows_at_once(terms_of(metadata), rows_a_request)
         parts = []
         for first in range(0, rows, rows_a_request):
             some = {name: values[first : first + rows_a_request] for name, values in inputs.items()}
@@ -123,9 +139,30 @@ class Core:
     def _ask(
         self, body: bytes, json_bytes: int, rows: int, metadata: ModelMetadata, attested: Attested | None
     ) -> Talk[Prediction]:
+        terms = terms_of(metadata)
+        if terms is None:
+            return (yield from self._ask_once(body, json_bytes, rows, metadata, attested, None))
+        job = Job(terms, rows, self._caller, self._on_work)
+        self._works = self._works or terms.who == EVERYBODY
+        try:
+            return (yield from self._ask_once(body, json_bytes, rows, metadata, attested, job if self._works else None))
+        except WorkRequiredError:  # an alarm is in force, or a service that was started anew has another key
+            self._works, self._key = True, None
+        return (yield from self._ask_once(body, json_bytes, rows, metadata, attested, job))
+
+    def _ask_once(
+        self,
+        body: bytes,
+        json_bytes: int,
+        rows: int,
+        metadata: ModelMetadata,
+        attested: Attested | None,
+        job: Job | None,
+    ) -> Talk[Prediction]:
         name = yield from self._name()
         if self._channel is not None and attested is not None:
-            sealed = yield from self._channel.ask(name, self._version, body, json_bytes)
+            sealed = yield from self._channel.ask(name, self._version, body, json_bytes, job=job)
+            self.left = sealed.left
             if sealed.attested.manifest_sha256 != attested.manifest_sha256:
                 # Its labels, and the meaning of its inputs, may be others than those that this prediction began with.
                 raise UnavailableError("the service has another version of the model since this began; ask again")
@@ -138,7 +175,11 @@ class Core:
                 "content-type": "application/octet-stream",
                 "inference-header-content-length": str(json_bytes),
             }
+        if job is not None:
+            key = yield from self._signing_key(metadata)
+            headers["garrison-work"] = yield from job.proof(_key_bytes(key), body)
         response = yield from self._exchange(Request("POST", infer_path(name, self._version), headers, body))
+        self.left = left_of(response)
         if self._verify:
             yield from self._check_proof(response, body, nonce, metadata)
         answer = decode_response(response.body, _length(response))
@@ -192,12 +233,24 @@ def _check(response: Response, body: bytes, nonce: str, key: ModelKey) -> None:
     if header is None:
         raise ProofError("the answer came without a proof; verify=False does without")
     try:
-        proof, public = binascii.a2b_base64(header, strict_mode=True), bytes.fromhex(key.public_key)
+        proof = binascii.a2b_base64(header, strict_mode=True)
     except ValueError as error:
-        raise ProofError("the answer's proof or the service's key cannot be read") from error
+        raise ProofError("the answer's proof cannot be read") from error
+    public = _key_bytes(key)
     statement = verify_answer(proof, public, request=body, answer=response.body, nonce=nonce)
     if (statement.model, statement.guard) != (key.manifest_digest, key.guard_digest):
         raise ProofError("the answer was signed for another model or guard than the one that was offered")
+
+
+def _key_bytes(key: ModelKey) -> bytes:
+    try:
+        return bytes.fromhex(key.public_key)
+    except ValueError as error:
+        raise ProofError("the service's key cannot be read") from error
+
+
+def _is_ours(api_key: str | None) -> bool:
+    return api_key is not None and api_key.startswith("gk_") and api_key.count("_") > 1
 
 
 def _length(response: Response) -> int:

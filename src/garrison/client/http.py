@@ -16,9 +16,10 @@ from garrison.attest.policy import Policy
 from garrison.client.core import ROWS_A_REQUEST, Core
 from garrison.client.prediction import Prediction
 from garrison.client.sealed import Attested
-from garrison.client.talk import Pause, Request, Response, Result, Talk, Unreachable
+from garrison.client.talk import Pause, Request, Response, Result, Talk, Unreachable, Work
 from garrison.errors import ConfigError, InputError, NotFoundError, ServiceError, UnavailableError
 from garrison.protocol.oip_metadata import IndexEntry, ModelMetadata
+from garrison.protocol.work import Progress
 from garrison.types import Array
 
 TIMEOUT_SECONDS = 60.0
@@ -49,6 +50,8 @@ class Client:
             attested key. Without `sealed`, inputs can be read by whoever runs the server.
         policy: what is demanded of the evidence; without one, the default, which no enclave passes before measurements are listed.
         allow_simulated: take evidence of the kind "sim" too, which proves nothing and is there for trials.
+        on_work: where the service asks for proofs of work, which are made by themselves: told now and then of the hashes that
+            were made for a request, and how many it takes on average.
 
     Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
     `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
@@ -67,6 +70,7 @@ class Client:
         sealed: bool = False,
         policy: Policy | None = None,
         allow_simulated: bool = False,
+        on_work: Progress | None = None,
     ) -> None:
         self._seconds = _seconds(timeout)
         self._core = Core(
@@ -76,6 +80,7 @@ class Client:
             attempts=_at_least_one("attempts", attempts),
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
+            on_work=on_work,
         )
         self._http = httpx.Client(base_url=checked_url(url), timeout=self._seconds, trust_env=False, headers=AS_IT_IS)
 
@@ -107,6 +112,12 @@ class Client:
         most = _at_least_one("rows_a_request", rows_a_request)
         return self._run(self._core.predict(_arrays(x), outputs=outputs, rows_a_request=most, binary=binary))
 
+    @property
+    def left(self) -> Mapping[str, int]:
+        """What this caller may still ask of the model, as the server said in its last answer (header `RateLimit`): "rows", and "distinct-rows"
+        where different rows are limited too. Empty where there is no budget. No enclave vouches for it."""
+        return self._core.left
+
     def attest(self) -> Attested:
         """The enclave that answers: attested where it was not yet, with its keys and the report. Only with `sealed`.
 
@@ -133,6 +144,8 @@ class Client:
                 if isinstance(step, Pause):
                     time.sleep(step.seconds)
                     step = talk.send(None)
+                elif isinstance(step, Work):
+                    step = talk.send(step.do())
                 else:
                     step = talk.send(self._send(step))
         except StopIteration as end:
@@ -172,6 +185,7 @@ class AsyncClient:
         sealed: bool = False,
         policy: Policy | None = None,
         allow_simulated: bool = False,
+        on_work: Progress | None = None,
     ) -> None:
         self._seconds = _seconds(timeout)
         self._core = Core(
@@ -181,6 +195,7 @@ class AsyncClient:
             attempts=_at_least_one("attempts", attempts),
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
+            on_work=on_work,
         )
         self._http = httpx.AsyncClient(
             base_url=checked_url(url), timeout=self._seconds, trust_env=False, headers=AS_IT_IS
@@ -205,6 +220,11 @@ class AsyncClient:
         """Ask for predictions; see `Client.predict`."""
         most = _at_least_one("rows_a_request", rows_a_request)
         return await self._run(self._core.predict(_arrays(x), outputs=outputs, rows_a_request=most, binary=binary))
+
+    @property
+    def left(self) -> Mapping[str, int]:
+        """See `Client.left`."""
+        return self._core.left
 
     async def attest(self) -> Attested:
         """See `Client.attest`."""
@@ -246,6 +266,8 @@ async def carry(
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 step = talk.send(None)
+            elif isinstance(step, Work):
+                step = talk.send(await asyncio.to_thread(step.do))
             else:
                 step = talk.send(await _send(http, step, most_bytes, seconds))
     except StopIteration as end:

@@ -20,7 +20,8 @@ from garrison.attest.appraise import appraise
 from garrison.attest.evidence import NONCE_BYTES, Evidence, KeySet
 from garrison.attest.policy import Policy
 from garrison.attest.report import Report
-from garrison.client.talk import ERRORS, Request, Talk, bearer, decode, exchange
+from garrison.client.talk import ERRORS, Request, Talk, bearer, decode, exchange, left_of
+from garrison.client.working import Job
 from garrison.crypto.hpke import ONE_TIME_KEY_BYTES
 from garrison.errors import AttestationError, ConfigError, ProofError, ReplayError, ServiceError, StaleKeyError
 from garrison.protocol.sealed import CONTENT_TYPE, RequestHead, read_answer, seal_request
@@ -69,12 +70,14 @@ class Attested:
 
 @dataclass(frozen=True, slots=True)
 class SealedAnswer:
-    """An inference response that was checked: body, length of its JSON part (-1 for all), proof, and who answered."""
+    """An inference response that was checked: body, length of its JSON part (-1 for all), proof, and who answered; and, of the host's word, what the
+    caller has left."""
 
     body: bytes
     json_bytes: int
     proof: bytes
     attested: Attested
+    left: dict[str, int]
 
 
 class SealedChannel:
@@ -113,7 +116,13 @@ class SealedChannel:
         return found
 
     def ask(
-        self, model: str, version: str | None, body: bytes, json_bytes: int, nonce: str | None = None
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        json_bytes: int,
+        nonce: str | None = None,
+        job: Job | None = None,
     ) -> Talk[SealedAnswer]:
         """Ask under seal; once more, sealed anew, where the enclave has other keys by now, or opened this envelope before and lost it.
 
@@ -122,6 +131,7 @@ class SealedChannel:
             body, json_bytes: an Open Inference Protocol request.
             nonce: bound into the signed statement; a fresh one where it is left out. That an answer belongs to this request does not
                 hang on it: the one-time key sees to that.
+            job: what the request has to work for; None for nothing.
 
         Raises:
             AttestationError: see `attested`.
@@ -130,14 +140,14 @@ class SealedChannel:
         """
         attested = yield from self.attested(model, version)
         try:
-            return (yield from self._ask(attested, model, version, body, json_bytes, nonce))
+            return (yield from self._ask(attested, model, version, body, json_bytes, nonce, job))
         except StaleKeyError:
             self._known.pop((model, version), None)
         except ReplayError:
             # The server had it opened and then said 503, so that it was repeated. Sealed anew it is another request.
             pass
         attested = yield from self.attested(model, version)
-        return (yield from self._ask(attested, model, version, body, json_bytes, nonce))
+        return (yield from self._ask(attested, model, version, body, json_bytes, nonce, job))
 
     def _attest(self, model: str, version: str | None) -> Talk[Attested]:
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -162,11 +172,13 @@ class SealedChannel:
         body: bytes,
         json_bytes: int,
         nonce: str | None,
+        job: Job | None,
     ) -> Talk[SealedAnswer]:
         key = secrets.token_bytes(ONE_TIME_KEY_BYTES)
         nonce = secrets.token_hex(_ANSWER_NONCE_BYTES) if nonce is None else nonce
-        head = RequestHead(self._caller, json_bytes, nonce, key, int(self._clock()))
         keys = attested.keys
+        work = "" if job is None else (yield from job.proof(keys.signing, body))
+        head = RequestHead(self._caller, json_bytes, nonce, key, int(self._clock()), work)
         envelope = seal_request(keys.suite, keys.hpke, keys.epoch, head, body)
         headers = self._headers | {"content-type": CONTENT_TYPE}
         response = yield from exchange(Request("POST", infer_path(model, version), headers, envelope), self._attempts)
@@ -176,7 +188,7 @@ class SealedChannel:
         signed = verify_answer(answer.proof, keys.signing, request=body, answer=content, nonce=nonce)
         if (signed.model, signed.guard) != (attested.manifest_sha256, attested.guard):
             raise ProofError("the answer was signed for another model or guard than the attested one")
-        return SealedAnswer(content, answer.json_bytes, answer.proof, attested)
+        return SealedAnswer(content, answer.json_bytes, answer.proof, attested, left_of(response))
 
 
 def infer_path(model: str, version: str | None) -> str:

@@ -1,11 +1,12 @@
 """Conversations as generators, without a transport.
 
-A conversation yields a `Request` or a `Pause` and is sent what came back: a `Response`, `Unreachable`, or None after a pause.
+A conversation yields a `Request`, a `Pause` or `Work` and is sent what came back: a `Response`, `Unreachable`, None after a pause, or what came of the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import re
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -28,8 +29,10 @@ from garrison.errors import (
     ServiceError,
     SlowRequestError,
     StaleKeyError,
+    ThrottledError,
     UnavailableError,
     UpstreamError,
+    WorkRequiredError,
 )
 
 ERRORS: dict[str, type[GarrisonError]] = {
@@ -48,11 +51,14 @@ ERRORS: dict[str, type[GarrisonError]] = {
         SealingRequiredError,
         SlowRequestError,
         StaleKeyError,
+        ThrottledError,
         UnavailableError,
         UpstreamError,
+        WorkRequiredError,
     )
 }
 _OK, _UNAVAILABLE = 200, 503
+_LEFT = re.compile(r'"([a-z-]{1,32})";r=(\d{1,18})')
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _LONGEST_WAIT_SECONDS, _MOST_DIGITS = 30, 6
 """A server may ask for so much patience between two attempts."""
@@ -89,8 +95,15 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that keeps a processor busy, and nothing else; what comes of it is sent back."""
+
+    do: Callable[[], str]
+
+
 Result = TypeVar("Result")
-Talk = Generator[Request | Pause, Response | Unreachable | None, Result]
+Talk = Generator[Request | Pause | Work, Response | Unreachable | str | None, Result]
 
 
 class _ErrorBody(msgspec.Struct):
@@ -159,6 +172,11 @@ def _checked(response: Response) -> Response:
         raise ServiceError(f"the server answered with status {response.status} and no explanation") from error
     kind = ERRORS.get(body.code, ServiceError)
     raise kind(body.error if kind is not ServiceError else f"{body.error} (status {response.status})")
+
+
+def left_of(response: Response) -> dict[str, int]:
+    """What a caller has left by the header `RateLimit`; what cannot be read is left out."""
+    return {name: int(left) for name, left in _LEFT.findall(response.headers.get("ratelimit", ""))}
 
 
 def decode(body: bytes, kind: type[Result], what: str) -> Result:

@@ -15,9 +15,13 @@ import logging
 import threading
 from contextlib import AbstractContextManager, nullcontext
 
+import msgspec
+
 from garrison.crypto.snapshots import SnapshotSeal
 from garrison.errors import StateError
 from garrison.guard.pipeline import Pipeline
+from garrison.guard.watching.book import Alarm
+from garrison.guard.watching.state import WatchState
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ class CallerState:
 
     def __init__(self, pipeline: Pipeline, manifest: str, guard: str, key: bytes | None) -> None:
         self._state = pipeline.state
+        self._watch = pipeline.state.find(WatchState)
+        self._watch_in_shadow = any(link.state is self._watch and link.shadow for link in pipeline.links)
         self._must = pipeline.must_remember
         self._manifest, self._guard = manifest, guard
         self._key = key
@@ -92,6 +98,24 @@ class CallerState:
         self._counter += 1
         self._taken = changes
         return self._seal.seal(data, self._counter)
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """The first alarm of each caller by each detector of `watch`; none where the chain has no `watch`."""
+        if self._watch is None:
+            return ()
+        with self.turn:
+            found = self._watch.alarms()
+        return tuple(msgspec.structs.replace(a, action="") for a in found) if self._watch_in_shadow else found
+
+    def clear_alarm(self, caller: str) -> bool:
+        """Forget all that `watch` knows of a caller. Whether there was anything."""
+        if self._watch is None:
+            return False
+        with self.turn:
+            cleared = self._watch.forget(caller)
+        if cleared:
+            logger.warning("watch.cleared: caller %a: the operator has cleared what was known of it", caller)
+        return cleared
 
     def _open(self, seal: SnapshotSeal, snapshot: bytes) -> None:
         try:

@@ -14,9 +14,13 @@ from garrison.enclave.talk import (
     Attest,
     Attested,
     Call,
+    Clear,
+    Cleared,
     Failed,
     FromHost,
     FromWorker,
+    List,
+    Listed,
     Resume,
     Resumed,
     Take,
@@ -26,6 +30,7 @@ from garrison.enclave.talk import (
     raised_again,
 )
 from garrison.errors import FrameError
+from garrison.guard.watching.book import Alarm
 from garrison.limits import Limits
 from garrison.protocol.frames import Channel, GoneError, send_buffer_bytes
 from garrison.protocol.messages import Ask, Reply
@@ -129,6 +134,28 @@ class Conversation:
         if not isinstance(answer, Taken):
             raise self._lies()
         return answer.snapshot
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """See `garrison.enclave.caller_state.CallerState.alarms`.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        answer = self.ask(List())
+        if not isinstance(answer, Listed):
+            raise self._lies()
+        return answer.alarms
+
+    def clear_alarm(self, caller: str) -> bool:
+        """See `garrison.enclave.caller_state.CallerState.clear_alarm`.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        answer = self.ask(Clear(caller))
+        if not isinstance(answer, Cleared):
+            raise self._lies()
+        return answer.known
 
     def begin(self, asks: Sequence[Ask]) -> Asked | None:
         """Send a batch; None where that might block, because the pipe is in use or the batch is too long to lie in it.

@@ -16,6 +16,7 @@ from garrison.enclave.backends import BACKENDS, GATEWAY
 from garrison.enclave.levels import NONE, check_level
 from garrison.enclave.program import Program
 from garrison.errors import ConfigError
+from garrison.guard.watching.book import Alarm
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Reply
 from garrison.types import DefenseSpec
@@ -33,6 +34,7 @@ class Launch:
         trusted: keys that may have signed it.
         key: the owner's misinformation key, where the chain needs one.
         tightened: by defense name, what the host tightens of the signed guard.
+        callers: by caller, the stricter release policy that it gets (see `garrison.guard.caller_release`).
         parameter_memory: most bytes of parameters that are held in the enclave's memory at once, counted from readiness on;
             None for all of them.
         require: the least level of isolation, one of `garrison.enclave.levels.LEVELS`.
@@ -63,6 +65,7 @@ class Launch:
     upstream: Target | None = None
     address: str = ""
     snapshots: Path | None = None
+    callers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class OutputSpec(msgspec.Struct, frozen=True):
@@ -73,6 +76,14 @@ class OutputSpec(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
 
 
+class WorkTerms(msgspec.Struct, frozen=True):
+    """The proof of work that a service asks for; see `garrison.guard.defenses.proof_of_work`."""
+
+    bits: int
+    window_seconds: int
+    who: str
+
+
 class ServiceCard(msgspec.Struct, frozen=True):
     """What an enclave says of itself when it is ready: public, holds no secret.
 
@@ -81,7 +92,11 @@ class ServiceCard(msgspec.Struct, frozen=True):
         manifest_digest, guard_digest: SHA-256 in hex; the guard's is that of the chain that runs.
         chain: the chain that runs.
         outputs: the tensors that are released.
+        outputs_of: by caller with a release policy of its own, the tensors that it gets; "*" for whoever is not named.
         budget_rows, budget_period: the armed budget a caller, 0 for none.
+        budget_distinct: of these rows, how many may be different; 0 for no limit of their own.
+        price_per_1000_rows: in US dollars, as the owner signed it; 0 for none.
+        work: the proof of work that is asked for; None for none.
         public_key: signs the answers.
         isolation: "none" for no enclave at all, else its level and what it lacks (see `garrison.enclave.levels`).
         guard_form: "graph" where the guard is part of the model's graph, else "numpy: " and why.
@@ -105,6 +120,10 @@ class ServiceCard(msgspec.Struct, frozen=True):
     technology: str = ""
     capabilities: dict[str, str] = {}
     keeps_state: bool = False
+    outputs_of: dict[str, tuple[OutputSpec, ...]] = {}
+    budget_distinct: int = 0
+    price_per_1000_rows: float = 0.0
+    work: WorkTerms | None = None
 
 
 class Pending(Protocol):
@@ -142,6 +161,27 @@ class Swept(Protocol):
 
     def sweep(self) -> None:
         """Called every second, from any thread."""
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """An enclave whose operator may see which callers are alarmed, and clear them."""
+
+    def alarms(self) -> Sequence[Alarm]:
+        """The first alarm of each caller by each detector.
+
+        Raises:
+            UnavailableError: the enclave has died, or is being started anew.
+        """
+        ...
+
+    def clear_alarm(self, caller: str) -> bool:
+        """Forget what is known of a caller; whether anything was. Lasts.
+
+        Raises:
+            UnavailableError: the enclave has died, or is being started anew.
+        """
         ...
 
 

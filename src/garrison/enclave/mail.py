@@ -2,7 +2,8 @@
 
 Invariants: what a sealed request says leaves only under the key that its client chose, refusals included; the host's outcome
 of a sealed request is "ok" or "refused", and the rows to be charged. How many rows a defense changed, and why a request
-was refused, would tell the host what the input looked like, so they are left out.
+was refused, would tell the host what the input looked like, so they are left out. Each row counts as one that the caller had not asked before: a
+host that learned of repeats could ask rows that it guesses in the caller's name, and see which of them were asked.
 
 What cannot be opened at all is refused in the open: there is no key for an answer, and nothing to be hidden.
 """
@@ -86,7 +87,7 @@ class Mail:
                 "this service runs without an enclave (isolation none) and opens no sealed request"
             )
         head, body = read_request(self._keys.open(ask.body))
-        plain = Ask(ask.caller, ask.remaining, body, head.json_bytes, head.nonce)
+        plain = Ask(ask.caller, _least(ask), body, head.json_bytes, head.nonce, work=head.work)
         return Letter(plain, head.answer_key, self._wrong(head, ask.caller))
 
     def close(self, letter: Letter, reply: Reply) -> Reply:
@@ -94,7 +95,8 @@ class Mail:
         if letter.answer_key is None:
             return reply
         head = AnswerHead(reply.code, reply.detail, reply.json_bytes, reply.proof)
-        outcome = Outcome(OK if reply.outcome.code == OK else REFUSED, reply.outcome.rows)
+        rows = reply.outcome.rows
+        outcome = Outcome(OK if reply.outcome.code == OK else REFUSED, rows, distinct=rows)
         return Reply("", "", write_answer(letter.answer_key, head, reply.body), -1, b"", outcome)
 
     def _wrong(self, head: RequestHead, caller: str) -> RequestError | None:
@@ -111,3 +113,9 @@ class Mail:
         if len(head.nonce) > self._limits.string_bytes or not (head.nonce.isascii() and head.nonce.isprintable()):
             return SealedRequestError(f"the nonce must be printable ASCII of at most {self._limits.string_bytes} bytes")
         return None
+
+
+def _least(ask: Ask) -> int:
+    """Rows that the caller may still ask where each counts as a new one; -1 for no limit."""
+    limits = [left for left in (ask.remaining, ask.fresh) if left >= 0]
+    return min(limits, default=-1)

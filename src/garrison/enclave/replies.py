@@ -10,10 +10,12 @@ import numpy as np
 
 from garrison.crypto.signing import AnswerSigner
 from garrison.errors import RefusedError
+from garrison.guard.caller_release import CallerReleases
+from garrison.guard.defenses.release import Release
 from garrison.guard.pipeline import Progress
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip import InferRequest
-from garrison.protocol.oip_answers import AnswerWriter
+from garrison.protocol.oip_answers import AnswerWriter, BatchAnswers
 from garrison.protocol.statement import StatementWriter, sign_encoded
 from garrison.types import Released
 
@@ -36,23 +38,45 @@ class ReplyMaker:
         signer: signs them.
         model, version: as the answers name them.
         statements: writes what is signed.
+        releases: which callers get less than the chain releases.
     """
 
-    def __init__(self, signer: AnswerSigner, model: str, version: str, statements: StatementWriter) -> None:
+    def __init__(
+        self, signer: AnswerSigner, model: str, version: str, statements: StatementWriter, releases: CallerReleases
+    ) -> None:
         self._signer = signer
+        self._releases = releases
         self._answers = AnswerWriter(model, version)
         self._statements = statements
 
-    def sign(self, opened: Sequence[Opened], progress: Progress, released: Released, replies: dict[int, Reply]) -> None:
-        """Put a reply for each request into `replies`, under its number: one signature over all answers."""
-        writer, now, replaced = self._answers.batch(released), int(time.time()), _replaced(progress)
+    def sign(
+        self,
+        opened: Sequence[Opened],
+        progress: Progress,
+        released: Released,
+        replies: dict[int, Reply],
+        distinct: Sequence[int] = (),
+    ) -> None:
+        """Put a reply for each request into `replies`, under its number: one signature over all answers.
+
+        Args:
+            distinct: one entry a request: rows that are charged as not asked before; empty where they are not counted.
+        """
+        writers: dict[Release | None, BatchAnswers] = {}
+        now, replaced = int(time.time()), _replaced(progress)
         signed: list[tuple[Opened, bytes, int, Outcome]] = []
         statements: list[bytes] = []
         first = 0
         for i, item in enumerate(opened):
             rows, code = item.request.rows, progress.refused[i]
             outcome = _outcome(code or OK, rows, replaced[i] if replaced else 0, progress, i)
+            if distinct:
+                outcome = msgspec.structs.replace(outcome, distinct=distinct[i])
             if code is None:
+                policy = self._releases.of(item.ask.caller)
+                writer = writers.get(policy)
+                if writer is None:
+                    writer = writers[policy] = self._writer(policy, released)
                 body, json_bytes = writer.write(item.request, first)
                 signed.append((item, body, json_bytes, outcome))
                 statements.append(self._statements.write(item.ask.body, body, now, item.ask.nonce))
@@ -62,6 +86,9 @@ class ReplyMaker:
         proofs = sign_encoded(statements, self._signer.sign)
         for (item, body, json_bytes, outcome), proof in zip(signed, proofs, strict=True):
             replies[item.number] = Reply("", "", body, json_bytes, proof, outcome)
+
+    def _writer(self, policy: Release | None, released: Released) -> BatchAnswers:
+        return self._answers.batch(released if policy is None else self._releases.tightened(policy, released))
 
 
 def error_reply(code: str, detail: str, outcome: Outcome) -> Reply:

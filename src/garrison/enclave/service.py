@@ -20,11 +20,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from garrison.attest.evidence import NONCE_BYTES, Evidence, report_data
 from garrison.bundle.manifest import Manifest, guard_digest
@@ -33,10 +31,12 @@ from garrison.bundle.secret import check_secret
 from garrison.crypto.signing import AnswerSigner
 from garrison.enclave.caller_state import CallerState
 from garrison.enclave.drill import drill
+from garrison.enclave.gathering import gather
 from garrison.enclave.keys import KeyRing
 from garrison.enclave.mail import Letter, Mail
 from garrison.enclave.quotes import Quoter
 from garrison.enclave.replies import Opened, ReplyMaker, error_reply
+from garrison.enclave.toll import Toll
 from garrison.errors import (
     GuardError,
     MalformedRequestError,
@@ -47,10 +47,14 @@ from garrison.errors import (
     UpstreamError,
 )
 from garrison.guard.base import Defense
+from garrison.guard.caller_release import CallerReleases
+from garrison.guard.defenses.proof_of_work import ProofOfWork
+from garrison.guard.distinct import DistinctRows
 from garrison.guard.graph_form import GraphForm, fits, settings_of
 from garrison.guard.numpy_form import NumpyForm
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import Pipeline, Progress, tighten
+from garrison.guard.watching.book import Alarm
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip import check_outputs, decode_request
@@ -85,6 +89,7 @@ class Service:
         bundle: the verified bundle.
         key: the owner's misinformation key; needed where the chain needs it.
         tightened: by defense name, what the host tightens of the signed guard.
+        callers: by caller, the stricter release policy that the host gives it (see `garrison.guard.caller_release`).
         override: replaces the signed guard, for measurements in this process only.
         limits: sizes and counts.
         quoter: asks the hardware to vouch for this service; None where it runs without an enclave, and then there is no
@@ -106,6 +111,7 @@ class Service:
         *,
         key: bytes | None = None,
         tightened: Mapping[str, Mapping[str, Any]] | None = None,
+        callers: Mapping[str, Mapping[str, Any]] | None = None,
         override: UnsafeGuardOverride | None = None,
         limits: Limits = DEFAULT_LIMITS,
         quoter: Quoter | None = None,
@@ -127,7 +133,7 @@ class Service:
         self.guard_digest = guard_digest(chain)
         lasting = key if self.manifest.key_commitment else None
         self.caller_state = CallerState(self._pipeline, self.manifest_digest, self.guard_digest, lasting)
-        self._released = tuple(name for name, _, _ in self.outputs())
+        self.caller_releases = CallerReleases(self._pipeline.release_defense, callers or {}, self.facts)
         # Under an override raw scores can be had, and those of the guarded graph are only good for rows that it admits.
         traced = self.manifest.guarded is not None and override is None and fits(self.manifest.guard, self._pipeline)
         settings = settings_of(self._pipeline) if traced else None
@@ -141,9 +147,12 @@ class Service:
         self._graph_form = GraphForm(self._pipeline, runner) if traced and runner is not None else None
         self._signer = AnswerSigner(signing_key)
         statements = StatementWriter(self.manifest_digest, self.guard_digest, self._upstream)
-        self._reply_maker = ReplyMaker(self._signer, self.manifest.name, str(self.manifest.version), statements)
+        name, version = self.manifest.name, str(self.manifest.version)
+        self._reply_maker = ReplyMaker(self._signer, name, version, statements, self.caller_releases)
         self._quoter = quoter
         self._keys = None if quoter is None else KeyRing(self._signer.public_key, limits=limits)
+        self._distinct = next((x.state for x in self._pipeline.links if isinstance(x.state, DistinctRows)), None)
+        self._toll = self._toll_of(self.armed(ProofOfWork.name))
         self._mail = Mail(self._keys, limits, sealing_required=self.manifest.require_sealed)
         if runner is not None:
             # The first run allocates; better now than on a client's time.
@@ -167,7 +176,11 @@ class Service:
         Raises:
             IsolationError: the service fails on a request of its own.
         """
-        drill(self._answer_safely, self.manifest.inputs, self.limits)
+        toll, self._toll = self._toll, None  # a rehearsal does not work for its questions
+        try:
+            drill(self._answer_safely, self.manifest.inputs, self.limits)
+        finally:
+            self._toll = toll
         self.caller_state.forget()
 
     def load_ahead(self) -> bool:
@@ -193,8 +206,10 @@ class Service:
         """The armed defense of that name, if the chain has one."""
         return self._pipeline.find(name)
 
-    def outputs(self) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
-        """Name, dtype and row shape of each tensor that is released."""
+    def outputs(self, caller: str | None = None) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
+        """Name, dtype and row shape of each tensor that is released: by the chain, or to this caller."""
+        if caller is not None:
+            return self.caller_releases.outputs(caller)
         return self._pipeline.release_defense.describe_outputs(self.facts)
 
     def answer(self, asks: Sequence[Ask]) -> list[Reply]:
@@ -255,7 +270,21 @@ class Service:
         code = progress.refused[0]
         if code is not None:
             raise _refusal(code, progress.detail[0])
-        return released
+        policy = self.caller_releases.of(caller)
+        return released if policy is None else self.caller_releases.tightened(policy, released)
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """The first alarm of each caller by each detector; see `garrison.guard.watching.book.Alarm`."""
+        return self.caller_state.alarms()
+
+    def first_alarm(self, caller: str, *, shadow: bool = False) -> Alarm | None:
+        """A caller's alarm with the fewest rows; with `shadow` also one that does nothing."""
+        mine = [alarm for alarm in self.alarms() if alarm.caller == caller and (shadow or alarm.action)]
+        return min(mine, key=lambda alarm: alarm.row, default=None)
+
+    def clear_alarm(self, caller: str) -> bool:
+        """See `garrison.enclave.caller_state.CallerState.clear_alarm`."""
+        return self.caller_state.clear_alarm(caller)
 
     def raw(self, inputs: dict[str, Array]) -> RawScores:
         """What the model says before any defense; only where the signed guard is overridden anyway.
@@ -266,6 +295,12 @@ class Service:
         if self._override is None:
             raise GuardError("raw scores can only be had under an UnsafeGuardOverride")
         return self._runner.run(inputs)
+
+    def _toll_of(self, asked: Defense | None) -> Toll | None:
+        """Checks proofs, where the chain asks for any."""
+        if not isinstance(asked, ProofOfWork):
+            return None
+        return Toll(self._signer.public_key, asked.bits, asked.window_seconds)
 
     def _unseal(self, asks: Sequence[Ask], replies: dict[int, Reply]) -> dict[int, Letter]:
         letters = {}
@@ -311,9 +346,12 @@ class Service:
         opened = self._open(asks, replies)
         if opened:
             # 2 to 7
-            progress, released = self._guarded(_gather(opened))
+            progress, released = self._guarded(gather(opened, self._toll, distinct=self._distinct is not None))
+            distinct = () if self._distinct is None else self._distinct.count(progress.batch, progress.refused)
             # 8 sign: the answers
-            self._reply_maker.sign(opened, progress, released, replies)
+            self._reply_maker.sign(opened, progress, released, replies, distinct)
+            if self._distinct is not None:
+                self._distinct.learn(progress.batch, progress.refused)
         return [replies[number] for number in range(len(asks))]
 
     def _guarded(self, batch: Batch) -> tuple[Progress, Released]:
@@ -330,35 +368,12 @@ class Service:
         for number, ask in enumerate(asks):
             try:
                 request = decode_request(ask.body, ask.json_bytes, self.facts, self.limits)
-                check_outputs(request, self._released)
+                if request.outputs:
+                    check_outputs(request, [name for name, _, _ in self.outputs(ask.caller)])
                 opened.append(Opened(number, ask, request))
             except RequestError as error:
                 replies[number] = error_reply(error.code, str(error), Outcome(code=error.code, rows=0))
         return opened
-
-
-def _gather(opened: Sequence[Opened]) -> Batch:
-    requests = [item.request for item in opened]
-    names = requests[0].inputs
-    return Batch(
-        inputs={
-            n: requests[0].inputs[n] if len(requests) == 1 else np.concatenate([r.inputs[n] for r in requests])
-            for n in names
-        },
-        request_of_row=_request_of_row([r.rows for r in requests]),
-        callers=tuple(_caller(item.ask.caller) for item in opened),
-        remaining=tuple(item.ask.remaining for item in opened),
-    )
-
-
-def _request_of_row(rows: list[int]) -> npt.NDArray[np.intp]:
-    found = np.arange(len(rows), dtype=np.intp)
-    return found if max(rows) == 1 else np.repeat(found, rows)
-
-
-@lru_cache(maxsize=4096)
-def _caller(name: str) -> Caller:
-    return Caller(name)
 
 
 def _refusal(code: str, detail: str) -> RequestError | RefusedError:

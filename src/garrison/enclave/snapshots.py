@@ -112,6 +112,7 @@ class SnapshotKeeper:
         self._snapshots = snapshots
         self._take = take
         self._stopping = threading.Event()
+        self._turn = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="garrison-snapshots", daemon=True)
         self._thread.start()
 
@@ -123,6 +124,10 @@ class SnapshotKeeper:
             self._once()
         self._snapshots.close()
 
+    def now(self) -> None:
+        """Take one at once: what an operator has done lasts when it is answered."""
+        self._once()
+
     def _work(self) -> None:
         rest = EVERY_SECONDS
         while not self._stopping.wait(rest):
@@ -130,6 +135,10 @@ class SnapshotKeeper:
 
     def _once(self) -> float:
         """How long the enclave took."""
+        with self._turn:
+            return self._taken()
+
+    def _taken(self) -> float:
         start = time.perf_counter()
         snapshot = None
         try:

@@ -12,6 +12,7 @@ import msgspec
 from garrison.attest.evidence import Evidence
 from garrison.enclave.host import ServiceCard
 from garrison.errors import BundleError, GarrisonError, IsolationError
+from garrison.guard.watching.book import Alarm
 from garrison.limits import MIB, Limits
 from garrison.protocol.messages import Ask, Reply
 
@@ -35,6 +36,7 @@ class Start(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, k
     limits: Limits
     parameter_memory: int | None
     user: int
+    callers: dict[str, dict[str, Any]] = {}
 
 
 class Call(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -58,6 +60,16 @@ class Resume(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 class Take(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """A wish for a snapshot of caller state."""
+
+
+class List(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A wish for the alarms of callers. `Listed` answers it."""
+
+
+class Clear(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Forget what is known of a caller. `Cleared` answers it."""
+
+    caller: str
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -93,8 +105,18 @@ class Taken(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     snapshot: bytes | None
 
 
-FromHost = Start | Call | Attest | Resume | Take
-FromWorker = Ready | Failed | Answered | Attested | Resumed | Taken
+class Listed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    alarms: tuple[Alarm, ...]
+
+
+class Cleared(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Whether anything was known."""
+
+    known: bool
+
+
+FromHost = Start | Call | Attest | Resume | Take | List | Clear
+FromWorker = Ready | Failed | Answered | Attested | Resumed | Taken | Listed | Cleared
 FROM_HOST: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(FromHost)
 FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 MOST_START_BYTES = 16 * MIB

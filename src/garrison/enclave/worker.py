@@ -60,8 +60,12 @@ from garrison.enclave.talk import (
     Attest,
     Attested,
     Call,
+    Clear,
+    Cleared,
     FromHost,
     FromWorker,
+    List,
+    Listed,
     Ready,
     Resume,
     Resumed,
@@ -72,6 +76,7 @@ from garrison.enclave.talk import (
 )
 from garrison.errors import FrameError, GarrisonError, IsolationError
 from garrison.guard.defenses import DEFENSES
+from garrison.guard.detectors import DETECTORS
 from garrison.protocol.frames import Channel
 from garrison.protocol.messages import Ask, Reply
 
@@ -105,6 +110,7 @@ class Worker:
             bundle,
             key=start.key,
             tightened=start.tightened,
+            callers=start.callers,
             limits=start.limits,
             quoter=quoter,
             parameter_memory=start.parameter_memory,
@@ -144,6 +150,10 @@ class Worker:
                 return Resumed()
             case Take():
                 return Taken(self._service.caller_state.take())
+            case List():
+                return Listed(self._service.alarms())
+            case Clear(caller):
+                return Cleared(self._service.clear_alarm(caller))
             case _:
                 raise FrameError("the host starts an enclave twice")
 
@@ -225,7 +235,7 @@ def prepare(descriptors: Sequence[str]) -> list[socket.socket]:
 
 def _warm_up() -> None:
     """Load now what Python and its libraries would load at first use, when no file can be opened any more."""
-    for place in DEFENSES.values():
+    for place in (*DEFENSES.values(), *DETECTORS.values()):
         importlib.import_module(place.partition(":")[0])
     np.random.default_rng(0)
     np.unique(np.zeros(1))  # loads numpy.ma, which a refusal takes

@@ -99,13 +99,17 @@ class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
         codes: shape (rows,), values of `Code`.
         values: shape (rows, outputs), the new answer; read only where the code is REPLACE.
         uncertain: shape (rows,), rows to be answered with "uncertain".
-        signals: arrays of shape (rows,) or (rows, k) that later defenses may need, by name.
+        signals: arrays of shape (rows,) or (rows, k) that later defenses may need, by name. One that an earlier defense gave is replaced,
+            unless this defense runs in shadow.
+        reasons: by number of a refused request, the true code, and what an ADMIT refusal with a code "request..." tells the client;
+            where there is none, the defense's own.
     """
 
     codes: CodeArray
     values: FloatArray | None = None
     uncertain: BoolArray | None = None
     signals: Mapping[str, FloatArray] = {}
+    reasons: Mapping[int, tuple[str, str]] = {}
 
 
 class View(msgspec.Struct, frozen=True, eq=False):
@@ -120,7 +124,9 @@ class View(msgspec.Struct, frozen=True, eq=False):
         signals: signals of earlier defenses.
         noise: keyed noise for the given row numbers (see `garrison.guard.keyed`); None where the chain needs no key.
         refused: one entry a request, whether an earlier defense refused it; empty where none was.
-        state: what this defense remembers of callers (see `garrison.guard.state`); None where it keeps none, and in a trace.
+        state: what this defense remembers of callers (see `garrison.guard.state`), or what another does whose state it `shares`; None where there
+            is none, where that other runs in shadow, and in a trace.
+        shadow: whether this defense runs in shadow.
     """
 
     batch: Batch
@@ -132,6 +138,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     noise: KeyedNoise | None = None
     refused: tuple[bool, ...] = ()
     state: State | None = None
+    shadow: bool = False
 
 
 class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -149,6 +156,8 @@ class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Parameters that only enter by `settings`, so that the traced graph holds for any value of them."""
     must_remember: ClassVar[bool] = False
     """Whether the service must not start with a snapshot of caller state that this defense cannot use; else it begins anew, and says so."""
+    shares: ClassVar[str] = ""
+    """Name of the defense of the same chain whose caller state this one looks at; it keeps none of its own then."""
     reason: ClassVar[str] = ""
     """The true code of a refusal, for the ledger; "" for the defense's name. Only an ADMIT defense's reaches the client."""
 
@@ -162,6 +171,9 @@ class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def check(self, facts: ModelFacts) -> None:
         """Raise `GuardError` where this defense cannot work for such a model; called at sealing and at start."""
+
+    def check_chain(self, chain: Sequence[Defense]) -> None:
+        """Raise `GuardError` where this defense cannot work among the others of its chain; called at sealing and at start, after `check`."""
 
     def check_tightened(self, signed: Self) -> None:
         """Raise `GuardError` unless this setting gives away at most what the `signed` one does.
@@ -185,6 +197,9 @@ class RowDefense(Defense, frozen=True):
 
     in_graph: ClassVar[bool] = True
     """Whether `judge` and `rewrite` can be traced: they look at tensors alone, and at nothing that the caller has done."""
+    only_signals: ClassVar[bool] = False
+    """Of an ANSWER defense that is not `in_graph`: it keeps every row, and gives nothing but other values of signals that it `needs`. Then the rest of
+    the chain can be a graph: this defense runs after it, and what the graph made of the rows whose signals it changes is made anew."""
     draws: ClassVar[bool] = False
     """Whether new answers need keyed noise and f', which are made only for the rows that need them: by `redraw`, not by `rewrite`."""
 

@@ -3,26 +3,29 @@
     asked inputs -> checks -> model -> scores, marks, what may be released
 
 New answers that need keyed noise come after it, for the marked rows alone, by the same lines as in the numpy form.
-What looks at the caller (budgets) stays outside and goes first. Where it refuses anything, the batch takes the numpy form, which computes
-nothing for what is refused. A row that a traced ADMIT defense refuses reaches the model as the lower bounds of the range, never as it came.
+What looks at the caller stays outside. What does so in ADMIT (budgets) goes first; where it refuses anything, the batch takes the numpy form, which computes
+nothing for what is refused. What does so in ANSWER (`watch`) comes after the graph, and may change signals: the rows whose signals it changed are judged anew, by
+the same `judge` that was traced. A row that a traced ADMIT defense refuses reaches the model as the lower bounds of the range, never as it came.
 
 Invariant: refusals, answers and counts are those of the numpy form (a contract test over the registry, and a comparison at every seal).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from garrison.guard import marks
-from garrison.guard.base import FEW_ROWS, RowDefense, Rows, WhichRows
+from garrison.guard.base import FEW_ROWS, RowDefense, Rows, View, WhichRows
 from garrison.guard.defenses.release import OUTPUT_NAME
 from garrison.guard.keyed import KeyedTable
 from garrison.guard.pipeline import Link, Pipeline, Progress, refuse, shadow_counts
-from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, Released
+from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
+
+_NO_ROWS: npt.NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 
 
 class GuardedScorer(Protocol):
@@ -85,7 +88,7 @@ class _Replacer:
 
 
 def fits(signed: Sequence[DefenseSpec], running: Pipeline) -> bool:
-    """Whether graphs that were traced from the signed chain hold for the one that runs: only settings may differ."""
+    """Whether graphs that were traced from the signed chain hold for the one that runs: only settings may differ, and what is not in the graph."""
     if len(signed) != len(running.links):
         return False
     return all(
@@ -95,6 +98,8 @@ def fits(signed: Sequence[DefenseSpec], running: Pipeline) -> bool:
 
 
 def _without_settings(spec: DefenseSpec, link: Link) -> tuple[str, bool, dict[str, object]]:
+    if isinstance(link.defense, RowDefense) and not link.defense.in_graph:
+        return spec.name, False, {}
     kept = {name: value for name, value in spec.parameters.items() if name not in link.defense.adjustable}
     return spec.name, spec.shadow, kept
 
@@ -132,7 +137,10 @@ class GraphForm:
             _Replacer(link.defense, marks.minds(i), link.table, pipeline.facts)
             for i, link in enumerate(self._links)
             if isinstance(link.defense, RowDefense) and link.defense.phase is Phase.ANSWER and not link.shadow
+            if link.defense.in_graph
         ]
+        watching = [link.defense for link in self._links if isinstance(link.defense, RowDefense) and _watches(link)]
+        self._watched = [(name, marks.signal(name)) for name in sorted({n for d in watching for n in d.needs})]
         self._replacing = sum(replacer.bit for replacer in self._replacers)
         self._drawing = sum(replacer.bit for replacer in self._replacers if replacer.table is not None)
         self._every_row = any(replacer.defense.every_row for replacer in self._replacers)
@@ -146,21 +154,70 @@ class GraphForm:
         found = self._scorer.guarded(batch.inputs)
         outputs = {name: found[output] for name, output in self._released}
         progress.signals = {name: found[output] for name, output in self._signals}
+        again = _NO_ROWS
+        if self._pipeline.watches:
+            found, again = self._watch(progress, found)
         quiet = not np.count_nonzero(found[marks.ADMIT]) and not np.count_nonzero(found[marks.MARKS])
         if self._every_row or not quiet:
-            self._mind(progress, found, outputs)
+            self._mind(progress, found, outputs, again)
         elif self._shadow:
             self._count(progress, found[marks.ADMIT], found[marks.MARKS])
+        self._pipeline.relabel(progress, outputs)
         return progress, self._release.released(outputs, progress.uncertain)
 
-    def _mind(self, progress: Progress, found: dict[str, Array], outputs: dict[str, Array]) -> None:
+    def _watch(self, progress: Progress, found: dict[str, Array]) -> tuple[dict[str, Array], npt.NDArray[np.intp]]:
+        """Let those who look at callers see what the graph found.
+
+        Returns:
+            What the graph would have found with their signals, and the rows of which that is something else.
+        """
+        if np.count_nonzero(found[marks.ADMIT]):
+            self._refuse(progress, found[marks.ADMIT], found[marks.MARKS])
+        graph = progress.signals | {name: found[output] for name, output in self._watched}
+        progress.signals = dict(graph)
+        self._pipeline.watch(progress, RawScores(found[self._values]))
+        changed = {name: new for name, new in progress.signals.items() if new is not graph[name]}
+        if not changed:
+            return found, _NO_ROWS
+        differ = [~np.equal(new, graph[name]) for name, new in changed.items()]  # NaN is not itself
+        rows = np.flatnonzero(np.logical_or.reduce(differ))
+        judged = self._judge_again(progress, found[marks.MARKS], changed.keys(), rows)
+        return {**found, marks.MARKS: judged, **{marks.signal(n): new for n, new in changed.items()}}, rows
+
+    def _judge_again(
+        self, progress: Progress, answer: marks.MarkArray, changed: Collection[str], rows: npt.NDArray[np.intp]
+    ) -> marks.MarkArray:
+        """Marks of ANSWER, of some rows by the signals as they are now."""
+        judged, facts = answer.copy(), self._pipeline.facts
+        signals = {name: signal[rows] for name, signal in progress.signals.items()}
+        view = View(progress.batch, facts, signals=signals)
+        for i, link in enumerate(self._links):
+            defense = link.defense
+            if not isinstance(defense, RowDefense) or not defense.in_graph or defense.phase is not Phase.ANSWER:
+                continue
+            if defense.needs.isdisjoint(changed):
+                continue
+            found = defense.judge(np, view, defense.settings(facts))
+            judged[rows] = marks.judged_again(judged[rows], i, found, shadow=link.shadow)
+        return judged
+
+    def _mind(
+        self,
+        progress: Progress,
+        found: dict[str, Array],
+        outputs: dict[str, Array],
+        again: npt.NDArray[np.intp],
+    ) -> None:
         """What the marks say is done: refuse, make answers that need noise, count."""
         admit, answer = found[marks.ADMIT], found[marks.MARKS]
         if np.count_nonzero(admit):
             answer = self._refuse(progress, admit, answer)
         # Numbers of Python: mostly it is one row of the batch.
         minded, some = _minded(answer)
-        drawn = range(len(answer)) if self._every_row else [r for r, mark in minded.items() if mark & self._drawing]
+        drawn: Sequence[int] = range(len(answer))
+        if not self._every_row:
+            anew = set(again.tolist())
+            drawn = [r for r, m in minded.items() if m & self._drawing or (r in anew and m & self._replacing)]
         if drawn:
             self._redraw(progress.batch.inputs, found, outputs, minded, drawn)
         if self._shadow:
@@ -188,7 +245,7 @@ class GraphForm:
             drawn: the rows, rising. With `every_row` they are all, and what is made of rows that nothing minds is dropped.
         """
         rows = slice(drawn[0], drawn[-1] + 1) if drawn[-1] - drawn[0] + 1 == len(drawn) else np.array(drawn)
-        wrong = self._scorer.misinformation(rows, found, inputs)
+        wrong = self._scorer.misinformation(rows, found, inputs) if self._drawing else np.zeros((len(drawn), 1))
         if len(drawn) > FEW_ROWS:
             self._say(outputs, rows, self._many(rows, wrong, inputs, found, [minded.get(row, 0) for row in drawn]))
             return
@@ -257,6 +314,10 @@ def _minded(answer: marks.MarkArray) -> tuple[dict[int, int], int]:
 
 def _is_traced(link: Link) -> bool:
     return isinstance(link.defense, RowDefense) and link.defense.in_graph
+
+
+def _watches(link: Link) -> bool:
+    return isinstance(link.defense, RowDefense) and link.defense.only_signals
 
 
 def _admitted(progress: Progress) -> BoolArray:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from garrison.guard.base import Marks
 from garrison.types import BoolArray
 
 ADMIT, MARKS = "guard.admit", "guard.marks"
@@ -74,3 +75,22 @@ def minded(marks: MarkArray, number: int) -> BoolArray:
     """Rows that a defense minds."""
     found: BoolArray = (marks & minds(number)) != 0
     return found
+
+
+def judged_again(marks: MarkArray, number: int, found: Marks, *, shadow: bool) -> MarkArray:
+    """Marks of rows of which one defense has changed its mind.
+
+    Args:
+        number: its place in the chain.
+        found: what it minds now, in numpy. That a row is refused or uncertain is not taken back.
+        shadow: whether it changes nothing.
+    """
+    nothing = np.zeros(len(marks), dtype=np.bool_)
+    refuse, replace, uncertain = (nothing if x is None else x for x in (found.refuse, found.replace, found.uncertain))
+    minded = refuse | replace if shadow else replace
+    new: MarkArray = np.where(minded, marks | minds(number), marks & ~np.int32(minds(number)))
+    if not shadow:
+        new = np.where(uncertain, new | UNCERTAIN, new)
+        free = (new & REFUSER) == 0
+        new = np.where(refuse & free, new | ((number + 1) << 3), new)
+    return new.astype(np.int32)

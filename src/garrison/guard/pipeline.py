@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from garrison.errors import GuardError
 from garrison.guard.base import KEEP, REFUSE, REPLACE, Defense, RecordDefense, ReleaseDefense, RowDefense, Verdict, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KEY_BYTES, KeyedTable
+from garrison.guard.parts import narrow, narrow_batch, stitch
+from garrison.guard.relabelling import Marks, RelabelDefense, relabel
 from garrison.guard.state import ChainState, State
 from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
 
@@ -72,9 +74,19 @@ def _tightened(spec: DefenseSpec, change: dict[str, Any]) -> DefenseSpec:
     shadow = change.pop("shadow", spec.shadow)
     if not isinstance(shadow, bool) or (shadow and not spec.shadow):
         raise GuardError(f"guard.{spec.name}.shadow: a host may arm a defense, not disarm it; found {shadow!r}")
-    changed = DefenseSpec(name=spec.name, shadow=shadow, parameters=spec.parameters | change)
+    changed = DefenseSpec(name=spec.name, shadow=shadow, parameters=_merged(spec.parameters, change))
     load_defense(changed).check_tightened(load_defense(spec))
     return changed
+
+
+def _merged(signed: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with some changed, also within parameters that are tables themselves."""
+    inner = {
+        name: _merged(signed[name], value)
+        for name, value in change.items()
+        if isinstance(value, Mapping) and isinstance(signed.get(name), Mapping)
+    }
+    return {**signed, **change, **inner}
 
 
 @dataclass(slots=True)
@@ -142,14 +154,20 @@ class Pipeline:
         self.specs = tuple(specs)
         self.defenses = tuple(load_defense(spec) for spec in specs)
         _check_chain(self.specs, self.defenses, facts)
+        states = {d.name: d.fresh_state(facts) for d in self.defenses if not d.shares}
+        self.state = ChainState({name: state for name, state in states.items() if state is not None})
+        shadow = {s.name for s in specs if s.shadow}
+        states |= {d.name: None if d.shares in shadow else states[d.shares] for d in self.defenses if d.shares}
         pairs = zip(specs, self.defenses, strict=True)
-        self.links = tuple(Link(d, s.shadow, _table(d, facts, key), d.fresh_state(facts)) for s, d in pairs)
-        self.state = ChainState({link.defense.name: link.state for link in self.links if link.state is not None})
+        self.links = tuple(Link(d, s.shadow, _table(d, facts, key), states[d.name]) for s, d in pairs)
         self.must_remember = tuple(d.name for d in self.defenses if d.must_remember)
         self._judges = {phase: _judges_of(phase, self.links) for phase in Phase}
         self._outside = tuple(
             (link, d) for phase in (Phase.ADMIT, Phase.INSPECT) for link, d in self._judges[phase] if not d.in_graph
         )
+        self._watching = tuple((link, d) for link, d in self._judges[Phase.ANSWER] if not d.in_graph)
+        rules = ((link, _marks(link.defense, facts, key)) for link in self.links)
+        self._relabelling = tuple((link, rule) for link, rule in rules if rule is not None)
         self._release = next(d for d in self.defenses if isinstance(d, ReleaseDefense))
 
     @property
@@ -168,6 +186,16 @@ class Pipeline:
         """What of ADMIT and INSPECT looks at callers, and so cannot be part of a graph."""
         self._judge_all(self._outside, progress)
 
+    @property
+    def watches(self) -> bool:
+        """Whether any ANSWER defense looks at callers, and so cannot be part of a graph."""
+        return bool(self._watching)
+
+    def watch(self, progress: Progress, raw: RawScores) -> None:
+        """What of ANSWER looks at callers, after a graph that did the rest."""
+        progress.raw, progress.answer = raw, raw.values
+        self._judge_all(self._watching, progress)
+
     def inspect(self, progress: Progress) -> None:
         """INSPECT: what does this input look like."""
         self._run(Phase.INSPECT, progress)
@@ -179,7 +207,20 @@ class Pipeline:
 
     def release(self, progress: Progress) -> Released:
         """RELEASE: the only way from scores to something that may leave."""
-        return _release(self._release, progress, self._view(progress, None))
+        released = _release(self._release, progress, self._view(progress, None))
+        self.relabel(progress, released.outputs)
+        return released
+
+    def relabel(self, progress: Progress, outputs: dict[str, Array]) -> None:
+        """What lets classes change places in answers that are released (see `garrison.guard.relabelling`)."""
+        for link, rule in self._relabelling:
+            found = relabel(rule, progress.batch, progress.refused, outputs, self.facts, shadow=link.shadow)
+            if found is None:
+                progress.refused = [code or DEFENSE_FAILED for code in progress.refused]
+            elif link.shadow:
+                progress.shadow[link.defense.name] = shadow_counts(found, progress.batch)
+            else:
+                progress.replaced |= found
 
     def record(self, progress: Progress, released: Released) -> None:
         """RECORD: what each caller has now asked."""
@@ -195,10 +236,13 @@ class Pipeline:
             _apply(link, _judge(defense, self._view(progress, link), progress), progress, self.facts)
 
     def _view(self, progress: Progress, link: Link | None) -> View:
-        table, state = (None, None) if link is None else (link.table, link.state)
-        noise = None if table is None else lambda rows: table(progress.batch.inputs, rows)
         p = progress
-        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise, _refused(p), state)
+        if link is None:
+            return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, None, _refused(p))
+        table = link.table
+        noise = None if table is None else lambda rows: table(p.batch.inputs, rows)
+        told = _refused(p)
+        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise, told, link.state, link.shadow)
 
 
 def _refused(progress: Progress) -> tuple[bool, ...]:
@@ -229,19 +273,28 @@ def _check_chain(specs: tuple[DefenseSpec, ...], defenses: tuple[Defense, ...], 
             raise GuardError(
                 f"{defense.name} needs the signal {missing[0]!r}, which no earlier defense of the chain gives"
             )
+        if defense.shares and defense.shares not in names:
+            raise GuardError(f"{defense.name} works by what {defense.shares} finds, which the chain does not hold")
         defense.check(facts)
+        defense.check_chain(defenses)
         given |= defense.gives
 
 
 def _table(defense: Defense, facts: ModelFacts, key: bytes | None) -> KeyedTable | None:
     draw = defense.noise_drawer(facts)
-    if draw is None:
-        return None
+    return None if draw is None else KeyedTable(_checked_key(defense, key), defense.name, draw)
+
+
+def _marks(defense: Defense, facts: ModelFacts, key: bytes | None) -> Marks | None:
+    return defense.marks(facts, _checked_key(defense, key)) if isinstance(defense, RelabelDefense) else None
+
+
+def _checked_key(defense: Defense, key: bytes | None) -> bytes:
     if key is None or len(key) != KEY_BYTES:
         raise GuardError(
             f"{defense.name} needs the owner's misinformation key ({KEY_BYTES} bytes), which was not given"
         )
-    return KeyedTable(key, defense.name, draw)
+    return key
 
 
 def _judge(defense: RowDefense, view: View, progress: Progress) -> Verdict:
@@ -256,7 +309,7 @@ def _judge(defense: RowDefense, view: View, progress: Progress) -> Verdict:
     for request, part in enumerate(parts):
         if part is None:
             progress.refused[request] = progress.refused[request] or DEFENSE_FAILED
-    return _stitch(defense, view, parts)
+    return stitch(defense, view, parts)
 
 
 def _record(defense: RecordDefense, view: View, progress: Progress, released: Released) -> None:
@@ -285,31 +338,10 @@ def _judge_request(defense: RowDefense, view: View, request: int) -> Verdict | N
         return None
 
 
-def _stitch(defense: RowDefense, view: View, parts: Sequence[Verdict | None]) -> Verdict:
-    """One verdict from one a request. Rows of requests that failed are refused and get NaN signals, which fail closed."""
-    rows = view.batch.rows
-    codes = np.full(rows, REFUSE)
-    uncertain = np.zeros(rows, dtype=np.bool_)
-    values = None if view.answer is None else view.answer.copy()
-    signals = {name: np.full(rows, np.nan) for name in defense.gives}
-    for request, part in enumerate(parts):
-        if part is None:
-            continue
-        where = view.batch.request_of_row == request
-        codes[where] = part.codes
-        if values is not None and part.values is not None:
-            values[where] = part.values
-        if part.uncertain is not None:
-            uncertain[where] = part.uncertain
-        for name, signal in part.signals.items():
-            if signals[name].shape[1:] != signal.shape[1:]:
-                signals[name] = np.full((rows, *signal.shape[1:]), np.nan)
-            signals[name][where] = signal
-    return Verdict(codes, values, uncertain, signals)
-
-
 def _apply(link: Link, verdict: Verdict, progress: Progress, facts: ModelFacts) -> None:
-    progress.signals.update(verdict.signals)
+    if verdict.signals:
+        kept = progress.signals if link.shadow else {}
+        progress.signals.update({name: signal for name, signal in verdict.signals.items() if name not in kept})
     if link.shadow:
         progress.shadow[link.defense.name] = shadow_counts(verdict.codes != KEEP, progress.batch)
         return
@@ -319,7 +351,7 @@ def _apply(link: Link, verdict: Verdict, progress: Progress, facts: ModelFacts) 
     if np.count_nonzero(replaced):
         _replace(replaced, verdict, progress)
     if np.count_nonzero(refused):
-        refuse(refused, link.defense, facts, progress)
+        refuse(refused, link.defense, facts, progress, verdict.reasons)
 
 
 def _replace(where: BoolArray, verdict: Verdict, progress: Progress) -> None:
@@ -332,12 +364,22 @@ def _replace(where: BoolArray, verdict: Verdict, progress: Progress) -> None:
         progress.uncertain |= verdict.uncertain & where
 
 
-def refuse(where: BoolArray, defense: Defense, facts: ModelFacts, progress: Progress) -> None:
+_NO_REASONS: Mapping[int, tuple[str, str]] = {}
+
+
+def refuse(
+    where: BoolArray,
+    defense: Defense,
+    facts: ModelFacts,
+    progress: Progress,
+    reasons: Mapping[int, tuple[str, str]] = _NO_REASONS,
+) -> None:
     """Refuse the requests of the given rows, but for those that are refused already."""
-    for request in np.unique(progress.batch.request_of_row[where]):
+    for request in np.unique(progress.batch.request_of_row[where]).tolist():
         if progress.refused[request] is None:
-            progress.refused[request] = defense.reason or f"guard.{defense.name}"
-            progress.detail[request] = defense.detail(facts) if defense.phase is Phase.ADMIT else ""
+            code, detail = reasons.get(request) or (defense.reason or f"guard.{defense.name}", defense.detail(facts))
+            progress.refused[request] = code
+            progress.detail[request] = detail if defense.phase is Phase.ADMIT else ""
 
 
 def shadow_counts(where: BoolArray, batch: Batch) -> Array:
@@ -352,40 +394,3 @@ def _release(defense: ReleaseDefense, progress: Progress, view: View) -> Release
         logger.exception("release policy raised on a batch of %d requests; refusing all of them", view.batch.requests)
     progress.refused = [code or DEFENSE_FAILED for code in progress.refused]
     return Released({}, np.zeros(view.batch.rows, dtype=np.bool_))
-
-
-def narrow(view: View, rows: np.ndarray[Any, np.dtype[np.intp]], requests: tuple[int, ...]) -> View:
-    """The view of some rows, which must be all rows of the given requests."""
-    noise, raw = view.noise, view.raw
-    batch = narrow_batch(view.batch, rows, requests)
-    return msgspec.structs.replace(
-        view,
-        batch=batch,
-        raw=None if raw is None else _narrow_raw(raw, rows),
-        answer=None if view.answer is None else view.answer[rows],
-        uncertain=None if view.uncertain is None else view.uncertain[rows],
-        signals={name: signal[rows] for name, signal in view.signals.items()},
-        noise=None if noise is None else lambda inner: noise(rows[inner]),
-        refused=tuple(view.refused[r] for r in requests) if view.refused else (),
-    )
-
-
-def narrow_batch(batch: Batch, rows: np.ndarray[Any, np.dtype[np.intp]], requests: tuple[int, ...]) -> Batch:
-    """The part of a batch that belongs to the given requests."""
-    number = np.full(batch.requests, -1, dtype=np.intp)
-    number[list(requests)] = np.arange(len(requests))
-    return Batch(
-        {name: x[rows] for name, x in batch.inputs.items()},
-        number[batch.request_of_row[rows]],
-        tuple(batch.callers[r] for r in requests),
-        tuple(batch.remaining[r] for r in requests),
-    )
-
-
-def _narrow_raw(raw: RawScores, rows: np.ndarray[Any, np.dtype[np.intp]]) -> RawScores:
-    wrong: Callable[[Any], FloatArray] | None = raw.misinformation
-    return RawScores(
-        raw.values[rows],
-        None if raw.logits is None else raw.logits[rows],
-        None if wrong is None else lambda inner: wrong(rows[inner]),
-    )

@@ -35,6 +35,7 @@ MOST_CALLERS = 65_536
 _MOST_NAME = 1024
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+Kind = TypeVar("Kind")
 
 
 class State(Protocol):
@@ -151,6 +152,10 @@ class ChainState:
 
     def __bool__(self) -> bool:
         return bool(self._states)
+
+    def find(self, kind: type[Kind]) -> Kind | None:
+        """The state of that kind."""
+        return next((state for state in self._states.values() if isinstance(state, kind)), None)
 
     @property
     def changes(self) -> int:

@@ -18,9 +18,9 @@ from garrison.errors import CalibrationError
 from garrison.guard.defenses import energy, max_probability
 from garrison.guard.defenses.adaptive_misinformation import NEGLIGIBLE, alpha
 from garrison.hardening.measures import LEVEL, lower_limit, upper_limit
-from garrison.types import Array, BoolArray, FloatArray
+from garrison.types import FEATURE_SCORES, Array, BoolArray, FloatArray
 
-ScoreName = Literal["max-probability", "energy"]
+ScoreName = Literal["max-probability", "energy", "mahalanobis", "knn"]
 FEWEST_ROWS = 100
 MARGIN_QUANTILES = 32
 _SMALLEST_PROBABILITY = 1e-12
@@ -62,15 +62,26 @@ class Calibration:
 
 
 def confidence_of(
-    score: ScoreName, probabilities: FloatArray, logits: FloatArray | None = None, temperature: float = 1.0
+    score: ScoreName,
+    probabilities: FloatArray,
+    logits: FloatArray | None = None,
+    temperature: float = 1.0,
+    feature_score: FloatArray | None = None,
 ) -> FloatArray:
     """The guard's signal `confidence`, shape (rows,).
 
     Raises:
-        CalibrationError: energy is asked for, and there are no logits.
+        CalibrationError: energy is asked for, and there are no logits; or a score over features that the graph does not offer.
     """
-    if score == "max-probability":
-        found: FloatArray = max_probability.confidence(np, probabilities)
+    found: FloatArray
+    if score in FEATURE_SCORES:
+        if feature_score is None:
+            raise CalibrationError(
+                f"the score {score!r} needs the model's inner features, which are not at hand here; use max-probability"
+            )
+        found = feature_score[:, 0]
+    elif score == "max-probability":
+        found = max_probability.confidence(np, probabilities)
     else:
         if logits is None:
             raise CalibrationError(

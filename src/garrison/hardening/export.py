@@ -16,6 +16,7 @@ from torch import nn
 
 from garrison.bundle.manifest import InputSpec
 from garrison.errors import MissingExtraError, SealingError
+from garrison.hardening.ensemble import Answering, Ensemble
 from garrison.hardening.networks import Network, Standardise
 from garrison.hardening.scoring import open_session, score
 from garrison.hardening.training import apply
@@ -61,6 +62,39 @@ def victim_graph(
     inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", *sample.shape[1:]])]
     data = graph.finish(inputs, outputs, network.answer.out_features)
     _compare(data, {name: sample}, expected)
+    return data
+
+
+def ensemble_graph(ensemble: Ensemble, sample: npt.NDArray[np.float32], name: str = "image") -> bytes:
+    """A hashed ensemble with outputs `probabilities` and `logits`: all heads are computed, and each row's answer is that of the one picked.
+
+    Args:
+        ensemble: see `garrison.hardening.ensemble`.
+        sample, name: see `victim_graph`.
+
+    Raises:
+        SealingError: the graph and torch disagree by more than 1e-5.
+    """
+    graph, picker = _Graph(), ensemble.hash
+    features = graph.through(ensemble.trunk, name)
+    planes = [graph.constant(torch.as_tensor(value)) for value in (picker.matrix, picker.offset)]
+    cells = graph.add("Floor", [graph.add("Gemm", [graph.add("Flatten", [name], axis=1), *planes])])
+    total = graph.add("MatMul", [cells, graph.constant(torch.as_tensor(picker.weights[:, np.newaxis]))])
+    members = graph.constant(torch.tensor([float(picker.members)]))
+    whole = graph.add("Mul", [graph.add("Floor", [graph.add("Div", [total, members])]), members])
+    picked = graph.add("Sub", [total, whole])
+    answer = ""
+    for number, member in enumerate(ensemble.heads):
+        own = graph.through(member, features)
+        chosen = graph.add("Equal", [picked, graph.constant(torch.tensor([float(number)]))])
+        last = "logits" if number == picker.members - 1 else ""
+        answer = graph.add("Where", [chosen, own, answer], last) if answer else own
+    graph.add("Softmax", ["logits"], "probabilities", axis=1)
+    outputs = ["probabilities", "logits"]
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", *sample.shape[1:]])]
+    logits = apply(Answering(ensemble), sample)
+    data = graph.finish(inputs, outputs, logits.shape[1])
+    _compare(data, {name: sample}, {"probabilities": torch.softmax(logits, dim=1)})
     return data
 
 

@@ -5,8 +5,9 @@
     3 SCORE      those rows
     4 CALIBRATE  tau to the stated benign loss, the shape of honest answers
     5 MISINFORM  f': the graph's own head, or a network of its own
-    6 CHAIN      the defenses in order, as they will be signed
-    7 MEASURE    what honest rows lose and outliers get, through that very chain
+    6 WATCH      detectors of callers who steal
+    7 CHAIN      the defenses in order, as they will be signed
+    8 MEASURE    what honest rows lose and outliers get, through that very chain
 
 Nothing is written here; the result goes to `garrison.hardening.artifact.write_hardened`.
 """
@@ -28,11 +29,13 @@ from garrison.hardening import graphs
 from garrison.hardening.artifact import Hardened, software_versions
 from garrison.hardening.calibration import Calibration, ScoreName, calibrate, confidence_of, rows_needed
 from garrison.hardening.data import Part, Rows, for_model, split
+from garrison.hardening.feature_scores import add_feature_score
 from garrison.hardening.measuring import Victim, measure
 from garrison.hardening.outliers import outlier_set
 from garrison.hardening.ranges import input_specs
 from garrison.hardening.scoring import Report, open_session, score, silent
-from garrison.types import Array, DefenseSpec, Task
+from garrison.hardening.watching import Watched, calibrate_watch, why_unwatched
+from garrison.types import FEATURE_SCORES, Array, DefenseSpec, Task
 
 try:
     import onnx
@@ -40,9 +43,11 @@ except ImportError as error:
     raise MissingExtraError("onnx", "seal") from error
 
 OnOod = Literal["misinform", "refuse", "uncertain"]
+Misinform = Literal["adaptive", "deceptive", "label-preserving"]
 Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
 HELD_OUT = 0.2
 SAMPLE_ROWS = 8
+WATCH = "watch"
 WEAK = 0.8
 """Share of outliers caught below which the owner is told to train with outlier exposure."""
 DRAWN_OUTLIERS = 2_000
@@ -58,6 +63,7 @@ class Options:
         benign_loss: points of accuracy that honest callers may lose, as a share (0.005 is half a point).
         score: what tells honest rows from others.
         on_ood: what the others are answered.
+        misinformation: which way of misinforming, by the defense `...-misinformation`.
         output: what the graph's answer is, see `graphs.normalise_outputs`.
         labels: names of the classes; None to take them from the data, or to number them.
         bounds: range of all input values, in place of the one seen in the data.
@@ -65,12 +71,14 @@ class Options:
         release: parameters of the defense `release`.
         constant_time: compute f' for every row.
         outlier_exposure: whether the model was trained with it; only noted down.
+        detectors: calibrate detectors of callers who steal, and put them into the chain, in shadow.
         seed, threads: of training and of the held-out rows.
     """
 
     benign_loss: float = 0.005
     score: ScoreName = "max-probability"
     on_ood: OnOod = "misinform"
+    misinformation: Misinform = "adaptive"
     output: graphs.Declared = "auto"
     labels: tuple[str, ...] | None = None
     bounds: tuple[float, float] | None = None
@@ -78,6 +86,7 @@ class Options:
     release: dict[str, Any] = field(default_factory=lambda: {"mode": "full"})
     constant_time: bool = False
     outlier_exposure: bool = False
+    detectors: bool = True
     seed: int = 0
     threads: int = 1
 
@@ -134,26 +143,32 @@ def harden(
     training, held_out = hold_out(data, calibration, wanted, options.seed)
     victim = _victim(graph, training, held_out, (data, calibration), options)
     # 3 SCORE, 4 CALIBRATE
+    victim = with_feature_score(victim, training, options)
     found = score(
         open_session(victim.model, options.threads), held_out.inputs, report=part(report, "scoring", 0.05, 0.3)
     )
-    confidence = confidence_of(options.score, found["probabilities"], found.get("logits"))
+    confidence = confidence_of(
+        options.score, found["probabilities"], found.get("logits"), feature_score=found.get(options.score)
+    )
     fitted = calibrate(found["probabilities"], confidence, held_out.y, benign_loss=options.benign_loss)
     # 5 MISINFORM
     if options.on_ood == "misinform" and not victim.facts().has_misinformation:
         victim = replace(
             victim, misinformation=train_own_network(victim, training, options, part(report, "training", 0.3, 0.9))
         )
-    # 6 CHAIN
-    chain = guard_chain(fitted, options, victim)
-    # 7 MEASURE
-    report("measuring", 0.9)
+    # 6 WATCH
+    watched = watch_of(victim, held_out, options, part(report, "detectors", 0.9, 0.95))
+    # 7 CHAIN
+    chain = guard_chain(fitted, options, victim, watched.detectors)
+    # 8 MEASURE
+    report("measuring", 0.95)
     outside = draw_outliers(outliers, wanted, victim, held_out, options.seed)
-    metrics = measure(victim, chain, fitted, held_out, outside)
+    answering = tuple(spec for spec in chain if spec.name != WATCH)  # all rows at once are no caller
+    metrics = measure(victim, answering, fitted, held_out, outside) | watched.metrics
     digests = {"training": data.sha256} | ({} if calibration is None else {"calibration": calibration.sha256})
     description = describe_hardened(victim, chain, metrics, digests, options)
     report("", 1.0)
-    notes = notes_of(fitted, metrics, in_sample=calibration is None)
+    notes = notes_of(fitted, metrics, in_sample=calibration is None) + watched.notes
     return Result(description, victim.model, victim.misinformation, fitted, notes)
 
 
@@ -209,6 +224,15 @@ def _victim(graph: Any, training: Part, held_out: Part, files: tuple[Rows, Rows 
     )
 
 
+def with_feature_score(victim: Victim, training: Part, options: Options) -> Victim:
+    """The victim whose graph computes the score over its features, where that is the score asked for."""
+    if options.score not in FEATURE_SCORES:
+        return victim
+    graph = onnx.load_model_from_string(victim.model)
+    scored = add_feature_score(graph, options.score, training, options.seed, options.threads)
+    return replace(victim, model=scored.SerializeToString(), outputs=tuple(o.name for o in scored.graph.output))
+
+
 def train_own_network(victim: Victim, training: Part, options: Options, report: Report) -> bytes:
     """A network of its own for f'. Only here is torch needed, so only here is it loaded."""
     module, _, name = OWN_NETWORK.partition(":")
@@ -216,8 +240,29 @@ def train_own_network(victim: Victim, training: Part, options: Options, report: 
     return train(victim, training, options.seed, options.threads, report)
 
 
-def guard_chain(fitted: Calibration, options: Options, victim: Victim) -> tuple[DefenseSpec, ...]:
-    """bounds, [budget], score, adaptive misinformation or reject option, release; every parameter written out.
+def watch_of(victim: Victim, held_out: Part, options: Options, report: Report) -> Watched:
+    """Calibrated detectors, where the owner wants them and the data allow them."""
+    facts = victim.facts()
+    if not options.detectors:
+        return Watched({}, {})
+    why = why_unwatched(facts, len(held_out))
+    if why:
+        return Watched({}, {}, (why,))
+    names = tuple(name for name in victim.outputs if name != "misinformation")
+    session = open_session(victim.model, options.threads)
+    looks = (DefenseSpec(name="projection"), DefenseSpec(name=options.score))
+    return calibrate_watch(
+        lambda x: score(session, x, names), facts, looks, held_out.inputs, seed=options.seed, report=report
+    )
+
+
+def guard_chain(
+    fitted: Calibration, options: Options, victim: Victim, detectors: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[DefenseSpec, ...]:
+    """bounds, [budget], [projection], score, [watch, in shadow], misinformation or reject option, release; every parameter written out.
+
+    Args:
+        detectors: of `watch`, calibrated; without any there is no `watch`.
 
     Raises:
         GuardError: a parameter out of range, or a defense that such a model cannot have.
@@ -225,18 +270,22 @@ def guard_chain(fitted: Calibration, options: Options, victim: Victim) -> tuple[
     specs = [DefenseSpec(name="bounds")]
     if options.budget is not None:
         specs.append(DefenseSpec(name="budget", parameters=options.budget))
+    if detectors:
+        specs.append(DefenseSpec(name="projection"))
     specs.append(DefenseSpec(name=options.score))
+    if detectors:
+        specs.append(DefenseSpec(name=WATCH, parameters={"detectors": dict(detectors)}))
     if options.on_ood == "misinform":
         shape = {"tau": fitted.tau, "tail_scale": fitted.tail_scale, "margins": fitted.margins}
         parameters = shape | {"constant_time": options.constant_time}
-        specs.append(DefenseSpec(name="adaptive-misinformation", parameters=parameters))
+        specs.append(DefenseSpec(name=f"{options.misinformation}-misinformation", parameters=parameters))
     else:
         specs.append(DefenseSpec(name="reject-option", parameters={"tau": fitted.tau, "action": options.on_ood}))
     specs.append(DefenseSpec(name="release", parameters=options.release))
     defenses = [load_defense(spec) for spec in specs]
     for defense in defenses:
         defense.check(victim.facts())
-    return specs_of(defenses)
+    return specs_of(defenses, frozenset({WATCH}))
 
 
 def draw_outliers(

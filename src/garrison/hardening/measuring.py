@@ -19,7 +19,18 @@ from garrison.hardening.calibration import Calibration
 from garrison.hardening.data import Part
 from garrison.hardening.measures import auroc, diversity, wrongness
 from garrison.hardening.scoring import open_session, score
-from garrison.types import Array, Batch, BoolArray, Caller, DefenseSpec, FloatArray, ModelFacts, RawScores, Task
+from garrison.types import (
+    FEATURE_SCORES,
+    Array,
+    Batch,
+    BoolArray,
+    Caller,
+    DefenseSpec,
+    FloatArray,
+    ModelFacts,
+    RawScores,
+    Task,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,13 @@ class Victim:
             value_dtype=self.datatype,
             has_logits="logits" in self.outputs,
             has_misinformation=self.misinformation is not None or "misinformation" in self.outputs,
+            feature_score=self.feature_score,
         )
+
+    @property
+    def feature_score(self) -> str:
+        """Which of `FEATURE_SCORES` the graph offers; "" for none."""
+        return next((name for name in FEATURE_SCORES if name in self.outputs), "")
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """All outputs, that of an f' of its own among them."""
@@ -96,10 +113,9 @@ def serve(victim: Victim, chain: tuple[DefenseSpec, ...], inputs: dict[str, Arra
     pipeline.admit(progress)
     pipeline.inspect(progress)
     wrong = raw.get("misinformation")
-    pipeline.answer(
-        progress,
-        RawScores(raw["probabilities"], raw.get("logits"), None if wrong is None else lambda picked: wrong[picked]),
-    )
+    misinformation = None if wrong is None else lambda picked: wrong[picked]
+    features = raw.get(victim.feature_score)
+    pipeline.answer(progress, RawScores(raw["probabilities"], raw.get("logits"), misinformation, features))
     answer = raw["probabilities"] if progress.answer is None else progress.answer
     refused = np.array([code is not None for code in progress.refused])
     withheld = refused | progress.uncertain

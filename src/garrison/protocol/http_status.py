@@ -16,8 +16,10 @@ from garrison.errors import (
     SealingRequiredError,
     SlowRequestError,
     StaleKeyError,
+    ThrottledError,
     UnavailableError,
     UpstreamError,
+    WorkRequiredError,
 )
 
 INTERNAL = "internal"
@@ -36,7 +38,9 @@ STATUS: dict[str, int] = {
     ReplayError.code: 409,
     StaleKeyError.code: 409,
     SealingRequiredError.code: 426,
+    WorkRequiredError.code: 428,
     BudgetExhaustedError.code: 429,
+    ThrottledError.code: 429,
     INTERNAL: INTERNAL_STATUS,
     UpstreamError.code: 502,
     UnavailableError.code: 503,

@@ -20,6 +20,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         nonce: the client's, bound into the signed statement; may be empty.
         sealed: `body` is a sealed envelope (see `garrison.protocol.sealed`), which only the enclave can open; `json_bytes` and
             `nonce` stand inside it then. The reply's body is sealed to the client too, and so is every refusal after opening.
+        fresh: rows that this caller has not asked before and may still ask, -1 for no limit.
+        work: the request's proof of work (see `garrison.protocol.work`); "" for none. Stands inside a sealed envelope.
     """
 
     caller: str
@@ -28,6 +30,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     json_bytes: int = -1
     nonce: str = ""
     sealed: bool = False
+    fresh: int = -1
+    work: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -38,12 +42,14 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
         rows: rows to be charged; 0 where the request never was admitted.
         replaced: rows whose answer a defense changed.
         shadow: by shadow defense, rows that it would have changed or refused.
+        distinct: of the rows to be charged, those that the caller had not asked before; counted where distinct rows are limited.
     """
 
     code: str
     rows: int
     replaced: int = 0
     shadow: dict[str, int] = {}
+    distinct: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

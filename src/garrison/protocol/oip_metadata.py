@@ -29,6 +29,20 @@ class InputRange(msgspec.Struct, frozen=True, kw_only=True):
     may_be_missing: bool | tuple[bool, ...]
 
 
+class WorkMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """The proof of work that a model's requests must bring (see `garrison.protocol.work`).
+
+    Attributes:
+        bits: 2^bits hashes a row.
+        window_seconds: how old a proof may be.
+        who: "all", or "alarmed" for callers against whom an alarm is in force; they are told by a refusal.
+    """
+
+    bits: int
+    window_seconds: int
+    who: str = "all"
+
+
 class ModelExtras(msgspec.Struct, frozen=True, kw_only=True):
     """What Garrison says of a model beyond the protocol.
 
@@ -37,6 +51,11 @@ class ModelExtras(msgspec.Struct, frozen=True, kw_only=True):
         ranges: by input, the values that it may have.
         manifest_digest, guard_digest: SHA-256 in hex, as the signed answers name them.
         budget_rows, budget_period: rows a caller may ask, 0 for no limit; "day" or "ever".
+        budget_distinct: of these rows, how many may be different; 0 for no limit of their own.
+        price_per_1000_rows: in US dollars; 0 where the service charges nothing.
+        work: the proof of work that requests must bring; None for none.
+        model_digest: SHA-256 in hex of the model without its guard; equal for every seal of it.
+        answers_digest: of model and guard, without what only counts or prices questions.
         upstream: of a gateway, the model on another server that computes the answers; this one vouches for the guard alone.
     """
 
@@ -48,6 +67,11 @@ class ModelExtras(msgspec.Struct, frozen=True, kw_only=True):
     guard_digest: str
     budget_rows: int
     budget_period: str
+    budget_distinct: int = 0
+    price_per_1000_rows: float = 0.0
+    work: WorkMetadata | None = None
+    model_digest: str = ""
+    answers_digest: str = ""
     upstream: str = ""
 
 

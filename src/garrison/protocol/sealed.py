@@ -48,6 +48,7 @@ class RequestHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
         nonce: bound into the signed statement; fresh for each request.
         answer_key: 32 random bytes, used for this request's answer and never again.
         time: seconds since the epoch, UTC, by the client's clock.
+        work: a proof of work over the body (see `garrison.protocol.work`); "" for none.
     """
 
     caller: str
@@ -55,6 +56,7 @@ class RequestHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     nonce: str
     answer_key: bytes
     time: int
+    work: str = ""
 
 
 class AnswerHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -197,4 +199,6 @@ def _read(letter: bytes, decoder: msgspec.msgpack.Decoder[Head]) -> tuple[Head, 
         head = decoder.decode(memoryview(letter)[_LENGTHS.size : body_at])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("its head is not what it should be") from error
+    if _ENCODER.encode(head) != letter[_LENGTHS.size : body_at]:
+        raise ValueError("its head is not in its one form")
     return head, letter[body_at:end]

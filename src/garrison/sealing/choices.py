@@ -37,15 +37,29 @@ def release_of(mode: str | None, k: int = 3, decimals: int | None = None) -> Rel
             raise ConfigError(f"--release: expected one of {', '.join(RELEASES)}, found {mode!r}")
 
 
-def budget_of(text: str | None) -> Budget | None:
+def budget_of(text: str | None, distinct: int | None = None, price: float | None = None) -> Budget | None:
     """Rows that a caller may ask, such as "5000" or "5000/day".
 
+    Args:
+        distinct: how many of them may be different; None for no limit of their own.
+        price: of 1,000 rows, in US dollars.
+
     Raises:
-        ConfigError: not such a text.
+        ConfigError: not such a text, or a choice that goes with a budget and there is none.
     """
     if text is None:
+        if distinct is not None or price is not None:
+            raise ConfigError("--budget-distinct and --price go with --budget")
         return None
     match = _BUDGET.fullmatch(text.strip())
     if match is None or int(match[1]) < 1:
         raise ConfigError(f"--budget: expected a number of rows, such as 5000 or 5000/day, found {text!r}")
-    return Budget(rows=int(match[1]), period=cast("Period", match[2] or "ever"))
+    try:
+        return Budget(
+            rows=int(match[1]),
+            period=cast("Period", match[2] or "ever"),
+            distinct=distinct or 0,
+            price_per_1000_rows=price or 0.0,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--budget: {error}") from error

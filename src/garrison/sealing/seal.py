@@ -253,6 +253,7 @@ def _own_answers(bundle: VerifiedBundle, rows: dict[str, Array]) -> dict[str, Fl
         return {} if wrong is None else {WRONG_OUTPUT: Misinformation(bundle, wrong).run(rows)}
     raw = Runner(bundle).run(rows)
     found: dict[str, FloatArray | None] = {VALUES_OUTPUT[manifest.task]: raw.values, "logits": raw.logits}
+    found[manifest.facts().feature_score] = raw.feature_score
     if raw.misinformation is not None:
         found[WRONG_OUTPUT] = raw.misinformation(np.arange(len(raw.values)))
     return found

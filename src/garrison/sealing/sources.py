@@ -10,22 +10,28 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from garrison.bundle.manifest import Provenance
+from garrison.bundle.manifest import InputSpec, Provenance, input_facts
 from garrison.errors import ConfigError, MissingExtraError, ModelFileError, SealingError
 from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation
+from garrison.guard.defenses.max_probability import MaxProbability
+from garrison.guard.defenses.projection import Projection
+from garrison.guard.pipeline import load_defense
 from garrison.hardening.artifact import Hardened, read_hardened, software_versions
 from garrison.hardening.data import Rows, for_model
 from garrison.hardening.graph_walk import rename
 from garrison.hardening.graphs import load_model, normalise_outputs
 from garrison.hardening.scoring import open_session, score
+from garrison.hardening.watching import Watched, calibrate_watch, why_unwatched
 from garrison.runtime.runner import VALUES_OUTPUT
 from garrison.sealing.chain import build_chain, edit_chain
+from garrison.sealing.chosen import Answers
 from garrison.sealing.draft import Draft
 from garrison.sealing.formats.source import Source, check_against_reference
 from garrison.sealing.inputs import check_rows, describe_inputs, drawn_rows, model_inputs
 from garrison.sealing.options import SealOptions
-from garrison.types import Array, Task
+from garrison.types import Array, DefenseSpec, ModelFacts, Task
 
 try:
     import onnx
@@ -56,8 +62,9 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
             "no enclave can open sealed requests for a model that another server runs: no --require-sealed"
         )
     model = None if found.model is None else load_model(path / found.model)
-    chain = edit_chain(found.guard, options)
-    used = any(spec.name == AdaptiveMisinformation.name for spec in chain)
+    answers = None if model is None or rows is None else _answers(model, found.task, _inputs(found, model, rows))
+    chain = edit_chain(found.guard, options, answers)
+    used = any(isinstance(load_defense(spec), AdaptiveMisinformation) for spec in chain)
     wrong = load_model(path / found.misinformation) if found.misinformation is not None and used else None
     tried = drawn_rows(found.inputs) if rows is None else check_rows(_inputs(found, model, rows))
     origin = found.upstream.metadata_sha256 if found.upstream is not None else found.sha256[str(found.model)]
@@ -85,6 +92,12 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
     )
 
 
+def _answers(model: onnx.ModelProto, task: Task, inputs: dict[str, Array]) -> Answers:
+    """The model's answers, computed where somebody asks for them."""
+    name = VALUES_OUTPUT[task]
+    return lambda: score(open_session(model.SerializeToString()), inputs, [name])[name]
+
+
 def _inputs(found: Hardened, model: onnx.ModelProto | None, rows: Rows) -> dict[str, Array]:
     if model is not None:
         return model_inputs(model, rows)
@@ -110,11 +123,13 @@ def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft
     declared = source.declared if options.output == "auto" else options.output
     model, task = normalise_outputs(source.model, declared, sample, _task_of(rows.y))
     model = _in_columns(model, task, sample)
-    found = score(open_session(model.SerializeToString()), inputs)
+    session = open_session(model.SerializeToString())
+    found = score(session, inputs)
     values = found[VALUES_OUTPUT[task]]
     if options.output == "auto":
         check_against_reference(source, inputs, values)
-    chain = build_chain(found, task, rows.y, options, VALUES_OUTPUT[task])
+    watched = _watched(session, task, specs, values, inputs) if options.detectors else None
+    chain = build_chain(found, task, rows.y, options, VALUES_OUTPUT[task], watched)
     return Draft(
         name=options.name,
         version=options.version,
@@ -137,6 +152,25 @@ def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft
         require_sealed=options.require_sealed,
         notes=chain.notes,
     )
+
+
+def _watched(
+    session: Any, task: Task, specs: tuple[InputSpec, ...], values: Array, inputs: dict[str, Array]
+) -> Watched | None:
+    """Calibrated detectors, where such a model and so many rows allow them."""
+    facts = ModelFacts(
+        task=task,
+        inputs=tuple(input_facts(spec) for spec in specs),
+        labels=tuple(str(k) for k in range(values.shape[1])),
+        outputs=values.shape[1],
+        value_dtype=values.dtype,
+        has_logits=False,
+        has_misinformation=False,
+    )
+    if why_unwatched(facts, len(values)):
+        return None
+    looks = (DefenseSpec(name=Projection.name), DefenseSpec(name=MaxProbability.name))
+    return calibrate_watch(lambda x: score(session, x, ["probabilities"]), facts, looks, inputs)
 
 
 def _task_of(y: Array | None) -> Task | None:

@@ -4,7 +4,7 @@
     after    the model's outputs -> marks of ANSWER, what may be released
 
 A row that an armed ADMIT defense refuses leaves `before` as the lower bounds of the range, so that no value that was not admitted reaches
-the model. Settings (tau, the scale of rounding) are inputs. Not traced: budgets, and whatever else looks at the caller; new answers that
+the model. Settings (tau, the scale of rounding) are inputs. Not traced: budgets, `watch`, and whatever else looks at the caller; new answers that
 need keyed noise, whose rows are only marked (`garrison.guard.graph_form` makes them).
 """
 
@@ -107,17 +107,27 @@ class _Tracer:
             i: {name: _argument(value) for name, value in defense.settings(facts).items()}
             for i, _, defense in self._links
         }
-        self._early_signals: set[str] = set()
+        self._early_signals: dict[str, tuple[int, ...]] = {}
+        """The shape of one row of each."""
         self._replacers: list[RowDefense] = []
+        self._watching = [
+            defense for _, _, defense in self._links if isinstance(defense, RowDefense) and defense.only_signals
+        ]
+        self._check_outside()
+
+    def _check_outside(self) -> None:
+        changed: set[str] = set()
         for _, _, defense in self._links:
-            if (
-                isinstance(defense, RowDefense)
-                and not defense.in_graph
-                and (defense.phase is Phase.ANSWER or defense.gives)
-            ):
+            if not isinstance(defense, RowDefense):
+                continue
+            if defense.only_signals:
+                changed |= defense.gives
+            elif not defense.in_graph and (defense.phase is Phase.ANSWER or defense.gives):
                 raise UntracedError(
                     f"{defense.name} cannot be part of a graph, and comes after the model or gives a signal"
                 )
+            elif defense.gives and defense.needs & changed:
+                raise UntracedError(f"{defense.name} makes a signal of one that is changed after the graph")
 
     def before(self) -> onnx.ModelProto:
         inputs = {spec.name: _argument_of(spec.dtype, spec.shape) for spec in self._facts.inputs}
@@ -125,7 +135,7 @@ class _Tracer:
         for i, shadow, defense in self._rows_of(Phase.ADMIT, Phase.INSPECT):
             view = View(_batch(inputs), self._facts, signals=state.signals)
             state.add(i, defense.judge(ndx, view, self._settings[i]), shadow=shadow)
-        self._early_signals = set(state.signals)
+        self._early_signals = {name: tuple(value.shape[1:]) for name, value in state.signals.items()}
         outputs = {spec.name: _safe(inputs[spec.name], spec, state.refused) for spec in self._facts.inputs}
         outputs[marks.ADMIT] = state.marks(next(iter(inputs.values())))
         outputs |= {marks.signal(name): value for name, value in state.signals.items()}
@@ -136,7 +146,8 @@ class _Tracer:
         facts, scores = self._facts, self._scores()
         values = scores[VALUES_OUTPUT[facts.task]]
         signals = {name: scores[marks.signal(name)] for name in self._early_signals}
-        state, raw, answer = _State(signals), RawScores(values, scores.get(LOGITS)), values
+        raw = RawScores(values, scores.get(LOGITS), feature_score=scores.get(facts.feature_score))
+        state, answer = _State(signals), values
         for i, shadow, defense in self._rows_of(Phase.ANSWER):
             seen = None if self._draws else answer
             view = View(_batch({}), facts, raw, seen, None, state.signals)
@@ -154,16 +165,18 @@ class _Tracer:
         return self._build(scores, outputs | self._needed(state.signals))
 
     def drawn_from(self) -> tuple[str, ...]:
-        return (VALUES_OUTPUT[self._facts.task], MISINFORMATION) if self._draws else ()
+        values = VALUES_OUTPUT[self._facts.task]
+        return (values, MISINFORMATION) if self._draws else (values,) if self._watching else ()
 
     @property
     def _draws(self) -> bool:
         return any(defense.draws for defense in self._replacers)
 
     def _needed(self, signals: Mapping[str, Any]) -> dict[str, Any]:
-        """Signals for answers that need noise, but for those that `before` gives."""
-        names = {name for defense in self._replacers for name in defense.needs} if self._draws else set()
-        return {marks.signal(name): signals[name] for name in sorted(names - self._early_signals)}
+        """Signals for answers that are made after the graph, and for defenses that look at callers, but for those that `before` gives."""
+        users = [*self._watching, *(self._replacers if self._draws or self._watching else ())]
+        names = {name for defense in users for name in defense.needs}
+        return {marks.signal(name): signals[name] for name in sorted(names - self._early_signals.keys())}
 
     def _rows_of(self, *phases: Phase) -> Iterator[tuple[int, bool, RowDefense]]:
         for i, shadow, defense in self._links:
@@ -175,7 +188,11 @@ class _Tracer:
         found = {VALUES_OUTPUT[facts.task]: _argument_of(facts.value_dtype, (facts.outputs,))}
         if facts.has_logits:
             found[LOGITS] = _argument_of(facts.value_dtype, (facts.outputs,))
-        return found | {marks.signal(name): _argument_of(np.dtype(np.float32), ()) for name in self._early_signals}
+        if facts.feature_score:
+            found[facts.feature_score] = _argument_of(facts.value_dtype, (1,))
+        return found | {
+            marks.signal(name): _argument_of(np.dtype(np.float32), shape) for name, shape in self._early_signals.items()
+        }
 
     def _build(self, arguments: dict[str, Any], outputs: dict[str, Any]) -> onnx.ModelProto:
         for i, _, defense in self._links:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -17,8 +17,8 @@ import msgspec
 from garrison import __version__
 from garrison.attest.evidence import NONCE_BYTES, Evidence
 from garrison.bundle.manifest import InputSpec
-from garrison.enclave.host import ServiceCard
-from garrison.errors import LimitError, MalformedRequestError, NotFoundError
+from garrison.enclave.host import OutputSpec, ServiceCard
+from garrison.errors import BudgetExhaustedError, LimitError, MalformedRequestError, NotFoundError
 from garrison.limits import Limits
 from garrison.protocol.messages import Reply
 from garrison.protocol.oip import ALL_JSON
@@ -33,21 +33,25 @@ from garrison.protocol.oip_metadata import (
     ServerExtras,
     ServerMetadata,
     TensorMetadata,
+    WorkMetadata,
 )
 from garrison.protocol.sealed import CONTENT_TYPE as SEALED_TYPE
 from garrison.server.hosting import Hosting, Model
 from garrison.server.http_errors import Answer, Headers, error_answer, json_answer
 from garrison.server.waiting import NEVER, Waiting
+from garrison.types import ANYBODY
 
 LENGTH_HEADER = "inference-header-content-length"
 PROOF_HEADER = "garrison-proof"
 NONCE_HEADER = "garrison-nonce"
 TIMEOUT_HEADER = "request-timeout"
+WORK_HEADER = "garrison-work"
 KEYS_PATH = "/.well-known/garrison/keys"
 ATTESTATION_PATH = "/.well-known/garrison/attestation"
 
 _GET, _POST = ("GET", "HEAD"), ("POST",)
 _MOST_DIGITS = 15
+_MOST_WORK = 64
 _JSON_TYPE = ("content-type", "application/json")
 _BINARY_TYPE = ("content-type", "application/octet-stream")
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
@@ -63,6 +67,7 @@ class Route:
 
     Attributes:
         open: whether it is shown without a key.
+        pages_of: by caller, the page that it gets in place of `page`; `ANYBODY` for whoever is not named.
     """
 
     methods: tuple[str, ...]
@@ -70,6 +75,11 @@ class Route:
     model: Model | None = None
     evidence: bool = False
     open: bool = False
+    pages_of: Mapping[str, Page] = field(default_factory=dict)
+
+    def page_for(self, caller: str) -> Page | None:
+        """What this caller is shown."""
+        return self.pages_of.get(caller, self.pages_of.get(ANYBODY, self.page)) if self.pages_of else self.page
 
 
 class App:
@@ -140,8 +150,13 @@ class App:
         return routes
 
     def _model_routes(self, path: str, model: Model, versions: tuple[int, ...]) -> dict[str, Route]:
+        metadata = _model_metadata(model, versions)
+        pages = {
+            caller: self._fixed(msgspec.structs.replace(metadata, outputs=_tensors(outputs)))
+            for caller, outputs in model.card.outputs_of.items()
+        }
         return {
-            path: Route(_GET, self._fixed(_model_metadata(model, versions))),
+            path: Route(_GET, self._fixed(metadata), pages_of=pages),
             f"{path}/ready": Route(_GET, lambda: self._model_ready(model)),
             f"{path}/infer": Route(_POST, model=model),
         }
@@ -245,11 +260,20 @@ def is_sealed(content_type: str | None) -> bool:
     return content_type is not None and content_type.partition(";")[0].strip().lower() == SEALED_TYPE
 
 
-def write_sealed(reply: Reply) -> Answer:
-    """The response to a sealed request: an answer or a refusal, which only the client can tell apart."""
+def rate_limits(model: Model, request: Waiting, reply: Reply) -> Headers:
+    """The headers that say what the caller has left; none where the model has no budget."""
+    return model.rate_limits.headers(request.left, refused=reply.code == BudgetExhaustedError.code)
+
+
+def write_sealed(reply: Reply, more: Headers) -> Answer:
+    """The response to a sealed request: an answer or a refusal, which only the client can tell apart.
+
+    Args:
+        more: further headers.
+    """
     if reply.code:
-        return error_answer(reply.code, reply.detail)
-    return Answer(200, [("content-type", SEALED_TYPE)], reply.body)
+        return error_answer(reply.code, reply.detail, more)
+    return Answer(200, [("content-type", SEALED_TYPE), *more], reply.body)
 
 
 def read_question(
@@ -260,11 +284,12 @@ def read_question(
     nonce: str | None,
     limits: Limits,
     deadline: float = NEVER,
+    work: str | None = None,
 ) -> Waiting:
     """An inference request, ready for the queue.
 
     Args:
-        length, nonce: the headers of these names.
+        length, nonce, work: the headers of these names.
 
     Raises:
         MalformedRequestError, LimitError: a header makes no sense.
@@ -280,14 +305,21 @@ def read_question(
         raise LimitError(f"the header {NONCE_HEADER} may have {limits.string_bytes} bytes, found {len(nonce)}")
     elif not (nonce.isascii() and nonce.isprintable()):
         raise MalformedRequestError(f"the header {NONCE_HEADER} must be printable ASCII")
-    return Waiting(caller, body, json_bytes, nonce, model.cost(len(body), json_bytes), deadline=deadline)
+    if work is not None and len(work) > _MOST_WORK:
+        raise LimitError(f"the header {WORK_HEADER} may have {_MOST_WORK} characters, found {len(work)}")
+    cost = model.cost(len(body), json_bytes)
+    return Waiting(caller, body, json_bytes, nonce, cost, deadline=deadline, work=work or "")
 
 
-def write_answer(reply: Reply) -> Answer:
-    """The response for what the enclave replied."""
+def write_answer(reply: Reply, more: Headers) -> Answer:
+    """The response for what the enclave replied.
+
+    Args:
+        more: further headers.
+    """
     if reply.code:
-        return error_answer(reply.code, reply.detail)
-    headers: Headers = [(PROOF_HEADER, binascii.b2a_base64(reply.proof, newline=False).decode())]
+        return error_answer(reply.code, reply.detail, more)
+    headers: Headers = [*more, (PROOF_HEADER, binascii.b2a_base64(reply.proof, newline=False).decode())]
     if reply.json_bytes == ALL_JSON:
         headers.append(_JSON_TYPE)
     else:
@@ -302,7 +334,7 @@ def _model_metadata(model: Model, versions: tuple[int, ...]) -> ModelMetadata:
         versions=tuple(map(str, versions)),
         platform="garrison_onnx" if manifest.upstream is None else "garrison_gateway",
         inputs=tuple(TensorMetadata(i.name, i.datatype, (BATCH_DIMENSION, *i.shape)) for i in manifest.inputs),
-        outputs=tuple(TensorMetadata(o.name, o.datatype, (BATCH_DIMENSION, *o.shape)) for o in card.outputs),
+        outputs=_tensors(card.outputs),
         garrison=ModelExtras(
             version=str(manifest.version),
             task=manifest.task,
@@ -312,9 +344,23 @@ def _model_metadata(model: Model, versions: tuple[int, ...]) -> ModelMetadata:
             guard_digest=card.guard_digest,
             budget_rows=card.budget_rows,
             budget_period=card.budget_period,
+            budget_distinct=card.budget_distinct,
+            price_per_1000_rows=card.price_per_1000_rows,
+            work=_work(card),
+            model_digest=manifest.model_digest(),
+            answers_digest=manifest.answers_digest(card.chain),
             upstream="" if manifest.upstream is None else str(manifest.upstream),
         ),
     )
+
+
+def _work(card: ServiceCard) -> WorkMetadata | None:
+    asked = card.work
+    return None if asked is None else WorkMetadata(bits=asked.bits, window_seconds=asked.window_seconds, who=asked.who)
+
+
+def _tensors(outputs: Sequence[OutputSpec]) -> tuple[TensorMetadata, ...]:
+    return tuple(TensorMetadata(o.name, o.datatype, (BATCH_DIMENSION, *o.shape)) for o in outputs)
 
 
 def _range(spec: InputSpec) -> InputRange:

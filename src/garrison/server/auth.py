@@ -33,6 +33,8 @@ MOST_FILE_BYTES = 64 * 1024**2
 _CALLER = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _PREFIX = "gk_"
 _SCHEME = "Bearer "
+ADDRESS = "ip:"
+"""What the id of a caller without a key begins with."""
 _NOBODY = hashlib.sha256(b"").hexdigest()
 _MOST_CACHED = 4096
 _MOST_HEADER_CHARACTERS = 256
@@ -182,12 +184,12 @@ def _address(host: str) -> str:
     try:
         address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return "ip:unknown"
+        return f"{ADDRESS}unknown"
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            return f"ip:{ipaddress.IPv6Network((address, 64), strict=False)}"
+            return f"{ADDRESS}{ipaddress.IPv6Network((address, 64), strict=False)}"
         address = address.ipv4_mapped
-    return f"ip:{address}"
+    return f"{ADDRESS}{address}"
 
 
 def _digest(secret: str) -> str:

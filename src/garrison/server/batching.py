@@ -28,7 +28,7 @@ from garrison.limits import Limits
 from garrison.protocol.http_status import INTERNAL
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.server.batch_size import CHEAP_SECONDS, BatchSize
-from garrison.server.budgets import ModelBudget
+from garrison.server.model_budget import Left, ModelBudget
 from garrison.server.waiting import FairQueue, Waiting
 
 logger = logging.getLogger(__name__)
@@ -46,17 +46,21 @@ class _Job:
 
     Attributes:
         pending: asked of the enclave already.
+        left: what each caller had left when it began.
         answered: what the enclave said; not charged yet.
+        fresh: for each request whether its new rows were granted; None where they are not charged yet.
     """
 
-    __slots__ = ("answered", "batch", "pending", "rows", "started")
+    __slots__ = ("answered", "batch", "fresh", "left", "pending", "rows", "started")
 
     def __init__(self, batch: list[Waiting]) -> None:
         self.batch = batch
         self.rows = sum(request.rows for request in batch)
         self.started = time.perf_counter()
         self.pending: Pending | None = None
+        self.left: dict[str, Left] = {}
         self.answered: list[Reply] | None = None
+        self.fresh: list[bool] | None = None
 
 
 class Batcher:
@@ -86,6 +90,7 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._asides: deque[asyncio.Future[None]] = deque()
         self._aside_last = False
+        self._owed: list[tuple[str, int]] = []
 
     @property
     def busy(self) -> bool:
@@ -208,18 +213,24 @@ class Batcher:
     def _at_once(self, job: _Job) -> list[Reply] | None:
         """Answer and charge a batch without waiting; None where that cannot be, and what is left is for another thread."""
         try:
-            remaining = self._budget.remaining_at_once({request.caller for request in job.batch})
-            if remaining is None:
+            left = self._budget.left_at_once({request.caller for request in job.batch})
+            if left is None:
                 return None
-            asks = [_ask(request, remaining[request.caller]) for request in job.batch]
+            job.left = left
+            asks = [_ask(request, left[request.caller]) for request in job.batch]
             if self._begin is not None:
                 job.pending = self._begin(asks)
                 if job.pending is None or not job.pending.wait(INLINE_SECONDS):
                     return None
             job.answered = self._call(asks) if job.pending is None else job.pending.result()
             self._size.note(job.rows, time.perf_counter() - job.started)
+            if self._owed:
+                return None
+            job.fresh = self._budget.charge_fresh_at_once(_news(job.batch, job.answered))
+            if job.fresh is None:
+                return None
             granted = self._budget.charge_at_once(_wants(job.batch, job.answered))
-            return None if granted is None else self._charged(job.answered, granted)
+            return None if granted is None else self._charged(job, job.answered, job.fresh, granted)
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
             return _failure(job.batch, error)
 
@@ -239,28 +250,59 @@ class Batcher:
                 if job.pending is not None:
                     replies = job.pending.result()
                 else:
-                    replies = self._call([_ask(r, self._budget.remaining(r.caller)) for r in job.batch])
+                    job.left = {caller: self._budget.left(caller) for caller in {r.caller for r in job.batch}}
+                    replies = self._call([_ask(r, job.left[r.caller]) for r in job.batch])
                 self._size.note(job.rows, time.perf_counter() - job.started)
-            return self._charged(replies, self._budget.charge(_wants(job.batch, replies)))
+            fresh = self._charge_fresh(_news(job.batch, replies)) if job.fresh is None else job.fresh
+            return self._charged(job, replies, fresh, self._budget.charge(_wants(job.batch, replies)))
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
             return _failure(job.batch, error)
 
-    def _charged(self, replies: list[Reply], granted: list[bool]) -> list[Reply]:
-        return [reply if good else self._exhausted() for reply, good in zip(replies, granted, strict=True)]
+    def _charge_fresh(self, news: list[tuple[str, int]]) -> list[bool]:
+        """Charge new rows, and those of earlier batches that could not be: to the enclave they are not new any more."""
+        owed = self._owed
+        self._owed = [*owed, *news]
+        granted = self._budget.charge_fresh(self._owed)  # may raise; then they are owed
+        self._owed = []
+        return granted[len(owed) :]
+
+    def _charged(self, job: _Job, replies: list[Reply], fresh: list[bool], granted: list[bool]) -> list[Reply]:
+        if self._budget.rows:
+            _note_left(job, replies)
+        if all(fresh) and all(granted):
+            return replies
+        good = [a and b for a, b in zip(fresh, granted, strict=True)]
+        return [reply if paid else self._exhausted() for reply, paid in zip(replies, good, strict=True)]
 
     def _exhausted(self) -> Reply:
         """The budget was enough when the batch began, and was used up elsewhere meanwhile: the answer must not leave."""
         code, budget = BudgetExhaustedError.code, self._budget
-        detail = f"the caller's budget of {budget.rows} rows ({budget.period}) does not cover this request"
+        detail = f"the caller's budget of {budget.in_words()} does not cover this request"
         return Reply(code, detail, b"", -1, b"", Outcome(code=code, rows=0))
 
 
-def _ask(request: Waiting, remaining: int) -> Ask:
-    return Ask(request.caller, remaining, request.body, request.json_bytes, request.nonce, request.sealed)
+def _ask(request: Waiting, left: Left) -> Ask:
+    r = request
+    return Ask(r.caller, left.rows, r.body, r.json_bytes, r.nonce, r.sealed, left.fresh, r.work)
 
 
 def _wants(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
     return [(request.caller, reply.outcome.rows) for request, reply in zip(batch, replies, strict=True)]
+
+
+def _news(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
+    return [(request.caller, reply.outcome.distinct) for request, reply in zip(batch, replies, strict=True)]
+
+
+def _note_left(job: _Job, replies: list[Reply]) -> None:
+    """What each caller has left after each of its requests. Where a charge failed in the end, it is less."""
+    left = job.left
+    for request, reply in zip(job.batch, replies, strict=True):
+        before, outcome = left[request.caller], reply.outcome
+        if outcome.rows:
+            fresh = before.fresh if before.fresh < 0 else max(0, before.fresh - outcome.distinct)
+            before = left[request.caller] = Left(max(0, before.rows - outcome.rows), fresh)
+        request.left = before
 
 
 def _finish(batch: list[Waiting], replies: list[Reply]) -> None:

@@ -21,7 +21,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from garrison.errors import ConfigError, UnavailableError
@@ -59,8 +58,8 @@ class _Account:
         self.read = time.monotonic()
         self.idle = False
 
-    def left(self, limit: int) -> int:
-        return max(0, limit - self.recorded + self.unused)
+    def left(self, limit: int, least: int = 0) -> int:
+        return max(least, limit - self.recorded + self.unused)
 
     def is_stale(self, limit: int) -> bool:
         return self.left(limit) * _NEAR_END < limit and time.monotonic() - self.read > _FRESH_SECONDS
@@ -90,8 +89,8 @@ class BudgetBook:
         self._database = _open(folder)
         self._begun = False
 
-    def remaining(self, model: str, caller: str, period: str, limit: int) -> int:
-        """Rows that a caller may still ask, at least 0.
+    def remaining(self, model: str, caller: str, period: str, limit: int, least: int = 0) -> int:
+        """Rows that a caller may still ask; `least` where they are fewer, as they are below 0 for who was charged beyond the limit.
 
         Raises:
             UnavailableError: another program holds the database for longer than a request waits.
@@ -101,9 +100,11 @@ class BudgetBook:
             account = self._account(key)
             if account.is_stale(limit):
                 account.recorded, account.read = self._recorded(key), time.monotonic()
-            return account.left(limit)
+            return account.left(limit, least)
 
-    def remaining_at_once(self, model: str, callers: Iterable[str], period: str, limit: int) -> dict[str, int] | None:
+    def remaining_at_once(
+        self, model: str, callers: Iterable[str], period: str, limit: int, least: int = 0
+    ) -> dict[str, int] | None:
         """As `remaining`, for several callers; None where that takes the disk, or another thread is at it."""
         if not self._lock.acquire(blocking=False):
             return None
@@ -116,7 +117,7 @@ class BudgetBook:
                 account = self._accounts.get((model, caller, now))
                 if account is None or account.is_stale(limit):
                     return None
-                found[caller] = account.left(limit)
+                found[caller] = account.left(limit, least)
             return found
         finally:
             self._lock.release()
@@ -296,38 +297,6 @@ def default_folder() -> Path:
     """The user's own state folder, where budgets are kept unless another is named."""
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if base else Path.home() / ".local" / "state") / "garrison"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelBudget:
-    """What the signed guard of one model allows each caller. `rows` 0 stands for no limit."""
-
-    model: str
-    rows: int
-    period: str
-    book: BudgetBook | None
-
-    def remaining(self, caller: str) -> int:
-        """Rows the caller may still ask, -1 for no limit."""
-        return NO_LIMIT if self.book is None else self.book.remaining(self.model, caller, self.period, self.rows)
-
-    def remaining_at_once(self, callers: Iterable[str]) -> dict[str, int] | None:
-        """See `BudgetBook.remaining_at_once`."""
-        if self.book is None:
-            return dict.fromkeys(callers, NO_LIMIT)
-        return self.book.remaining_at_once(self.model, callers, self.period, self.rows)
-
-    def charge_at_once(self, wants: Sequence[tuple[str, int]]) -> list[bool] | None:
-        """See `BudgetBook.charge_at_once`."""
-        if self.book is None:
-            return [True] * len(wants)
-        return self.book.charge_at_once(self.model, self.period, self.rows, wants)
-
-    def charge(self, wants: Sequence[tuple[str, int]]) -> list[bool]:
-        """See `BudgetBook.charge`."""
-        if self.book is None:
-            return [True] * len(wants)
-        return self.book.charge(self.model, self.period, self.rows, wants)
 
 
 @contextmanager

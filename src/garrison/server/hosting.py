@@ -14,7 +14,9 @@ from garrison.errors import ConfigError
 from garrison.limits import Limits
 from garrison.protocol.oip import ALL_JSON
 from garrison.server.batching import Batcher
-from garrison.server.budgets import BudgetBook, ModelBudget
+from garrison.server.budgets import BudgetBook
+from garrison.server.model_budget import ModelBudget
+from garrison.server.rate_limits import RateLimits
 from garrison.types import NUMPY_DTYPES
 
 _JSON_BYTES_A_VALUE = 4
@@ -32,6 +34,7 @@ class Model:
         enclave: answers; an enclave that is started anew may say other things on its card.
         row_bytes: size of one row in binary form.
         features: values in one row.
+        rate_limits: says what a caller has left.
     """
 
     enclave: Enclave
@@ -39,6 +42,7 @@ class Model:
     batcher: Batcher
     row_bytes: int
     features: int
+    rate_limits: RateLimits
 
     @property
     def card(self) -> ServiceCard:
@@ -77,11 +81,13 @@ def make_model(enclave: Enclave, book: BudgetBook | None, worker: Executor, limi
     """Put a queue and a budget before a started enclave."""
     card = enclave.card
     manifest = parse_manifest(card.manifest_json)
-    budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, book if card.budget_rows else None)
+    counted = book if card.budget_rows else None
+    budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, counted, card.budget_distinct)
     features = sum(math.prod(spec.shape) for spec in manifest.inputs)
     row_bytes = sum(map(_row_bytes, manifest.inputs))
     begin = enclave.begin if isinstance(enclave, Elsewhere) else None
-    return Model(enclave, manifest, Batcher(enclave.call, budget, worker, limits, begin), row_bytes, features)
+    batcher = Batcher(enclave.call, budget, worker, limits, begin)
+    return Model(enclave, manifest, batcher, row_bytes, features, RateLimits(budget))
 
 
 def _row_bytes(spec: InputSpec) -> int:

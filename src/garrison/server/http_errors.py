@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import msgspec
 
-from garrison.errors import AuthenticationError, GarrisonError, LimitError, SlowRequestError, UnavailableError
+from garrison.errors import (
+    AuthenticationError,
+    GarrisonError,
+    LimitError,
+    SlowRequestError,
+    ThrottledError,
+    UnavailableError,
+)
 from garrison.protocol.http_status import INTERNAL, STATUS
 
 Headers = list[tuple[str, str]]
@@ -18,6 +25,7 @@ _CLOSE = ("connection", "close")
 _EXTRA: dict[str, Headers] = {
     AuthenticationError.code: [("www-authenticate", "Bearer")],
     UnavailableError.code: [("retry-after", "1")],
+    ThrottledError.code: [("retry-after", "60")],  # at the latest then
     # What is left of such a request's body is not read, so the connection cannot be used again.
     LimitError.code: [_CLOSE],
     SlowRequestError.code: [_CLOSE],

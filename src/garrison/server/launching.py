@@ -22,7 +22,9 @@ from garrison.enclave.host import Enclave, Launch, launch
 from garrison.enclave.program import Program
 from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError
 from garrison.limits import MIB
+from garrison.server.auth import ADDRESS, read_keys
 from garrison.server.budgets import default_folder
+from garrison.types import ANYBODY
 from garrison.upstream.target import Target
 
 _SNAPSHOTS = "callers"
@@ -68,6 +70,7 @@ def launch_all(
     check_exposure(config)
     _check_isolation(config)
     _check_state(config.server.state)
+    _check_callers(config)
     peeks = [_peek(bundle, config.limits.manifest_bytes) for bundle in bundles]
     _check_tightened(config, peeks)
     enclaves: list[Enclave] = []
@@ -133,6 +136,24 @@ def _check_state(named: str) -> None:
         raise ConfigError(f"server.state, --state: {folder} cannot be used: nothing may be written to {there}")
 
 
+def _check_callers(config: Config) -> None:
+    """Raise `ConfigError` for a release policy of a caller who cannot come: a misspelt name must not leave it without one."""
+    named = {name for name in config.callers if name != ANYBODY}
+    if not config.server.keys:
+        unknown = sorted(name for name in named if not name.startswith(ADDRESS))
+        if unknown:
+            raise ConfigError(
+                f'callers.{unknown[0]}: there are no keys (server.keys), so callers are addresses, such as "{ADDRESS}127.0.0.1"'
+            )
+        return
+    known = read_keys(Path(config.server.keys)).keys
+    unknown = sorted(named - known.keys())
+    if unknown:
+        raise ConfigError(
+            f"callers.{unknown[0]}: {config.server.keys} holds no key of that name, only {', '.join(sorted(known)) or 'none'}"
+        )
+
+
 def _start(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPublicKey]) -> Launch:
     mine = {named.name for named in peek.guard}
     tightened = {name: change for name, change in config.guard.items() if name in mine}
@@ -152,6 +173,7 @@ def _start(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPub
         upstream=_upstream(server),
         address=server.enclave,
         snapshots=state_folder(config) / _SNAPSHOTS,
+        callers={name: caller.policy for name, caller in config.callers.items()},
     )
 
 

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from garrison.config import Config
@@ -33,6 +33,7 @@ from garrison.server.budgets import BudgetBook
 from garrison.server.hosting import Hosting, make_model
 from garrison.server.launching import check_exposure, launch_all, state_folder, stop_all
 from garrison.server.listening import MOST_CONNECTIONS, listen, raise_descriptors, url_of
+from garrison.server.operator import OperatorSocket, open_operator
 from garrison.server.rsgi import RsgiApp, make_server
 
 try:
@@ -54,6 +55,7 @@ class Assembly:
 
     Attributes:
         state: the folder where budgets are kept; None where no model has one.
+        operator: for who may see alarms and clear them; None where no model watches its callers.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class Assembly:
     worker: ThreadPoolExecutor
     book: BudgetBook | None
     state: Path | None
+    operator: OperatorSocket | None = None
 
     def tidy(self) -> None:
         """Give back budgets that nobody uses, and notice enclaves that have gone. May wait for the disk."""
@@ -78,6 +81,8 @@ class Assembly:
 
     def close(self) -> None:
         """Give back what is held. Only when nothing is being answered any more."""
+        if self.operator is not None:
+            self.operator.close()
         self.worker.shutdown(wait=False, cancel_futures=True)
         for enclave in self.enclaves:
             enclave.stop()
@@ -95,7 +100,8 @@ def assemble(
     """Verify and start all models, and put a server around them; see `launch_all`."""
     enclaves = launch_all(config, bundles, trusted, signing_keys=signing_keys, programs=programs)
     try:
-        return assemble_enclaves(config, enclaves)
+        assembly = assemble_enclaves(config, enclaves)
+        return replace(assembly, operator=open_operator(state_folder(config), enclaves))
     except BaseException:
         stop_all(enclaves)
         raise

@@ -32,9 +32,11 @@ from garrison.server.app import (
     LENGTH_HEADER,
     NONCE_HEADER,
     TIMEOUT_HEADER,
+    WORK_HEADER,
     App,
     Route,
     is_sealed,
+    rate_limits,
     read_deadline,
     read_question,
     read_sealed,
@@ -111,10 +113,11 @@ class RsgiApp:
                 raise self._app.why_not_found(scope.path)
             if scope.method not in route.methods:
                 return _wrong_method(scope.method, route)
-            if route.page is not None:
+            page = route.page_for(caller)
+            if page is not None:
                 if scope.method == "POST":
                     await self._read(scope, protocol, _PAGE_BODY_BYTES, caller)
-                return route.page()
+                return page()
             if route.evidence:
                 model, nonce = self._app.read_challenge(scope.query_string)
                 return write_evidence(await model.evidence(nonce))
@@ -139,12 +142,14 @@ class RsgiApp:
         try:
             length = _single(headers, LENGTH_HEADER)
             if is_sealed(headers.get("content-type")):
-                future = model.batcher.submit(read_sealed(model, caller, body, length, deadline))
-                return write_sealed(await self._reply(future, model.batcher, protocol))
+                sealed = read_sealed(model, caller, body, length, deadline)
+                reply = await self._reply(model.batcher.submit(sealed), model.batcher, protocol)
+                return write_sealed(reply, rate_limits(model, sealed, reply))
             nonce = _single(headers, NONCE_HEADER)
-            question = read_question(model, caller, body, length, nonce, self._limits, deadline)
-            future = model.batcher.submit(question)
-            return write_answer(await self._reply(future, model.batcher, protocol))
+            work = None if model.card.work is None else _single(headers, WORK_HEADER)
+            question = read_question(model, caller, body, length, nonce, self._limits, deadline, work)
+            reply = await self._reply(model.batcher.submit(question), model.batcher, protocol)
+            return write_answer(reply, rate_limits(model, question, reply))
         finally:
             self._let_go(caller, len(body))
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from garrison.errors import UnavailableError
 from garrison.protocol.messages import Reply
+from garrison.server.model_budget import Left
 
 NEVER = float("inf")
 
@@ -23,9 +24,11 @@ class Waiting:
 
     Attributes:
         deadline: by `time.monotonic`, when its client gives up; `NEVER` where it does not say.
+        work: its proof of work; "" for none.
+        left: what its caller has left after it; None until that is known.
     """
 
-    __slots__ = ("body", "caller", "deadline", "json_bytes", "nonce", "reply", "rows", "sealed")
+    __slots__ = ("body", "caller", "deadline", "json_bytes", "left", "nonce", "reply", "rows", "sealed", "work")
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Waiting:
         *,
         sealed: bool = False,
         deadline: float = NEVER,
+        work: str = "",
     ) -> None:
         self.caller = caller
         self.body = body
@@ -45,6 +49,8 @@ class Waiting:
         self.rows = rows
         self.sealed = sealed
         self.deadline = deadline
+        self.work = work
+        self.left: Left | None = None
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
 

@@ -33,8 +33,9 @@ from garrison.enclave.program import Program
 from garrison.enclave.talk import Failed, failure, raised_again
 from garrison.errors import ConfigError, FrameError, GarrisonError, UnavailableError
 from garrison.server.control import Line, Listening, Lost, ServerEnd, Setup, Stop, Told, Wish
-from garrison.server.launching import check_exposure, launch_all, stop_all
+from garrison.server.launching import check_exposure, launch_all, state_folder, stop_all
 from garrison.server.listening import listen, url_of
+from garrison.server.operator import open_operator
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ def run_workers(
     alone = config.server.isolation == NONE
     listener = listen(config.server.host, config.server.port)
     url, enclaves = url_of(listener), list[Enclave]()
-    workers = Workers(config, listener)
+    workers, operator = Workers(config, listener), None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: workers.tell_to_stop())
     try:
@@ -287,9 +288,12 @@ def run_workers(
         shared = [enclave for enclave in enclaves if isinstance(enclave, Shared)]
         if len(shared) < len(enclaves):
             raise ConfigError(f"--isolation {config.server.isolation} takes one worker")
+        operator = open_operator(state_folder(config), enclaves)
         on_ready(url, workers.start(_setup(config, bundles, trusted, alone=alone), shared))
         workers.serve()
     finally:
+        if operator is not None:
+            operator.close()
         workers.stop()
         stop_all(enclaves)
 

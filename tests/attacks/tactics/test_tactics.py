@@ -17,7 +17,7 @@ from garrison.attacks.oracle import Answers, MeteredOracle, Oracle, OracleFacts
 from garrison.attacks.tactics.cover_traffic import CoverTraffic
 from garrison.attacks.tactics.drop_suspicious import DropSuspicious
 from garrison.attacks.tactics.in_distribution import InDistribution
-from garrison.attacks.tactics.mechanisms import bent, imagined_answers
+from garrison.attacks.tactics.mechanisms import Mechanism, bent, imagined_answers
 from garrison.attacks.tactics.repeats import Repeats
 from garrison.attacks.tactics.restore_bayes import RestoreBayes
 from garrison.attacks.tactics.restore_network import RestoreNetwork
@@ -178,6 +178,17 @@ def test_imagined_misinformation_names_another_class() -> None:
     unsure = p.max(axis=1) < 0.3
     assert (seen.argmax(axis=1) != p.argmax(axis=1))[unsure].mean() > 0.95
     assert (seen.argmax(axis=1) == p.argmax(axis=1))[p.max(axis=1) > 0.95].all()
+
+
+@pytest.mark.parametrize("mechanism", ["poisoning", "quantised"])
+def test_an_imagined_defense_that_keeps_the_first_class_keeps_it(mechanism: Mechanism) -> None:
+    rng = np.random.default_rng(0)
+    p = imagined_answers(rng, 3000, 10)
+    seen = bent(p, mechanism, rng)
+    clear = np.sort(p, axis=1)[:, -1] - np.sort(p, axis=1)[:, -2] > 1e-3
+    assert (seen.argmax(axis=1) == p.argmax(axis=1))[clear].mean() > 0.99
+    assert np.abs(seen - p).sum(axis=1).mean() > 0.1
+    assert seen.sum(axis=1) == pytest.approx(np.ones(3000))
 
 
 def test_knowledge_is_not_changed_by_asking() -> None:

@@ -50,7 +50,7 @@ def test_the_json_keeps_its_schema(report: Report, bare: Report) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("findings", 0, "target"), "somebody"),
+        (("findings", 0, "target"), "none"),
         (("findings", 0, "value"), "high"),
         (("findings", 0, "colour"), "red"),
         (("limits",), []),

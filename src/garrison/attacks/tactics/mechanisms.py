@@ -12,7 +12,7 @@ import numpy as np
 
 from garrison.types import FloatArray
 
-Mechanism = Literal["misinformation", "reverse-sigmoid", "rounding"]
+Mechanism = Literal["misinformation", "poisoning", "quantised", "reverse-sigmoid", "rounding"]
 Bend = Callable[[FloatArray, np.random.Generator], FloatArray]
 _SMALL = 1e-9
 _FLATTEST, _SHARPEST = 2.0, 0.02
@@ -55,6 +55,33 @@ def _reverse_sigmoid(p: FloatArray, rng: np.random.Generator) -> FloatArray:
     return found
 
 
+def _poisoning(p: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """What prediction poisoning (Orekondy et al., ICLR 2020), gradient redirection (Mazeika et al., ICML 2022) and ModelGuard-W come to where they
+    keep the first class: it gives to another one, drawn here, as much as an unknown budget and its own first place allow."""
+    rows = np.arange(len(p))
+    first, other = p.argmax(axis=1), rng.integers(0, p.shape[1], len(p))
+    rest = p.copy()
+    rest[rows, first] = rest[rows, other] = -1.0
+    top = p[rows, first]
+    room = np.minimum(0.495 * (top - p[rows, other]), 0.99 * (top - rest.max(axis=1)))  # just not a tie
+    given = np.minimum(rng.uniform(0.05, 0.75, len(p)), room)
+    found = p.copy()
+    found[rows, first] -= given
+    found[rows, other] += given
+    return found
+
+
+def _quantised(p: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """What ModelGuard-S (Tang et al., USENIX Security 2024) comes to: one of a few vectors of the same first class, with a codebook that is
+    guessed."""
+    levels = np.sort(rng.uniform(0.0, 1.0, 3))
+    first = p.argmax(axis=1)
+    others = (1.0 - p.max(axis=1)) * p.shape[1] / (p.shape[1] - 1)  # 0 of one that is sure, 1 of one that is even
+    nearest = levels[np.abs(others[:, np.newaxis] - levels).argmin(axis=1)][:, np.newaxis]
+    found: FloatArray = nearest / p.shape[1] + (1.0 - nearest) * np.eye(p.shape[1])[first]
+    return found
+
+
 def _rounding(p: FloatArray, rng: np.random.Generator) -> FloatArray:
     decimals = rng.integers(1, 4, (len(p), 1))
     found: FloatArray = np.round(p * 10.0**decimals) / 10.0**decimals
@@ -63,6 +90,8 @@ def _rounding(p: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 _MECHANISMS: dict[Mechanism, Bend] = {
     "misinformation": _misinformation,
+    "poisoning": _poisoning,
+    "quantised": _quantised,
     "reverse-sigmoid": _reverse_sigmoid,
     "rounding": _rounding,
 }

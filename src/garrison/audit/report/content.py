@@ -12,7 +12,7 @@ FORMAT = "garrison-report/1"
 
 
 class TargetCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What was attacked; see `garrison.audit.targets.Identity`. `note` says in a sentence what it is."""
+    """What was attacked; see `garrison.audit.targets.Identity`. `note` says in a sentence what it is; digests are "" in older reports."""
 
     note: str
     where: str
@@ -22,6 +22,8 @@ class TargetCard(msgspec.Struct, frozen=True, kw_only=True):
     guard_digest: str
     chain: tuple[str, ...] | None
     overridden: bool
+    model_digest: str = ""
+    answers_digest: str = ""
 
 
 class DataCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,11 +36,97 @@ class DataCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
-    """What the plan names and was not carried out against a target, and why."""
+    """What the plan names and was not carried out against a target, and why. `thief` and `column` say where it stands in a table."""
 
     target: str
     attack: str
     why: str
+    thief: str = ""
+    column: str = ""
+
+
+class AlarmCard(msgspec.Struct, frozen=True, kw_only=True):
+    """When the detectors of a target saw a thief.
+
+    Attributes:
+        target, attack, tactic, answers, budget: of the trials.
+        trials: trials that were watched, one a seed.
+        alarmed: of those, in how many an alarm rang.
+        queries: the attacker's rows of the account that rang first, up to then; the mean over trials in which it rang.
+        summed: the attacker's rows of all accounts up to then, likewise. Cover traffic is left out of both.
+        detectors: which ones rang first.
+    """
+
+    target: str
+    attack: str
+    tactic: str
+    answers: str
+    budget: int
+    trials: int
+    alarmed: int
+    queries: float | None
+    summed: float | None
+    detectors: tuple[str, ...] = ()
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A share with its interval, where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class TableCell(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell of a plan's table: a thief against an arm, by its dearest budget.
+
+    Attributes:
+        arm, thief, column: where it stands.
+        why: why it is empty; "" where it is not.
+        budget, queries, cover: rows of one seed; `cover` is beside the queries.
+        seeds: how many clones the shares are the mean of.
+        clone_accuracy, fidelity: None where there is none.
+        queries_to_090: the fewest of the tried budgets whose clone has fidelity 0.9; None where none has.
+        cost_usd: of one seed, the cover paid too.
+        alarm: None where the arm has no detectors.
+    """
+
+    arm: str
+    thief: str
+    column: str
+    why: str = ""
+    budget: int = 0
+    queries: int = 0
+    cover: int = 0
+    seeds: int = 0
+    clone_accuracy: Share | None = None
+    fidelity: Share | None = None
+    queries_to_090: int | None = None
+    cost_usd: float = 0.0
+    alarm: AlarmCard | None = None
+
+
+class ParetoPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What an arm costs honest users and gives a thief.
+
+    Attributes:
+        arm: its name.
+        thief: the attack; "" for the best of all.
+        served_accuracy, mean_l1: on the test rows; None where not measured.
+        clone_accuracy: the best clone of that thief, over the columns that are filled for every arm.
+        column: of that clone.
+        by: the attack that made it.
+        dominated: whether another arm gives away no more, costs no more in either measure, and is better in one of the three.
+    """
+
+    arm: str
+    thief: str
+    served_accuracy: float | None
+    mean_l1: float | None
+    clone_accuracy: float
+    column: str
+    by: str
+    dominated: bool
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +157,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         headline: what a thief gets at what price, in a sentence or two.
         plan: the whole plan.
         data: by role.
-        targets: by name; "undefended", "outlier-exposure", "defended".
+        targets: by name; "undefended", "outlier-exposure", "defended", and the arms of the plan's table.
         fidelity_against: which model fidelity and similarity are measured against; "" where none was at hand.
         environment: versions and machine.
         findings: what was measured on the targets.
@@ -79,6 +167,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         told: what attacks say of themselves; grades nothing.
         pictures: what attacks asked, to be looked at.
         limits: what does not hold or was not measured, in plain sentences.
+        alarms: when the detectors saw a thief.
+        missing: arms of the plan's table that could not be had, and why.
+        cells: the plan's table; none where it has no columns.
+        pareto: what each arm of it costs honest users and gives a thief.
     """
 
     format: str = FORMAT
@@ -97,6 +189,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     told: tuple[Told, ...] = ()
     pictures: tuple[PictureCard, ...] = ()
     limits: tuple[str, ...]
+    alarms: tuple[AlarmCard, ...] = ()
+    missing: dict[str, str] = {}
+    cells: tuple[TableCell, ...] = ()
+    pareto: tuple[ParetoPoint, ...] = ()
 
     def find(
         self, target: str, metric: str, *, answers: str = "none", budget: int | None = None, control: bool = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 
-from garrison.audit.report import plots, tables
+from garrison.audit.report import grid, plots, tables
 from garrison.audit.report.content import Report
+from garrison.audit.report.pareto import pareto_figure
 from garrison.errors import MissingExtraError
 
 try:
@@ -28,8 +29,18 @@ def render(report: Report) -> bytes:
         tables=(tables.honest(report), tables.strangers(report), tables.reaching(report)),
         thieves=tables.thieves(report),
         remarks=(tables.left_out(report), tables.told(report)),
+        grid=_grid(report),
+        pareto=pareto_figure(report),
         clones=plots.clones_figure(report),
         similarity=plots.similarity_figure(report),
-        titles=tables.TITLES,
+        titles={name: grid.title_of(name) if report.cells else tables.TITLES[name] for name in report.targets},
     )
     return page.encode()
+
+
+def _grid(report: Report) -> tuple[tables.Table, ...]:
+    """The tables of a plan with columns; none without."""
+    if not report.cells:
+        return ()
+    each = (grid.cells(report, thief) for thief in grid.thieves_of(report))
+    return (grid.arms(report), *each, grid.pareto(report))

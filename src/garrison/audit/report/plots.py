@@ -22,7 +22,7 @@ except ImportError as error:
 INK = "#010203"
 """Drawn with this colour and then replaced by the page's own, so that a figure reads on light and on dark."""
 COLOURS = {"undefended": "#d1495b", "outlier-exposure": "#c98a04", "defended": "#2f8fbf", "none": "#8a8a8a"}
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10.0,
@@ -44,7 +44,7 @@ def similarity_figure(report: Report) -> str:
     panels = [a for a in _AGAINST if any(p.against == a for p in report.similarity)]
     if not panels:
         return ""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "similarity"}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": "similarity"}):
         figure = Figure(figsize=(4.9 * len(panels) + 0.4, 3.7), layout="constrained")
         for i, against in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), i + 1)
@@ -53,7 +53,7 @@ def similarity_figure(report: Report) -> str:
             axes.set_ylabel("similarity of the served first class, %" if i == 0 else "")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-        return _svg(figure, "Similarity over tau")
+        return svg(figure, "Similarity over tau")
 
 
 def _similarity_panel(axes: Any, points: Sequence[SimilarityPoint]) -> None:
@@ -82,7 +82,7 @@ def clones_figure(report: Report) -> str:
     metrics = [m for m in ("clone_accuracy", "fidelity") if any(f.metric == m for f in report.findings)]
     if not metrics:
         return ""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "clones"}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": "clones"}):
         figure = Figure(figsize=(4.9 * len(metrics) + 0.4, 3.8), layout="constrained")
         for i, metric in enumerate(metrics):
             axes = figure.add_subplot(1, len(metrics), i + 1)
@@ -91,7 +91,7 @@ def clones_figure(report: Report) -> str:
             axes.set_ylabel("% of test rows" if i == 0 else "")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-        return _svg(figure, "Clone accuracy and fidelity over queries")
+        return svg(figure, "Clone accuracy and fidelity over queries")
 
 
 def _clones_panel(axes: Any, report: Report, metric: str) -> None:
@@ -140,14 +140,20 @@ def _errorbars(axes: Any, mine: Sequence[Finding], shift: float, colour: str, la
     )
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str, *, standalone: bool = False) -> str:
+    """The figure as text: part of a page, or a file of its own, in black on white."""
     buffer = io.StringIO()
     figure.savefig(
-        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        buffer,
+        format="svg",
+        transparent=not standalone,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
     )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    if standalone:
+        return text.replace(INK, "#000000")
     # Within a page the namespaces are known; without them nothing in the file looks like an address.
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{title}" \1>', text, count=1)

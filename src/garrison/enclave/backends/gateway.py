@@ -14,6 +14,7 @@ from garrison.enclave.host import Launch, Pending
 from garrison.enclave.service import Service
 from garrison.enclave.snapshots import keep_state
 from garrison.errors import ConfigError, NotFoundError
+from garrison.guard.watching.book import Alarm
 from garrison.protocol.messages import Ask, Reply
 from garrison.upstream.scorer import UpstreamScorer
 
@@ -35,6 +36,7 @@ class Gateway:
             bundle,
             key=start.key,
             tightened=start.tightened,
+            callers=start.callers,
             limits=start.limits,
             signing_key=start.signing_key,
             scorer=self._scorer,
@@ -53,6 +55,15 @@ class Gateway:
     def begin(self, asks: Sequence[Ask]) -> Pending | None:  # noqa: ARG002
         """Never at once: another server is waited for, which the event loop must not do."""
         return None
+
+    def alarms(self) -> Sequence[Alarm]:
+        return self._service.alarms()
+
+    def clear_alarm(self, caller: str) -> bool:
+        known = self._service.clear_alarm(caller)
+        if self._keeper is not None:
+            self._keeper.now()
+        return known
 
     def evidence(self, nonce: bytes) -> Evidence:  # noqa: ARG002
         raise NotFoundError("a gateway runs without an enclave (isolation none), so it has no evidence to show")

@@ -19,6 +19,7 @@ from garrison.enclave.quotes import Quoter
 from garrison.enclave.quotes.gramine import GramineQuoter
 from garrison.enclave.service import Service
 from garrison.enclave.snapshots import keep_state
+from garrison.guard.watching.book import Alarm
 from garrison.protocol.messages import Ask, Reply
 
 
@@ -40,6 +41,7 @@ class Gramine:
             verify(start.bundle, start.trusted, start.limits),
             key=start.key,
             tightened=start.tightened,
+            callers=start.callers,
             limits=start.limits,
             quoter=asked,
             parameter_memory=start.parameter_memory,
@@ -50,6 +52,15 @@ class Gramine:
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
         return self._service.answer(asks)
+
+    def alarms(self) -> Sequence[Alarm]:
+        return self._service.alarms()
+
+    def clear_alarm(self, caller: str) -> bool:
+        known = self._service.clear_alarm(caller)
+        if self._keeper is not None:
+            self._keeper.now()
+        return known
 
     def evidence(self, nonce: bytes) -> Evidence:
         return self._service.evidence(nonce, {})

@@ -11,6 +11,7 @@ from garrison.enclave.host import Launch
 from garrison.enclave.service import Service
 from garrison.enclave.snapshots import keep_state
 from garrison.errors import IsolationError, NotFoundError
+from garrison.guard.watching.book import Alarm
 from garrison.protocol.messages import Ask, Reply
 
 
@@ -30,6 +31,7 @@ class NoIsolation:
             bundle,
             key=start.key,
             tightened=start.tightened,
+            callers=start.callers,
             limits=start.limits,
             parameter_memory=start.parameter_memory,
             signing_key=start.signing_key,
@@ -40,6 +42,15 @@ class NoIsolation:
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
         return self._service.answer(asks)
+
+    def alarms(self) -> Sequence[Alarm]:
+        return self._service.alarms()
+
+    def clear_alarm(self, caller: str) -> bool:
+        known = self._service.clear_alarm(caller)
+        if self._keeper is not None:
+            self._keeper.now()
+        return known
 
     def evidence(self, nonce: bytes) -> Evidence:  # noqa: ARG002
         raise NotFoundError("this service runs without an enclave (isolation none), so it has no evidence to show")

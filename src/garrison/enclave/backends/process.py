@@ -30,6 +30,7 @@ from garrison.enclave.quotes import Quoter
 from garrison.enclave.snapshots import SnapshotKeeper, Snapshots
 from garrison.enclave.talk import Ready, Start
 from garrison.errors import FrameError, GarrisonError, IsolationError, UnavailableError
+from garrison.guard.watching.book import Alarm
 from garrison.protocol.messages import Ask, Reply
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Worker:
         self.mend = ready.mend
         self.call, self.begin, self.attest = self._talk.call, self._talk.begin, self._talk.attest
         self.resume, self.take_snapshot = self._talk.resume, self._talk.take_snapshot
+        self.alarms, self.clear_alarm = self._talk.alarms, self._talk.clear_alarm
 
     def take_line(self) -> socket.socket | None:
         """The end of a pipe that nobody has used; None where there is none left."""
@@ -97,6 +99,7 @@ class Worker:
                 trusted=tuple(key.pem for key in start.trusted),
                 key=start.key,
                 tightened={name: dict(change) for name, change in start.tightened.items()},
+                callers={name: dict(policy) for name, policy in start.callers.items()},
                 limits=start.limits,
                 parameter_memory=start.parameter_memory,
                 user=start.user,
@@ -198,6 +201,15 @@ class ProcessEnclave:
         if worker is not None and worker.card.public_key == key:
             logger.error("the enclave's process does not answer; it is ended")
             worker.process.kill()
+
+    def alarms(self) -> Sequence[Alarm]:
+        return self._present().alarms()
+
+    def clear_alarm(self, caller: str) -> bool:
+        known = self._present().clear_alarm(caller)
+        if self._snapshot_keeper is not None:
+            self._snapshot_keeper.now()
+        return known
 
     def evidence(self, nonce: bytes) -> Evidence:
         evidence = self._present().attest(nonce)

@@ -59,12 +59,17 @@ def chosen_class(f: list[float], wrong: list[float], gumbel: list[float]) -> int
 def chosen_classes(f: FloatArray, wrong: FloatArray, gumbel: FloatArray) -> npt.NDArray[np.intp]:
     """`chosen_class` for many rows, of arrays of shape (rows, classes)."""
     scores = np.where(np.isnan(wrong), 0.0, wrong) + gumbel
-    own = np.where(np.isnan(f), -math.inf, f).argmax(axis=1)
-    own[np.isnan(f[:, 0])] = 0  # as `max` of a list has it
-    every = np.arange(len(f))
+    own, every = first_choices(f), np.arange(len(f))
     scores[every, own] = gumbel[every, own] - math.log(f.shape[1])
     found: npt.NDArray[np.intp] = scores.argmax(axis=1)
     return found
+
+
+def first_choices(f: FloatArray) -> npt.NDArray[np.intp]:
+    """The place of each row's largest entry, as `f.index(max(f))` of a list has it."""
+    own: npt.NDArray[np.intp] = np.where(np.isnan(f), -math.inf, f).argmax(axis=1)
+    own[np.isnan(f[:, 0])] = 0
+    return own
 
 
 def shares(total: Any, largest: Any, ratio: Any, slip: Any = 0.0) -> tuple[Any, Any]:
@@ -169,6 +174,27 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
     def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
         return Marks(replace=~(view.signals["confidence"] > settings["sure"]))  # NaN fails closed
 
+    def named(self, f: list[float], wrong: list[float], gumbel: list[float], table: FloatArray) -> int:  # noqa: ARG002
+        """The class that the new answer of one row names; variants of this defense differ here.
+
+        Args:
+            f: f(x).
+            wrong: log f'(x).
+            gumbel: keyed Gumbel noise of this input.
+            table: keyed noise, the same for all inputs; its rows begin with Gumbel noise, one number a class.
+        """
+        return chosen_class(f, wrong, gumbel)
+
+    def named_rows(
+        self,
+        f: FloatArray,
+        wrong: FloatArray,
+        gumbel: FloatArray,
+        table: FloatArray,  # noqa: ARG002
+    ) -> npt.NDArray[np.intp]:
+        """`named` for many rows, of arrays of shape (rows, classes): the same classes."""
+        return chosen_classes(f, wrong, gumbel)
+
     def redraw(
         self, answer: list[float], wrong: list[float], signals: Mapping[str, float], noise: Noise
     ) -> list[float]:
@@ -184,7 +210,7 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
         weights = [x * y * z for x, y, z in zip(a[classes:-1], b[classes:-1], c[classes:-1], strict=True)]
         factor, top = shares(sum(weights), max(weights), math.exp(-between(noise.uniform, self.margins)), gumbel[-1])
         m = [factor * weight for weight in weights]
-        chosen = chosen_class(f, wrong, gumbel[:classes])
+        chosen = self.named(f, wrong, gumbel[:classes], noise.table)
         m.append(top)
         m[chosen], m[-1] = top, m[chosen]
         near = confidence >= self.tau - self._band  # not NaN
@@ -206,7 +232,7 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
         totals, e = (np.array(x) for x in ([sum(row) for row in weights.tolist()], [math.exp(-one) for one in margins]))
         factor, top = shares(totals, weights.max(axis=1), e, slips)
         m = np.concatenate([factor[:, np.newaxis] * weights, top[:, np.newaxis]], axis=1)
-        chosen = chosen_classes(answer, wrong, gumbel)
+        chosen = self.named_rows(answer, wrong, gumbel, noise[0].table)
         m[:, -1] = m[every, chosen]
         m[every, chosen] = top
         near = signals["confidence"] >= self.tau - self._band

@@ -61,7 +61,10 @@ class Projection(RowDefense, frozen=True):
             x = xp.astype(xp.reshape(view.batch.inputs[spec.name], (-1, features)), xp.float32)
             parts.append(grouped(xp, xp.where(x == x, x, 0.0), features))  # NaN stands for "missing"
         x = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
-        return Marks(signals={"projection": xp.matmul(x, xp.asarray(self._matrix(view.facts)))})
+        found = xp.matmul(x, xp.asarray(self._matrix(view.facts)))
+        return Marks(
+            signals={"projection": xp.reshape(found, (-1, self.width))}
+        )  # a tracer does not know a product's width
 
     def _matrix(self, facts: ModelFacts) -> FloatArray:
         sizes = [math.prod(spec.shape) for spec in facts.inputs]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from garrison.errors import GuardError
 from garrison.guard.base import ReleaseDefense, Settings, raise_not_tighter
-from garrison.types import ModelFacts, Task
+from garrison.types import Array, ModelFacts, Task
 
 Mode = Literal["full", "rounded", "top-k", "labels"]
 STRICTNESS: dict[Mode, int] = {"full": 0, "rounded": 1, "top-k": 2, "labels": 3}
@@ -81,6 +82,22 @@ class Release(ReleaseDefense, frozen=True):
                 return {"classes": classes, name: values if scale is None else rounded(xp, values, scale)}
             case "labels":
                 return {"classes": top_classes(xp, answer, 1)}
+
+    def said_of(self, outputs: Mapping[str, Array], looser: Release, facts: ModelFacts) -> dict[str, Array]:
+        """What this policy lets out of what a looser one has let out, in numpy. Of classes that were rounded to a tie the first is named.
+
+        Args:
+            outputs: by name, as `looser` said them.
+            looser: a policy that this one is a tightening of, see `check_tightened`.
+        """
+        name, settings = OUTPUT_NAME[facts.task], self.settings(facts)
+        if looser.mode in {"full", "rounded"}:
+            return self.say(np, outputs[name], facts, settings)
+        first = {"classes": outputs["classes"][:, : 1 if self.mode == "labels" else self.k]}
+        if self.mode == "labels":
+            return first
+        values, scale = outputs[name][:, : self.k], settings.get("scale")
+        return first | {name: values if scale is None else rounded(np, values, scale)}
 
     def describe_outputs(self, facts: ModelFacts) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
         name, real, whole = OUTPUT_NAME[facts.task], facts.value_dtype, np.dtype(np.int64)

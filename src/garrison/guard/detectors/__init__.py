@@ -2,4 +2,12 @@
 
 from __future__ import annotations
 
-DETECTORS: dict[str, str] = {}
+DETECTORS: dict[str, str] = {
+    "accounts": "garrison.guard.detectors.accounts:Accounts",
+    "ood-rate": "garrison.guard.detectors.ood_rate:OodRate",
+    "ood-cover": "garrison.guard.detectors.ood_cover:OodCover",
+    "hardness": "garrison.guard.detectors.hardness:Hardness",
+    "bounded-prada": "garrison.guard.detectors.bounded_prada:BoundedPrada",
+    "near-duplicates": "garrison.guard.detectors.near_duplicates:NearDuplicates",
+    "coverage": "garrison.guard.detectors.coverage:Coverage",
+}

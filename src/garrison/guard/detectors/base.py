@@ -97,3 +97,18 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             shared: this detector's shared arrays; written to.
         """
         raise NotImplementedError
+
+    def links(
+        self,
+        seen: Seen,  # noqa: ARG002
+        columns: Mapping[str, Array],  # noqa: ARG002
+        shared: Mapping[str, Array],  # noqa: ARG002
+    ) -> npt.NDArray[np.intp] | None:
+        """Pairs of places whose callers behave alike, shape (pairs, 2); None for none. Called after each `weigh`, with the same arguments.
+
+        Their evidence is summed from then on, so a pair is named on good evidence alone, and again now and then while it holds.
+        """
+        return None
+
+    def forget(self, places: npt.NDArray[np.intp], shared: Mapping[str, Array]) -> None:
+        """These places are nobody's, or another caller's, from now on: drop what `shared` says of them. Their columns are empty already."""

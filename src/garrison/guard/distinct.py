@@ -1,0 +1,141 @@
+"""Which rows a caller has asked before, for budgets in distinct rows.
+
+Of each row only a keyed digest of 8 bytes is kept, in a table of fixed size that all callers share. Invariants: a row that was not asked before
+is never taken for one that was (but for two digests that are equal, one pair in 2^64); what was forgotten, because the table is full, or with the enclave, counts as
+new again. So every error is on the side of the budget, and nothing of this needs to be kept: the count is the host's, and durable.
+
+Equal is what has equal canonical bytes: a row changed by one bit is another row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from array import array
+from collections.abc import Iterator, Sequence
+
+from garrison.guard.keyed import canonical
+from garrison.types import Batch
+
+SLOTS = 2**17
+"""Of 8 bytes: 1 MiB."""
+_WAYS = 4
+_DIGEST_BYTES = 8
+_CLIENT_FAULT = "request."
+
+
+class DistinctRows:
+    """Rows that were charged, by caller. A `garrison.guard.state.State` of which no snapshot is made. Used by one thread at a time."""
+
+    def __init__(self, slots: int = SLOTS) -> None:
+        if slots < _WAYS or slots & (slots - 1):
+            raise ValueError(f"expected a power of two of at least {_WAYS} slots, found {slots}")
+        self._slots = slots
+        self._looked: tuple[Batch, list[int]] | None = None
+        self.clear()
+
+    @property
+    def changes(self) -> int:
+        """Always the same: there is nothing that a snapshot would have to keep."""
+        return 0
+
+    def dump(self) -> bytes:
+        return b""
+
+    def load(self, data: bytes) -> None:  # noqa: ARG002
+        self.clear()
+
+    def clear(self) -> None:
+        self._table = array("Q", bytes(_DIGEST_BYTES * self._slots))
+        self._next = 0
+        self._keyed = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=_DIGEST_BYTES, person=b"garrison-rows")
+        self._looked = None
+
+    def over(self, batch: Batch, refused: Sequence[bool]) -> list[bool]:
+        """For each request whether it asks more new rows than its caller has left. Changes nothing.
+
+        Args:
+            batch: with `fresh`.
+            refused: one entry a request, of what was refused before; empty for none.
+        """
+        found = [False] * batch.requests
+        if all(left < 0 or left >= batch.rows for left in batch.fresh):
+            return found
+        digests = self._digests(batch)
+        taken: dict[str, set[int]] = {}
+        for request, (first, end) in enumerate(_spans(batch)):
+            left = batch.fresh[request]
+            if left < 0 or (refused and refused[request]):
+                continue
+            mine = taken.setdefault(batch.callers[request].id, set())
+            new = {digest for digest in digests[first:end] if digest not in mine and not self._knows(digest)}
+            if len(mine) + len(new) > left:
+                found[request] = True
+            else:
+                mine |= new
+        return found
+
+    def count(self, batch: Batch, refused: Sequence[str | None]) -> list[int]:
+        """For each request how many of the rows that are charged are new. Changes nothing.
+
+        Args:
+            refused: one entry a request: the true code of a refusal, or None.
+        """
+        counts, new = [0] * batch.requests, set[int]()
+        for request, digests in self._charged(batch, refused):
+            before = len(new)
+            new.update(digest for digest in digests if not self._knows(digest))
+            counts[request] = len(new) - before
+        return counts
+
+    def learn(self, batch: Batch, refused: Sequence[str | None]) -> None:
+        """The rows that are charged are known from here on; to be called when nothing can go wrong with their answers any more."""
+        for _, digests in self._charged(batch, refused):
+            for digest in digests:
+                self._learn(digest)
+        self._looked = None
+
+    def _charged(self, batch: Batch, refused: Sequence[str | None]) -> Iterator[tuple[int, list[int]]]:
+        """The digests of each request that is counted and charged."""
+        if not batch.fresh or max(batch.fresh) < 0:
+            return
+        digests = self._digests(batch)
+        for request, (first, end) in enumerate(_spans(batch)):
+            code = refused[request]
+            if batch.fresh[request] >= 0 and (code is None or not code.startswith(_CLIENT_FAULT)):
+                yield request, digests[first:end]
+
+    def _digests(self, batch: Batch) -> list[int]:
+        """A number above 0 for each row, of caller and row."""
+        looked = self._looked
+        if looked is not None and looked[0] is batch:
+            return looked[1]
+        tensors = [batch.inputs[name] for name in sorted(batch.inputs)]
+        found = []
+        for row, request in enumerate(batch.request_of_row.tolist()):
+            name = batch.callers[request].id.encode()
+            digest = self._keyed.copy()
+            digest.update(len(name).to_bytes(4, "big") + name)
+            for x in tensors:
+                digest.update(canonical(x[row : row + 1]))
+            found.append(int.from_bytes(digest.digest(), "big") or 1)
+        self._looked = batch, found
+        return found
+
+    def _knows(self, digest: int) -> bool:
+        place = digest % self._slots & -_WAYS
+        return digest in self._table[place : place + _WAYS]
+
+    def _learn(self, digest: int) -> None:
+        place = digest % self._slots & -_WAYS
+        ways = self._table[place : place + _WAYS]
+        if digest not in ways:
+            free = ways.index(0) if 0 in ways else self._next % _WAYS
+            self._next += 1
+            self._table[place + free] = digest
+
+
+def _spans(batch: Batch) -> list[tuple[int, int]]:
+    """First row and end of each request; rows lie in order."""
+    ends: list[int] = batch.request_of_row.searchsorted(range(batch.requests), side="right").tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))

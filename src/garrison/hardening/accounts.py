@@ -1,0 +1,137 @@
+"""The parameters of the detector `accounts`: many honest callers at once, and simulated thieves among them, run through the detector's own code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from garrison.guard.detectors.accounts import FEWEST, MOST, Accounts
+from garrison.guard.detectors.base import Seen
+from garrison.guard.detectors.hardness import distance
+from garrison.guard.detectors.near_duplicates import TERMS, NearDuplicates, terms
+from garrison.guard.detectors.ood_rate import OodRate
+from garrison.guard.detectors.tables import bins
+from garrison.hardening.near import empty, logistic, thief_rows, usual_distance, usual_terms
+from garrison.hardening.shifts import PLAIN
+from garrison.types import BoolArray, FloatArray, IntArray
+
+_OUT = 0.6
+"""Share of plain honest rows that are not far out."""
+_CALLERS = 100
+_ROWS = 400
+_CROWDS = 3
+_THIEVES = 24
+_THIEFS_ROWS = 500
+_THIEFS_ACCOUNTS = 20
+_SEEDS = 50
+_COVERS = (0, 1, 2)
+"""Honest rows for each row of a thief; simulated thieves take turns."""
+_BLOCK = 64
+_DIGITS = 5
+
+
+def fit_accounts(
+    pools: Mapping[str, Seen],
+    white: tuple[FloatArray, FloatArray],
+    alone: OodRate | None,
+    near: NearDuplicates | None,
+    seed: int,
+) -> Accounts | None:
+    """See the module's docstring; None where one of the other detectors that it builds on is.
+
+    Args:
+        pools: honest rows by kind of shift.
+        white: mean of honest projections, and the matrix after which they are uncorrelated with variance 1.
+        alone: what a row's confidence alone says.
+        near: of one caller alone.
+        seed: of all that is drawn.
+    """
+    if alone is None or near is None:
+        return None
+    rng = np.random.default_rng([seed, 4])
+    mean, whiten = (np.round(part.astype(np.float64), _DIGITS) for part in white)
+    bare = Accounts(
+        threshold=math.inf,
+        unit=near.unit,
+        mean=tuple(mean.tolist()),
+        whiten=tuple(map(tuple, whiten.tolist())),
+        out=round(float(np.quantile(distance(pools[PLAIN].projection, mean, whiten), _OUT)), _DIGITS),
+        weights=(0.0,) * TERMS,
+        edges=alone.edges,
+        nats=alone.nats,
+    )
+    odd = {kind: _odd(bare, pool) for kind, pool in pools.items()}
+    honest = []
+    for _ in range(_CROWDS):
+        place, projection, kind = _crowd(pools, odd, _CALLERS * _ROWS, rng)
+        found, rows = _terms_of(bare, place, projection)
+        honest += [found[kind[rows] == number] for number in range(len(pools))]
+    honest = [part for part in honest if len(part)]
+    usual = usual_distance(usual_terms(near, pools[PLAIN].projection, rng))
+    thieves = [_among(bare, pools, odd, number, usual, rng) for number in range(_THIEVES)]
+    if not honest or not any(map(len, thieves)):
+        return None
+    return msgspec.structs.replace(bare, weights=logistic(honest, [part for part in thieves if len(part)]))
+
+
+def _odd(detector: Accounts, pool: Seen) -> BoolArray:
+    """Rows that the detector looks at."""
+    alone = np.array(detector.nats)[bins(pool.confidence, np.array(detector.edges))]
+    far: BoolArray = distance(pool.projection, np.array(detector.mean), np.array(detector.whiten)) >= detector.out
+    return far & (alone > 0)
+
+
+def _crowd(
+    pools: Mapping[str, Seen], odd: Mapping[str, BoolArray], rows: int, rng: np.random.Generator
+) -> tuple[IntArray, FloatArray, IntArray]:
+    """(place, projection, number of the kind) of the odd ones among so many rows of honest callers who take turns."""
+    kinds = list(pools)
+    place = np.arange(rows) % _CALLERS
+    turn = np.arange(rows) // _CALLERS
+    kind = place % len(kinds)
+    most = len(pools[PLAIN].top)
+    orders = np.stack([rng.permutation(most) for _ in range(_CALLERS)])
+    picture = orders[place, turn % most]
+    there = np.stack([odd[k] for k in kinds])[kind, picture]
+    projection = np.stack([pools[k].projection for k in kinds])[kind[there], picture[there]]
+    return place[there], projection, kind[there]
+
+
+def _among(
+    detector: Accounts,
+    pools: Mapping[str, Seen],
+    odd: Mapping[str, BoolArray],
+    number: int,
+    usual: float,
+    rng: np.random.Generator,
+) -> FloatArray:
+    """Terms of the stepped rows of a thief with many accounts, among honest callers."""
+    own = thief_rows(pools[PLAIN].projection, usual, number, rng)[:_THIEFS_ROWS]
+    rows = len(own)
+    crowd_place, crowd, _ = _crowd(pools, odd, rows * _COVERS[number % len(_COVERS)], rng)
+    when = np.concatenate([np.arange(rows), np.sort(rng.random(len(crowd))) * rows])
+    order = np.argsort(when, kind="stable")
+    place = np.concatenate([_CALLERS + np.arange(rows) % _THIEFS_ACCOUNTS, crowd_place])[order]
+    projection = np.concatenate([own, crowd])[order]
+    stepped = (order >= _SEEDS) & (order < rows)
+    far = distance(projection, np.array(detector.mean), np.array(detector.whiten)) >= detector.out
+    found, kept = _terms_of(detector, place[far], projection[far])
+    return found[stepped[far][kept]]
+
+
+def _terms_of(detector: Accounts, place: IntArray, projection: FloatArray) -> tuple[FloatArray, IntArray]:
+    """(terms, row numbers) of the rows of which something can be said, as the detector measures them."""
+    width = len(detector.mean)
+    shared = {name: empty(column) for name, column in detector.shares(width).items()}
+    found: list[FloatArray] = [np.zeros((0, TERMS))]
+    rows: list[IntArray] = [np.zeros(0, dtype=np.intp)]
+    for start in range(0, len(place), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        nearest, second, _, known = detector.distances(place[part], projection[part].astype(np.float32), shared)
+        there = np.isfinite(second) & (known >= FEWEST)
+        found.append(terms(nearest[there], second[there], known[there], MOST))
+        rows.append(start + np.flatnonzero(there))
+    return np.concatenate(found), np.concatenate(rows)

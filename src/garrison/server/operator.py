@@ -1,0 +1,195 @@
+"""What the operator of a running server may ask it: a socket in the state folder, `STATE/operator.PID.sock`.
+
+One line of JSON in, one line out, then the connection ends. Who may: the user that the server runs as, and root; the file's rights say so, and the kernel
+is asked who is at the other end.
+
+Invariants: nothing here answers the network; no line is longer than `MOST_BYTES`; one operator at a time, and none for longer than a few seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from garrison.bundle.manifest import parse_manifest
+from garrison.enclave.host import Enclave, Watching
+from garrison.errors import ConfigError, GarrisonError, UnavailableError
+from garrison.guard.watching.book import Alarm
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 16 * 1024
+_MOST_ANSWER = 64 * 1024 * 1024
+_SECONDS = 5.0
+_PEER = struct.Struct("3i")
+
+
+class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator wants.
+
+    Attributes:
+        clear: forget what is known of this caller; "" to see the alarms.
+        model: of this model alone; "" for all.
+    """
+
+    clear: str = ""
+    model: str = ""
+
+
+class ModelAlarms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Alarms of one model."""
+
+    model: str
+    version: int
+    alarms: tuple[Alarm, ...]
+
+
+class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The answer.
+
+    Attributes:
+        models: that watch their callers.
+        cleared: models that knew the caller.
+        error: why there is no answer; "" where there is one.
+    """
+
+    models: tuple[ModelAlarms, ...] = ()
+    cleared: tuple[str, ...] = ()
+    error: str = ""
+
+
+class OperatorSocket:
+    """Answers operators, on a thread of its own, until closed.
+
+    Args:
+        folder: the state folder.
+        enclaves: whose callers are watched.
+    """
+
+    def __init__(self, folder: Path, enclaves: Sequence[Enclave]) -> None:
+        self._enclaves = tuple(enclaves)
+        self._path = folder / f"operator.{os.getpid()}.sock"
+        self._socket = socket.socket(socket.AF_UNIX)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        try:
+            self._socket.bind(str(self._path))
+            self._path.chmod(0o600)
+            self._socket.listen(4)
+        except OSError:
+            self._socket.close()
+            raise
+        self._thread = threading.Thread(target=self._work, name="garrison-operator", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._socket.close()
+        self._thread.join(_SECONDS)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(_SECONDS)
+                if _is_operator(connection):
+                    connection.sendall(msgspec.json.encode(self._told(_line(connection, MOST_BYTES))) + b"\n")
+
+    def _told(self, line: bytes) -> Told:
+        try:
+            wish = msgspec.json.decode(line, type=Wish)
+            watching = [(name, version, e) for name, version, e in self._named() if wish.model in {"", name}]
+            if not watching:
+                return Told(error=f"no model here watches its callers{f', named {wish.model!r}' if wish.model else ''}")
+            if not wish.clear:
+                return Told(models=tuple(ModelAlarms(n, v, tuple(e.alarms())) for n, v, e in watching))
+            return Told(cleared=tuple(f"{n}, version {v}" for n, v, e in watching if e.clear_alarm(wish.clear)))
+        except (GarrisonError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return Told(error=str(error))
+        except Exception:
+            logger.exception("an operator's wish could not be answered")
+            return Told(error="the server failed on this; its log says why")
+
+    def _named(self) -> Iterator[tuple[str, int, Watching]]:
+        for enclave in self._enclaves:
+            if isinstance(enclave, Watching) and _is_watched(enclave):
+                manifest = parse_manifest(enclave.card.manifest_json)
+                yield manifest.name, manifest.version, enclave
+
+
+def open_operator(folder: Path, enclaves: Sequence[Enclave]) -> OperatorSocket | None:
+    """The socket of a server some of whose models watch their callers; None where none does, or it cannot be made."""
+    if not any(_is_watched(enclave) for enclave in enclaves):
+        return None
+    try:
+        return OperatorSocket(folder, enclaves)
+    except OSError as error:
+        logger.warning("alarms cannot be seen or cleared: no socket in %s: %s", folder, error)
+        return None
+
+
+def ask_servers(folder: Path, wish: Wish) -> list[Told]:
+    """The answers of all servers that run with this state folder.
+
+    Raises:
+        UnavailableError: none runs, or one does not answer.
+        ConfigError: one of them says what is wrong.
+    """
+    found = [told for path in sorted(folder.glob("operator.*.sock")) if (told := _ask(path, wish)) is not None]
+    if not found:
+        raise UnavailableError(f"no server that watches its callers runs with the state folder {folder} (--state)")
+    errors = [told.error for told in found if told.error]
+    if len(errors) == len(found):
+        raise ConfigError(errors[0])
+    return [told for told in found if not told.error]
+
+
+def _ask(path: Path, wish: Wish) -> Told | None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(2 * _SECONDS)
+        try:
+            connection.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):  # a server that was killed
+            return None
+        except OSError as error:
+            raise UnavailableError(f"{path}: {error.strerror}: ask as the user that the server runs as") from error
+        try:
+            connection.sendall(msgspec.json.encode(wish) + b"\n")
+            return msgspec.json.decode(_line(connection, _MOST_ANSWER), type=Told)
+        except (OSError, msgspec.DecodeError) as error:
+            raise UnavailableError(f"{path}: the server does not answer") from error
+
+
+def _is_watched(enclave: Enclave) -> bool:
+    return any(spec.name == "watch" for spec in enclave.card.chain)
+
+
+def _is_operator(connection: socket.socket) -> bool:
+    _, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return user in {0, os.geteuid()}
+
+
+def _line(connection: socket.socket, most: int) -> bytes:
+    """Up to the end of a line; raises `OSError` where none comes."""
+    parts: list[bytes] = []
+    size = 0
+    while not (parts and parts[-1].endswith(b"\n")):
+        part = connection.recv(65_536)
+        size += len(part)
+        if not part or size > most:
+            raise ConnectionError("no whole line came")
+        parts.append(part)
+    return b"".join(parts)

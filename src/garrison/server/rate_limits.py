@@ -1,0 +1,61 @@
+"""What a caller has left, in the headers RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers).
+
+    RateLimit-Policy: "rows";q=5000;w=86400, "distinct-rows";q=2000;w=86400
+    RateLimit: "rows";r=4990;t=3600, "distinct-rows";r=1995;t=3600
+
+q is the budget of a period of w seconds, r what is left of it, t the seconds until it begins anew; without w and t it never does. They are the server's word:
+no enclave vouches for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from garrison.server.http_errors import Headers
+from garrison.server.model_budget import Left, ModelBudget
+
+POLICY_HEADER, LIMIT_HEADER, RETRY_HEADER = "ratelimit-policy", "ratelimit", "retry-after"
+_DAY_SECONDS = 86_400
+_TIME = ";t="
+
+
+class RateLimits:
+    """Writes the headers of one model.
+
+    Args:
+        budget: what it allows each caller.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, budget: ModelBudget, clock: Callable[[], float] = time.time) -> None:
+        self._daily = budget.period == "day"
+        window = f";w={_DAY_SECONDS}" if self._daily else ""
+        policies = [f'"rows";q={budget.rows}{window}'] if budget.rows else []
+        policies += [f'"distinct-rows";q={budget.distinct}{window}'] if budget.distinct else []
+        self._policy = (POLICY_HEADER, ", ".join(policies))
+        self._distinct = bool(budget.distinct)
+        self._clock = clock
+        self._second, self._until = -1, ""
+
+    def headers(self, left: Left | None, *, refused: bool = False) -> Headers:
+        """The headers of an answer.
+
+        Args:
+            left: what the caller has left after it; None where that is not known, and then there are none.
+            refused: because the budget does not cover the request: it says when to come again, if ever.
+        """
+        if left is None or left.rows < 0:
+            return []
+        until = self._time_left() if self._daily else ""
+        told = f'"rows";r={left.rows}{until}'
+        if self._distinct:
+            told += f', "distinct-rows";r={left.fresh}{until}'
+        found = [self._policy, (LIMIT_HEADER, told)]
+        return [*found, (RETRY_HEADER, until.removeprefix(_TIME))] if refused and until else found
+
+    def _time_left(self) -> str:
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._until = now, f"{_TIME}{_DAY_SECONDS - now % _DAY_SECONDS}"
+        return self._until

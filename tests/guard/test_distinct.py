@@ -1,0 +1,91 @@
+"""A row that was not asked before is never taken for one that was; every error is on the side of the budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.guard.conftest import make_inputs
+
+from garrison.guard.distinct import DistinctRows
+from garrison.types import Array, Batch, Caller
+
+
+def batch(x: Array, counts: tuple[int, ...], callers: str = "", left: int = 1000) -> Batch:
+    names = callers or "a" * len(counts)
+    rows = np.repeat(np.arange(len(counts), dtype=np.intp), counts)
+    limits = (left,) * len(counts)
+    return Batch({"x": x}, rows, tuple(map(Caller, names)), limits, limits)
+
+
+def count(seen: DistinctRows, of: Batch, refused: tuple[str | None, ...] = ()) -> list[int]:
+    codes = refused or (None,) * of.requests
+    found = seen.count(of, codes)
+    assert seen.count(of, codes) == found  # to count is not to learn: a batch whose answers fail is counted again
+    seen.learn(of, codes)
+    return found
+
+
+def test_a_row_is_new_once_for_each_caller() -> None:
+    seen, x = DistinctRows(), make_inputs(6)
+    assert count(seen, batch(x, (2, 4))) == [2, 4]
+    assert count(seen, batch(x, (6,))) == [0]
+    assert count(seen, batch(x, (6,), "b")) == [6]
+    assert count(seen, batch(np.concatenate([x, x + 1, x + 1]), (9, 9), "ab")) == [3, 6]
+
+
+def test_a_changed_bit_makes_another_row_and_minus_zero_does_not() -> None:
+    seen, x = DistinctRows(), np.zeros((1, 12), np.float32)
+    assert count(seen, batch(x, (1,))) == [1]
+    assert count(seen, batch(-x, (1,))) == [0]
+    assert count(seen, batch(np.nextafter(x, 1, dtype=np.float32), (1,))) == [1]
+
+
+def test_what_is_not_charged_is_not_known_and_what_the_guard_refuses_is() -> None:
+    seen, x = DistinctRows(), make_inputs(3)
+    assert count(seen, batch(x, (3,)), ("request.input",)) == [0]
+    assert count(seen, batch(x, (3,)), ("guard.reject-option",)) == [3]
+    assert count(seen, batch(x, (3,))) == [0]
+
+
+def test_no_limit_no_count() -> None:
+    seen, x = DistinctRows(), make_inputs(3)
+    assert count(seen, batch(x, (3,), left=-1)) == [0]
+    assert count(seen, batch(x, (3,))) == [3]
+
+
+def test_a_full_table_forgets_and_never_invents() -> None:
+    seen, x = DistinctRows(slots=64), make_inputs(2000)
+    assert count(seen, batch(x, (2000,))) == [2000]  # none of them was asked before, and none is free
+    again = count(seen, batch(x, (2000,)))[0]
+    assert 2000 - 64 <= again <= 2000  # what was forgotten counts again
+
+
+def test_what_a_batch_would_ask_is_looked_at_without_being_learned() -> None:
+    seen, x = DistinctRows(), make_inputs(6)
+    of = batch(x, (2, 2, 2), left=4)
+    assert seen.over(of, ()) == [False, False, True]
+    assert seen.over(of, (True, False, False)) == [False, False, False]
+    assert seen.over(of, ()) == [False, False, True]
+    assert count(seen, of, (None, None, "request.budget_exhausted")) == [2, 2, 0]
+    assert seen.over(batch(x[:4], (4,), left=0), ()) == [False]  # repeats cost nothing
+    assert seen.over(batch(x, (6,), left=1), ()) == [True]
+
+
+def test_the_same_new_row_twice_counts_once() -> None:
+    seen, x = DistinctRows(), np.repeat(make_inputs(1), 5, axis=0)
+    assert seen.over(batch(x, (2, 3), left=1), ()) == [False, False]
+    assert count(seen, batch(x, (2, 3))) == [1, 0]
+
+
+def test_forgetting_all_makes_all_new_and_nothing_is_kept() -> None:
+    seen, x = DistinctRows(), make_inputs(4)
+    count(seen, batch(x, (4,)))
+    assert (seen.changes, seen.dump()) == (0, b"")
+    seen.load(seen.dump())
+    assert count(seen, batch(x, (4,))) == [4]
+
+
+@pytest.mark.parametrize("slots", [0, 2, 6, 100])
+def test_a_table_has_a_power_of_two_places(slots: int) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        DistinctRows(slots)
