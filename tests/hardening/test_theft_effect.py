@@ -121,22 +121,12 @@ def test_a_hashed_ensemble_starves_a_thief(world: World, plain: Model) -> None:
 
 @pytest.mark.slow
 def test_what_each_way_of_misinforming_leaves_a_thief(world: World, plain: Model) -> None:
-    """All that the thief asks is misinformed. The control arm is the same model without misinformation."""
-    ways = {
-        "adaptive": every_row(AdaptiveMisinformation(tau=0.5)),
-        "deceptive": every_row(DeceptiveMisinformation(tau=0.5)),
-        "label-preserving": every_row(LabelPreservingMisinformation(tau=0.5)),
-    }
-    soft = {"none": world.clone(plain)} | {name: world.clone(plain, way) for name, way in ways.items()}
-    labels = {"none": world.clone(plain, soft=False)} | {
-        name: world.clone(plain, way, soft=False) for name, way in ways.items() if name != "label-preserving"
-    }
-    assert min(soft["none"], labels["none"]) > 0.3
-    for found in (soft, labels):
-        assert found["adaptive"] < 0.25
-        assert found["deceptive"] < found["none"] - 0.1  # a class that f thinks likely still tells something
+    """All that the thief asks is misinformed, and he learns from soft answers. The control arm is the same model without misinformation."""
+    ways = [every_row(AdaptiveMisinformation(tau=0.5)), every_row(DeceptiveMisinformation(tau=0.5))]
+    undefended, (adaptive, deceptive) = world.clone(plain), (world.clone(plain, way) for way in ways)
+    assert undefended > 0.3
+    assert adaptive < 0.25
+    assert deceptive < undefended - 0.1  # a class that f thinks likely still tells something
     x = world.digits[:200]
-    kept = ways["label-preserving"](plain(x), x)
-    np.testing.assert_array_equal(kept.argmax(axis=1), plain(x).argmax(axis=1))  # labels are as without it
-    assert soft["label-preserving"] > soft["adaptive"] + 0.1
-    assert abs(soft["label-preserving"] - labels["none"]) < 0.15  # what is left is what labels tell
+    kept = every_row(LabelPreservingMisinformation(tau=0.5))(plain(x), x)
+    np.testing.assert_array_equal(kept.argmax(axis=1), plain(x).argmax(axis=1))  # to labels it does nothing

@@ -16,7 +16,7 @@ from garrison.enclave.backends import BACKENDS, GATEWAY
 from garrison.enclave.levels import NONE, check_level
 from garrison.enclave.program import Program
 from garrison.errors import ConfigError
-from garrison.guard.watching.book import Alarm
+from garrison.guard.watching.book import Alarm as Alarm  # noqa: PLC0414  the server knows of it from here
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Reply
 from garrison.types import DefenseSpec

@@ -20,9 +20,8 @@ from pathlib import Path
 import msgspec
 
 from garrison.bundle.manifest import parse_manifest
-from garrison.enclave.host import Enclave, Watching
+from garrison.enclave.host import Alarm, Enclave, Watching
 from garrison.errors import ConfigError, GarrisonError, UnavailableError
-from garrison.guard.watching.book import Alarm
 
 logger = logging.getLogger(__name__)
 

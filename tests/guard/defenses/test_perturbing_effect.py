@@ -44,7 +44,7 @@ CASES = [
     Case("reverse-sigmoid", {}, "reverse-sigmoid", (0.9, 1.02)),
     Case("prediction-poisoning", {"seed": 20251121}, "poisoning", (0.8, 0.9)),
     Case("gradient-redirection", {"seed": 20251121}, "poisoning", (0.95, 1.0)),
-    Case("modelguard-w", {}, "poisoning", (0.7, 0.95)),
+    Case("modelguard-w", {}, "poisoning", (0.9, 0.95)),
     Case("modelguard-s", {}, "quantised", (1.02, 1.02)),
 ]
 

@@ -165,7 +165,8 @@ class Evidence:
         return Found(rows if rows.any() else None, tuple(sorted(begun)))
 
     def _note(self, keys: PlaceArray, alarm: FloatArray) -> None:
-        for key, rings in zip(keys.tolist(), alarm.any(axis=1).tolist(), strict=True):
+        somewhere = (alarm != 0).any(axis=1, keepdims=True)[:, 0]
+        for key, rings in zip(keys.tolist(), somewhere.tolist(), strict=True):
             if rings:
                 self._ringing.add(key)
             else:
