@@ -71,7 +71,7 @@ def page(report: Report) -> str:
         "![What each arm costs and gives away](" + PLOT + ")",
         "",
         (
-            "One point an arm: the best clone of each thief over the columns that are filled for every arm that it attacked. To the left and down is better. Hollow "
+            "One point an arm: the best clone of each thief over the columns that are filled for nearly every arm that it attacked. To the left and down is better. Hollow "
             "points are beaten by another arm in accuracy, change of the answer and clone together."
         ),
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -19,6 +20,7 @@ ON_REQUEST = "on request: --fill"
 _CLONE, _FIDELITY, _REACHED = "clone_accuracy", "fidelity", "queries_to_fidelity_0.90"
 ALL_THIEVES = ""
 _AS_GOOD = 1e-9
+_MOST = 0.75
 
 
 def cells_of(
@@ -86,8 +88,8 @@ def _share(finding: Finding | None) -> Share | None:
 def pareto_of(cells: Sequence[TableCell], findings: Sequence[Finding]) -> tuple[ParetoPoint, ...]:
     """One point an arm, for each thief and for the best of all.
 
-    Only columns that are filled for every arm that this thief attacked count, or an arm would look worse for having been tried more. For
-    the best of all: only cells that are filled for every arm.
+    Only cells that are filled for nearly all arms that this thief attacked count, or an arm would look worse for having been tried more; an arm that
+    lacks one of them (the audit is not done yet) has no point.
     """
     known = [cell for cell in cells if cell.clone_accuracy is not None]
     arms = list(dict.fromkeys(cell.arm for cell in known))
@@ -95,9 +97,10 @@ def pareto_of(cells: Sequence[TableCell], findings: Sequence[Finding]) -> tuple[
     for thief in (*dict.fromkeys(cell.thief for cell in known), ALL_THIEVES):
         mine = [cell for cell in known if thief in {cell.thief, ALL_THIEVES}]
         attacked = {cell.arm for cell in mine} if thief else {*arms}
-        places = [{(c.thief, c.column) for c in mine if c.arm == arm} for arm in attacked]
-        common = set.intersection(*places) if places else set()
-        points = [_point(arm, thief, [c for c in mine if (c.thief, c.column) in common], findings) for arm in arms]
+        often = Counter((c.thief, c.column) for c in mine)
+        common = {place for place, count in often.items() if count >= _MOST * len(attacked)}
+        whole = [arm for arm in arms if common <= {(c.thief, c.column) for c in mine if c.arm == arm}]
+        points = [_point(arm, thief, [c for c in mine if (c.thief, c.column) in common], findings) for arm in whole]
         found += _marked([point for point in points if point is not None])
     return tuple(found)
 

@@ -142,7 +142,7 @@ def pareto(report: Report) -> Table:
     last = thieves[-1:] if ALL_THIEVES in thieves else ()
     rows = tuple(_point(p) for p in report.pareto if p.thief in last)
     caption = (
-        "The best clone over the cells that are filled for every arm. Beaten: another arm gives away no more, costs no more in accuracy and in change of the "
+        "The best clone over the cells that are filled for nearly every arm. Beaten: another arm gives away no more, costs no more in accuracy and in change of the "
         "answer, and is better in one of the three."
     )
     return Table("What is stolen at which price", caption, head, rows)
