@@ -28,7 +28,7 @@ def test_the_folder_is_written_and_described(folder: Path, tmp_path: Path) -> No
     assert "asked 1.00%" in found.stdout
     hardened = read_hardened(tmp_path / "h")
     chain = {spec.name: spec.parameters for spec in hardened.guard}
-    assert chain["budget"] == {"rows": 1000, "period": "day"}
+    assert chain["budget"] == {"rows": 1000, "period": "day", "distinct": 0, "price_per_1000_rows": 0.0}
     assert chain["release"]["mode"] == "labels"
 
 

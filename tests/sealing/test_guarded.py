@@ -18,6 +18,7 @@ from garrison.bundle.reader import verify
 from garrison.crypto.owner import OwnerKey
 from garrison.enclave.service import Service
 from garrison.errors import InputError
+from garrison.guard.base import ReleaseDefense
 from garrison.guard.graph_form import GraphForm, settings_of
 from garrison.guard.numpy_form import NumpyForm
 from garrison.guard.pipeline import Pipeline, Progress, load_defense
@@ -26,7 +27,7 @@ from garrison.sealing import guarded
 from garrison.sealing.draft import Draft
 from garrison.sealing.seal import seal
 from garrison.sealing.tracing import trace
-from garrison.types import Array, Batch, Caller, DefenseSpec, Phase, Released, Task
+from garrison.types import Array, Batch, Caller, DefenseSpec, Released, Task
 
 TOLERANCE = 1e-5
 """Stated in docs/architecture.md: absolute, and relative to the value."""
@@ -40,13 +41,13 @@ def chain_around(spec: DefenseSpec, *, bounds: bool = True) -> tuple[DefenseSpec
         )
     defense = load_defense(spec)
     chain = [BOUNDS] if bounds and spec.name != "bounds" else []
-    if defense.shares:
-        chain.append(DefenseSpec(name=defense.shares, parameters={"detectors": {}}))
     if "confidence" in defense.needs or defense.shares:
         chain.append(SCORE)
     if "projection" in defense.needs or defense.shares:
         chain.append(DefenseSpec(name="projection"))
-    others = [spec] if defense.phase is Phase.RELEASE else [spec, RELEASE]
+    if defense.shares:
+        chain.append(DefenseSpec(name=defense.shares, parameters={"detectors": {}}))
+    others = [spec] if isinstance(defense, ReleaseDefense) else [RELEASE, spec]
     return tuple(sorted([*chain, *others], key=lambda s: load_defense(s).phase))
 
 
@@ -79,8 +80,10 @@ class Forms:
         assert {n: c.tolist() for n, c in progress.shadow.items()} == {
             n: c.tolist() for n, c in expected.shadow.items()
         }
-        assert progress.signals.keys() <= expected.signals.keys()
-        for name, signal in progress.signals.items():
+        # Of a batch some of whose requests are refused, the numpy form keeps no signal of what comes after the model.
+        assert progress.signals.keys() - {"confidence"} <= expected.signals.keys()
+        for name in progress.signals.keys() & expected.signals.keys():
+            signal = progress.signals[name]
             np.testing.assert_allclose(signal[kept], expected.signals[name][: len(signal)][kept], rtol=1e-4, atol=1e-4)
         for name, value in known.outputs.items():
             assert said.outputs[name].dtype == value.dtype

@@ -131,7 +131,12 @@ def test_budget_release_and_shadow_find_their_places() -> None:
     )
     draft = draft_from_source(source(), rows(), chosen)
     assert names(draft) == ["bounds", "budget", "max-probability", "release"]
-    assert parameters(draft, "budget") == {"rows": 5000, "period": "day"}
+    assert parameters(draft, "budget") == {
+        "rows": 5000,
+        "period": "day",
+        "distinct": 0,
+        "price_per_1000_rows": 0.0,
+    }
     assert parameters(draft, "release") == {"mode": "top-k", "k": 2, "decimals": 3}
     assert [spec.shadow for spec in draft.guard] == [True, False, False, False]
     with pytest.raises(GuardError, match="no such defense"):

@@ -198,7 +198,10 @@ def test_every_code_of_the_table_of_errors_is_met_somewhere() -> None:
     met = {row.code for row in TABLE.values()}
     elsewhere = {"request.unauthenticated", "request.slow", "refused", "unavailable", "internal"}
     elsewhere |= {"upstream"}  # tests/upstream
-    elsewhere |= {"request.work_required"}  # test_distinct_budget.py
+    elsewhere |= {
+        "request.work_required",
+        "request.throttled",
+    }  # test_distinct_budget.py, tests/guard/defenses/test_watch.py
     elsewhere |= {
         "request.sealed",
         "request.stale_key",
