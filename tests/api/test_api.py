@@ -57,7 +57,7 @@ def plain_booster() -> Any:
 
 
 def light() -> Any:
-    model = pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=5, verbosity=-1)
+    model = pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=5, verbosity=-1, n_jobs=1)
     return fitted(model, *wine())
 
 

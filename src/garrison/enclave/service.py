@@ -338,6 +338,8 @@ class Service:
             logger.exception("a batch of %d requests failed; answering them one by one", len(asks))
         if len(asks) == 1:
             return [error_reply(code, detail, Outcome(code=code, rows=0))]
+        if self._toll is not None:
+            self._toll.give_back()
         return [self._answer_safely([ask])[0] for ask in asks]
 
     def _answer(self, asks: Sequence[Ask]) -> list[Reply]:

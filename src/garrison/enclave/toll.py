@@ -35,6 +35,17 @@ class Toll:
         self._window = window_seconds
         self._clock = clock
         self._used: dict[bytes, int] = {}  # in the order of arrival
+        self._latest: list[bytes] = []
+
+    def begin(self) -> None:
+        """Another batch begins: what was used up for the one before stays so."""
+        self._latest.clear()
+
+    def give_back(self) -> None:
+        """Nothing of this batch was answered, and its requests are tried again: the proofs that it used up count again."""
+        for mark in self._latest:
+            self._used.pop(mark, None)
+        self._latest.clear()
 
     def rows(self, proof: str, caller: str, body: bytes) -> int:
         """How many rows a proof pays for; 0 where there is none, it is not good, or was used before. Uses it up.
@@ -58,6 +69,7 @@ class Toll:
             return 0
         self._forget(now)
         self._used[mark] = when
+        self._latest.append(mark)
         return paid
 
     def _forget(self, now: float) -> None:

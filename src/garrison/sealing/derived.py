@@ -31,7 +31,8 @@ def digests_of(draft: Draft) -> tuple[str, str]:
 def with_derived_budget(
     draft: Draft, rows: int, metrics: Mapping[str, float], report: str, notes: tuple[str, ...], price: float = 0.0
 ) -> Draft:
-    """The draft with a budget of so many rows. A budget that the owner chose stays, and so many of its rows may be different.
+    """The draft with a budget of so many rows. A budget that the owner chose stays, and so many of its rows may be different, or
+    fewer, where the owner said so.
 
     Args:
         metrics: where the rows come from, for the manifest.
@@ -47,7 +48,7 @@ def with_derived_budget(
         budget = Budget(rows=rows, price_per_1000_rows=price)
     else:
         specs, own = draft.guard, msgspec.convert(draft.guard[place].parameters, Budget)
-        budget = msgspec.structs.replace(own, distinct=min(rows, own.rows))
+        budget = msgspec.structs.replace(own, distinct=min(rows, own.rows, own.distinct or rows))
     changed = msgspec.structs.replace(specs[place], parameters=msgspec.to_builtins(budget))
     guard = (*specs[:place], changed, *specs[place + 1 :])
     origin = draft.provenance

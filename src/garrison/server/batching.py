@@ -260,7 +260,7 @@ class Batcher:
 
     def _charge_fresh(self, news: list[tuple[str, int]]) -> list[bool]:
         """Charge new rows, and those of earlier batches that could not be: to the enclave they are not new any more."""
-        owed = self._owed
+        owed = _summed(self._owed)  # the disk may fail for long: one entry a caller, not one a request
         self._owed = [*owed, *news]
         granted = self._budget.charge_fresh(self._owed)  # may raise; then they are owed
         self._owed = []
@@ -288,6 +288,14 @@ def _ask(request: Waiting, left: Left) -> Ask:
 
 def _wants(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
     return [(request.caller, reply.outcome.rows) for request, reply in zip(batch, replies, strict=True)]
+
+
+def _summed(wants: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    found: dict[str, int] = {}
+    for caller, rows in wants:
+        if rows:
+            found[caller] = found.get(caller, 0) + rows
+    return list(found.items())
 
 
 def _news(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:

@@ -25,7 +25,7 @@ lightgbm = pytest.importorskip("lightgbm")
 TOLERANCE = 5e-6
 """Relative to the largest answer: sums of single-precision numbers, in another order."""
 SMALL: dict[str, Any] = {"n_estimators": 20}
-QUIET: dict[str, Any] = {"n_estimators": 20, "verbosity": -1}
+QUIET: dict[str, Any] = {"n_estimators": 20, "verbosity": -1, "n_jobs": 1}  # by itself it takes all cores, and spins
 
 
 def missing(x: Array) -> Array:
@@ -248,7 +248,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     x, y, kinds = german()
     model = fit(classifiers()["categories"](), x, y)
     columns = [i for i, name in enumerate(kinds) if name == "c"]
-    light = fit(lightgbm.LGBMClassifier(n_estimators=3, verbosity=-1), x, y, categorical_feature=columns)
+    light = fit(lightgbm.LGBMClassifier(n_estimators=3, verbosity=-1, n_jobs=1), x, y, categorical_feature=columns)
     found = {suffix: saved(model, folder, suffix).read_bytes() for suffix in (".json", ".ubj")}
     return found | {".txt": saved(light.booster_, folder, ".txt").read_bytes()}
 

@@ -200,8 +200,18 @@ class WatchState:
                 for rung in self.groups.link(pairs, now):
                     self._note_group(rung, now)
         if not np.isfinite(nats.sum()):
-            raise GuardError("a detector's evidence is not finite")
+            self._drop_unsound(nats)
         return nats
+
+    def _drop_unsound(self, nats: FloatArray) -> None:
+        """Evidence that is not finite: of a detector in shadow it counts for nothing, of another nothing may be answered."""
+        for i, armed in enumerate(self._settings.detectors):
+            if np.isfinite(nats[:, i]).all():
+                continue
+            if not armed.shadow:
+                raise GuardError(f"the evidence of the detector {armed.name} is not finite")
+            logger.error("the evidence of the detector %s, in shadow, is not finite: it counts for nothing", armed.name)
+            nats[:, i] = 0.0
 
     def _sum_groups(self, place: PlaceArray, nats: FloatArray, rings: BoolArray | None, now: float) -> BoolArray | None:
         self.groups.part(place, now)
@@ -277,7 +287,9 @@ class WatchState:
             armed.detector.forget(places, shared)
 
     def _is_alarmed(self, place: int) -> bool:
-        return self.alone.rings_somewhere(place)
+        if self.alone.rings_somewhere(place):
+            return True
+        return self.groups.size(place) > 1 and self.groups.evidence.rings_somewhere(int(self.groups.label[place]))
 
     def _ringing(self, place: int, now: float) -> BoolArray | None:
         """By detector, whether the alarm rings; None for none."""
