@@ -23,7 +23,7 @@ from garrison.client import Client
 from garrison.crypto.owner import OwnerKey
 from garrison.errors import ConfigError, WrongReportError
 from garrison.guard.defenses.budget import Budget
-from garrison.sealing.derived import digests_of
+from garrison.sealing.derived import EVERY_DAY, digests_of
 from garrison.sealing.draft import Draft
 from garrison.types import DefenseSpec, Task
 
@@ -218,6 +218,11 @@ def test_a_draft_gets_the_budget_and_the_manifest_says_where_from(draft: Draft, 
     own = DefenseSpec(name="budget", parameters=msgspec.to_builtins(Budget(rows=700, period="day")))
     bounded = derived_draft(replace(draft, guard=(own, *draft.guard)), file, 0.9, 0.25)
     assert bounded.guard[0].parameters == own.parameters | {"distinct": 500}
+    assert EVERY_DAY in bounded.notes
+    assert EVERY_DAY not in made.notes  # control
+    fewer = DefenseSpec(name="budget", parameters=msgspec.to_builtins(Budget(rows=700, distinct=40)))
+    kept = derived_draft(replace(draft, guard=(fewer, *draft.guard)), file, 0.9, 0.25)
+    assert kept.guard[0].parameters == fewer.parameters, "what the owner chose is never loosened"
 
 
 def test_a_file_that_is_no_report_is_told(draft: Draft, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from tests.models import BOUNDS, CLASSES, PIXELS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 
 from garrison.enclave.backends import BACKENDS
@@ -23,12 +25,15 @@ from garrison.errors import (
     KeyFileError,
     RefusedError,
     UnavailableError,
+    UpstreamError,
 )
 from garrison.guard.override import UnsafeGuardOverride
+from garrison.guard.pipeline import Progress
+from garrison.protocol import work
 from garrison.protocol.messages import Ask, Reply
 from garrison.protocol.statement import verify_answer
 from garrison.runtime.runner import Runner
-from garrison.types import Array, DefenseSpec
+from garrison.types import Array, Batch, DefenseSpec, Released
 
 NOTHING_HELD_BACK = UnsafeGuardOverride((RELEASE,), "a test")
 
@@ -48,6 +53,26 @@ def ask(x: Any, caller: str = "alice", remaining: int = -1, **more: Any) -> Ask:
     data = np.asarray(x)
     tensor = {"name": "image", "datatype": "FP32", "shape": list(data.shape), "data": data.ravel().tolist()}
     return Ask(caller, remaining, json.dumps({"inputs": [tensor], **more}).encode(), -1, "a nonce")
+
+
+def test_a_proof_of_work_outlives_a_batch_that_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = (BOUNDS, DefenseSpec(name="proof-of-work", parameters={"bits": 2}), RELEASE)
+    service = Service(seal_mlp(tmp_path / "bundle", chain).verified())
+    one_by_one = service._guarded
+
+    def guarded(batch: Batch) -> tuple[Progress, Released]:
+        if batch.requests > 1:
+            raise UpstreamError("the model's server answers single requests alone")
+        return one_by_one(batch)
+
+    monkeypatch.setattr(service, "_guarded", guarded)
+    asks = []
+    for caller in ("alice", "bob"):
+        plain = ask(images(1), caller)
+        proof = work.solve(service.public_key, caller, plain.body, rows=1, bits=2, when=int(time.time()))
+        asks.append(structs.replace(plain, work=proof))
+    assert [reply.code for reply in service.answer(asks)] == ["", ""]
+    assert {reply.code for reply in service.answer(asks)} == {"request.work_required"}, "control: used up"
 
 
 def probabilities(reply: Reply) -> Array:

@@ -76,3 +76,17 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("wrong", ["", "junk", "1.2", f"{NOW}.", f"{NOW}.{2**63}"])
 def test_what_is_no_proof_pays_for_nothing(wrong: str) -> None:
     assert toll().rows(wrong, "alice", BODY) == 0
+
+
+def test_a_batch_that_is_tried_again_has_its_proofs_back_and_no_other() -> None:
+    one, before, again = toll(), proof(), proof()
+    one.begin()
+    assert one.rows(before, "alice", BODY) >= 64
+    one.begin()
+    assert one.rows(again, "alice", BODY) >= 64
+    assert one.rows(again, "alice", BODY) == 0  # control
+    one.give_back()
+    one.begin()
+    assert one.rows(before, "alice", BODY) == 0
+    assert one.rows(again, "alice", BODY) >= 64
+    assert one.rows(again, "alice", BODY) == 0

@@ -64,8 +64,15 @@ class Job:
 
 
 def terms_of(metadata: ModelMetadata) -> WorkMetadata | None:
-    """What a model asks; None for nothing."""
-    return None if metadata.garrison is None else metadata.garrison.work
+    """What a model asks; None for nothing.
+
+    Raises:
+        ServiceError: work that cannot be.
+    """
+    terms = None if metadata.garrison is None else metadata.garrison.work
+    if terms is not None and terms.bits < 0:
+        raise ServiceError(f"the service asks for 2^{terms.bits} hashes a row; expected 2^0 at least")
+    return terms
 
 
 def rows_at_once(terms: WorkMetadata | None, rows: int) -> int:

@@ -22,8 +22,6 @@ def gather(opened: Sequence[Opened], toll: Toll | None, *, distinct: bool) -> Ba
     """
     requests = [item.request for item in opened]
     names = requests[0].inputs
-    if toll is not None:
-        toll.begin()
     return Batch(
         inputs={
             n: requests[0].inputs[n] if len(requests) == 1 else np.concatenate([r.inputs[n] for r in requests])

@@ -344,6 +344,8 @@ class Service:
 
     def _answer(self, asks: Sequence[Ask]) -> list[Reply]:
         replies: dict[int, Reply] = {}
+        if self._toll is not None:
+            self._toll.begin()
         # 1 open: the requests
         opened = self._open(asks, replies)
         if opened:

@@ -16,6 +16,10 @@ from garrison.sealing.parameters import split
 from garrison.types import DefenseSpec, Phase
 
 REPORT_ROLE = "budget report"
+EVERY_DAY = (
+    "the chosen budget begins anew each day, and so does the derived number of different rows: a thief who comes back every day "
+    'gets as many again. Choose the period "ever" to stop one for good'
+)
 
 
 def digests_of(draft: Draft) -> tuple[str, str]:
@@ -48,6 +52,7 @@ def with_derived_budget(
         budget = Budget(rows=rows, price_per_1000_rows=price)
     else:
         specs, own = draft.guard, msgspec.convert(draft.guard[place].parameters, Budget)
+        notes = (*notes, EVERY_DAY) if own.period == "day" else notes
         budget = msgspec.structs.replace(own, distinct=min(rows, own.rows, own.distinct or rows))
     changed = msgspec.structs.replace(specs[place], parameters=msgspec.to_builtins(budget))
     guard = (*specs[:place], changed, *specs[place + 1 :])

@@ -356,6 +356,45 @@ def test_a_shadow_detector_rings_and_does_nothing() -> None:
     assert (alarm.row, alarm.action, alarm.active, state.level("thief")) == (10, "", True, 0)
 
 
+@pytest.mark.parametrize("shadow", [False, True])
+def test_evidence_that_is_not_finite_refuses_but_in_shadow(shadow: bool) -> None:
+    both = {"tiny": BASE["detectors"]["tiny"], "unsound": {"threshold": 1.0, "shadow": shadow}}
+    state = state_of(detectors=both)
+    if shadow:
+        assert ask(state, 20, "thief")[-1], "a detector in shadow changes nothing"
+        assert [a.detector for a in state.alarms()] == ["tiny"]
+    else:
+        with pytest.raises(GuardError, match="unsound is not finite"):
+            ask(state, 20, "thief")
+
+
+def test_who_is_alarmed_with_others_alone_is_not_pushed_out_by_newcomers() -> None:
+    linking = {"tiny": BASE["detectors"]["tiny"], "linking": {"threshold": 1.0}}
+    state = state_of(detectors=linking, callers=6)
+    for name in ("one", "two", "three", "four"):
+        picture = np.zeros((3, 8), np.float32)
+        state.observe(
+            [name], np.zeros(3, np.intp), Rows({"x": make_inputs(3)}, picture, np.full(3, 0.1), make_scores(3).values)
+        )
+    assert not any(state.alone.rings_somewhere(place) for _, place in state.places), "control: only together"
+    for i in range(20):
+        ask(state, 1, f"newcomer {i}", low=False, first=float(i + 1))
+    assert all(state.level(name) == 1 for name in ("one", "two", "three", "four"))
+
+
+def test_who_did_not_fit_into_a_dump_is_forgotten_by_what_detectors_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    linking = {"tiny": BASE["detectors"]["tiny"], "linking": {"threshold": 1.0}}
+    state = state_of(detectors=linking, callers=64)
+    ask(state, 1, "last", low=False)
+    data, again = state.dump(), state_of(detectors=linking, callers=64)
+    again.load(data)
+    assert again.shared[1]["last"][1] == again.places.find("last"), "control"
+    monkeypatch.setattr(dump, "MOST_BYTES", 0)
+    again.load(state.dump())
+    assert len(again) == 0
+    assert again.shared[1]["last"][1] == -1
+
+
 def test_what_is_kept_comes_back_and_goes_on() -> None:
     state = state_of()
     ask(state, 9, "thief")

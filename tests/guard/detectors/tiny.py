@@ -15,6 +15,7 @@ REGISTRY = {
     "tiny": "tests.guard.detectors.tiny:Tiny",
     "linking": "tests.guard.detectors.tiny:Linking",
     "failing": "tests.guard.detectors.tiny:Failing",
+    "unsound": "tests.guard.detectors.tiny:Unsound",
 }
 
 
@@ -78,3 +79,12 @@ class Failing(Detector, frozen=True):
 
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
         raise RuntimeError("a detector's fault")
+
+
+class Unsound(Detector, frozen=True):
+    """Says NaN."""
+
+    name: ClassVar[str] = "unsound"
+
+    def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
+        return np.full(len(seen.place), np.nan)

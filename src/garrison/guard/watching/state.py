@@ -231,8 +231,10 @@ class WatchState:
         """An alarm of a group is an alarm of each member."""
         members = self.groups.members(rung.key)
         group = (len(members), self.book.asked(members))
-        news = [self.book.note(m, rung, self.book.asked(np.array([m])), now, group) for m in members.tolist()]
-        if rung.row >= 0 or any(news):
+        news = members[self.book.table["row"][members, rung.detector] == 0].tolist()  # mostly few of a large group
+        for member in news:
+            self.book.note(member, rung, self.book.asked(np.array([member])), now, group)
+        if rung.row >= 0 or news:
             self.book.tell(self.places.name(rung.key), rung, self.book.asked(np.array([rung.key])), group)
 
     def _remember(
@@ -352,6 +354,9 @@ class WatchState:
     def load(self, data: bytes) -> None:
         fresh = WatchState(self._settings, self._facts)
         dump.read(data, fresh, self._settings.callers)
+        nobody = np.setdiff1d(np.arange(self._settings.callers), [place for _, place in fresh.places])
+        for armed, shared in zip(self._settings.detectors, fresh.shared, strict=False):
+            armed.detector.forget(nobody, shared)  # of callers who did not fit into the dump
         self._changes += 1
         self.use(fresh.secret)
         for name in ("places", "alone", "groups", "rings", "book", "width", "tables", "shared"):
