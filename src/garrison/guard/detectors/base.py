@@ -51,7 +51,7 @@ class Seen(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         place: shape (rows,), where the row's caller stands in the columns.
-        asked: shape (rows,), how many rows that caller had asked before this one.
+        asked: shape (rows,), how many rows of that caller were shown before this one: those that it had asked before are not shown again.
         projection: shape (rows, width), float32, see `garrison.guard.defenses.projection`.
         confidence: shape (rows,), float32: the chain's out-of-distribution score, low for inputs unlike the training data.
         probability: shape (rows,), float32: the model's largest probability, undefended.

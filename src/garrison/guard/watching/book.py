@@ -12,7 +12,7 @@ import numpy as np
 from garrison.guard.detectors.base import Column, Detector
 from garrison.guard.watching.evidence import Rung
 from garrison.guard.watching.places import PlaceArray, Table
-from garrison.types import BoolArray, FloatArray
+from garrison.types import Array, BoolArray, FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class Book:
         several = (len(self._detectors),)
         columns = {
             "asked": Column("int64"),
+            "shown": Column("int64"),
             "minute": Column("float64", (), -np.inf),
             "minute_rows": Column("int64"),
             "row": Column("int64", several),
@@ -86,6 +87,19 @@ class Book:
             "since": Column("float64", several),
         }
         self.table = Table(columns, places)
+
+    def count(self, place: PlaceArray, turn: PlaceArray) -> IntArray:
+        """Count rows; how many their caller had asked before each.
+
+        Args:
+            place: shape (rows,).
+            turn: how many of these rows its caller asked before it.
+        """
+        return _counted(self.table["asked"], place, turn)
+
+    def show(self, place: PlaceArray, turn: PlaceArray) -> IntArray:
+        """`count` for the rows that detectors are shown."""
+        return _counted(self.table["shown"], place, turn)
 
     def asked(self, places: PlaceArray) -> int:
         """Rows that these callers have asked together."""
@@ -152,3 +166,9 @@ class Book:
             for d, armed in enumerate(self._detectors)
             if t["row"][place, d]
         ]
+
+
+def _counted(counts: Array, place: PlaceArray, turn: PlaceArray) -> IntArray:
+    before: IntArray = counts[place] + turn
+    counts[place] = before + 1  # of several rows of one caller, the last is written last
+    return before

@@ -25,9 +25,9 @@ from garrison.guard.watching import dump
 from garrison.guard.watching.book import LOG, MISINFORM, Alarm, Armed, Book
 from garrison.guard.watching.evidence import Evidence, Order, Rung, order_of
 from garrison.guard.watching.groups import Groups
-from garrison.guard.watching.memory import SECRET_BYTES, Hasher, Rings
+from garrison.guard.watching.memory import SECRET_BYTES, DigestArray, Hasher, Rings
 from garrison.guard.watching.places import PlaceArray, Places, Table
-from garrison.types import Array, BoolArray, FloatArray, ModelFacts
+from garrison.types import Array, BoolArray, FloatArray, IntArray, ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,11 @@ class Rows(NamedTuple):
     def some(self, rows: PlaceArray) -> Rows:
         inputs = {name: x[rows] for name, x in self.inputs.items()}
         return Rows(inputs, self.projection[rows], self.confidence[rows], self.values[rows])
+
+
+def _seen(place: PlaceArray, shown: IntArray, rows: Rows) -> Seen:
+    largest, top = rows.values.max(axis=1), rows.values.argmax(axis=1)
+    return Seen(place, shown, rows.projection, rows.confidence, largest, top)
 
 
 class WatchState:
@@ -153,19 +158,10 @@ class WatchState:
 
     def _chunk(self, order: Order, rows: Rows, now: float) -> BoolArray | None:
         place = order.keys[order.number]
-        asked = self.book.table["asked"]
-        before = asked[place] + order.turn
-        seen = Seen(
-            place=place,
-            asked=before,
-            projection=rows.projection,
-            confidence=rows.confidence,
-            probability=rows.values.max(axis=1),
-            top=rows.values.argmax(axis=1),
-        )
-        asked[place] = before + 1  # of several rows of one caller, the last is written last
+        before = self.book.count(place, order.turn)
+        digests = None if self._hasher is None else self._hasher(rows.inputs)
         # 2 weigh
-        nats = self._weigh(seen, now)
+        nats = self._weigh_new(order, place, rows, digests, now)
         # 3 sum
         rings, begun = self.alone.add(order, nats, now)
         if self.groups:
@@ -181,7 +177,32 @@ class WatchState:
             acting: BoolArray = np.any(rings & self._acting, axis=1)
             silent = acting if acting.any() else None
         # 5 remember
-        return silent if self._hasher is None else self._remember(self._hasher(rows.inputs), order, place, silent)
+        return silent if digests is None else self._remember(digests, order, place, silent)
+
+    def _weigh_new(
+        self, order: Order, place: PlaceArray, rows: Rows, digests: DigestArray | None, now: float
+    ) -> FloatArray:
+        """Nats, shape (rows, detectors). A row that its caller asked before says nothing, and detectors do not see it: it would be cover that costs no
+        new row, and push others out of what they remember."""
+        repeated = None if digests is None else self._repeated(order, place, digests)
+        if repeated is None:
+            return self._weigh(_seen(place, self.book.show(place, order.turn), rows), now)
+        nats = np.zeros((len(place), len(self._settings.detectors)))
+        new = np.flatnonzero(~repeated)
+        if len(new):
+            turn = order_of(place[new]).turn
+            nats[new] = self._weigh(_seen(place[new], self.book.show(place[new], turn), rows.some(new)), now)
+        return nats
+
+    def _repeated(self, order: Order, place: PlaceArray, digests: DigestArray) -> BoolArray | None:
+        """Rows that their caller asked before; None for none."""
+        repeated = self.rings.knows(place, digests)
+        if order.turns > 1:
+            both = place.astype(np.uint64) << np.uint64(32) | digests
+            again = np.ones(len(place), dtype=np.bool_)
+            again[np.unique(both, return_index=True)[1]] = False
+            repeated |= again
+        return repeated if repeated.any() else None
 
     def _weigh(self, seen: Seen, now: float) -> FloatArray:
         nats = np.zeros((len(seen.place), len(self._settings.detectors)))
@@ -239,7 +260,7 @@ class WatchState:
 
     def _remember(
         self,
-        digests: np.ndarray[tuple[int], np.dtype[np.uint32]],
+        digests: DigestArray,
         order: Order,
         place: PlaceArray,
         silent: BoolArray | None,
