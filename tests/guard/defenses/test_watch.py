@@ -106,6 +106,31 @@ def test_the_row_of_the_alarm_does_not_depend_on_how_rows_are_cut(sealed: dict[s
         np.testing.assert_array_equal(replaced, all_replaced[0])
 
 
+@pytest.mark.parametrize("size", [1, 8, 32, ROWS])
+def test_rows_asked_again_are_no_cover(sealed: dict[str, Sealed], size: int) -> None:
+    """Twenty times the same row, of which the detector thinks well, after each new one; in whatever requests."""
+    x = images(ROWS)
+    form, state = form_of(sealed["misinform"], "graph")
+    answers(form, x)
+    alone = state.alarms()[0]
+    raw = Runner(sealed["misinform"].verified()).run({"image": images(500, seed=9)}).values.max(axis=1)
+    honest = images(500, seed=9)[raw >= 0.9][:1]
+    assert len(honest) == 1
+    covered = np.concatenate([np.concatenate([row[np.newaxis], np.repeat(honest, 20, axis=0)]) for row in x])
+    form, state = form_of(sealed["misinform"], "graph")
+    for start in range(0, len(covered), size):
+        answers(form, covered[start : start + size])
+    (alarm,) = state.alarms()
+    own = -(-alarm.row // 21)
+    assert alone.row <= own <= alone.row + 2, "the row itself speaks for its caller once"
+    form, state = form_of(sealed["misinform"], "graph")
+    fresh = images(len(covered), seed=10) * 0 + honest  # control: other rows of which it thinks well are cover
+    fresh += np.linspace(0, 1e-3, len(fresh), dtype=np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
+    fresh[::21] = x
+    answers(form, np.clip(fresh, 0, 1))
+    assert not state.alarms()
+
+
 @pytest.mark.parametrize("kind", ["numpy", "graph"])
 def test_what_was_misinformed_before_gets_the_same_answer_after(sealed: dict[str, Sealed], kind: str) -> None:
     form, state = form_of(sealed["misinform"], kind)
