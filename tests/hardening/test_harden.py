@@ -119,6 +119,7 @@ def test_energy_budget_release_and_labels(folder: Path) -> None:
     assert found.description.metrics["benign_loss"] <= 0.01
 
 
+@pytest.mark.slow
 def test_hardening_is_repeatable(folder: Path, headed: Result, headless: Result) -> None:
     again = run(folder)
     assert again.description.guard == headed.description.guard

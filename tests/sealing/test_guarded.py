@@ -91,7 +91,18 @@ class Forms:
         return progress, said
 
 
-@pytest.fixture(scope="module", params=CASES, ids=ids)
+def _first(name: str, parameters: dict[str, Any]) -> bool:
+    return next(given for known, given in CASES if known == name) is parameters
+
+
+MARKED = [
+    pytest.param(case, id=label, marks=() if _first(*case) else pytest.mark.slow)
+    for case, label in zip(CASES, ids, strict=True)
+]
+"""The first example of each defense is quick enough for every run."""
+
+
+@pytest.fixture(scope="module", params=MARKED)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Forms:
     name, parameters = request.param
     chain = chain_around(DefenseSpec(name=name, parameters=parameters))
@@ -122,9 +133,10 @@ class TestEveryDefense:
         case.agree(batch_of(np.zeros((5, *PIXELS), np.float32)))
 
 
-@pytest.mark.parametrize(("name", "parameters"), CASES, ids=ids)
-def test_a_value_that_nobody_checks(name: str, parameters: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", MARKED)
+def test_a_value_that_nobody_checks(given: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     """Without bounds NaN reaches the model in both forms, and whatever comes out of that is treated alike."""
+    name, parameters = given
     if name == "bounds":
         pytest.skip("the chain without bounds")
     forms = Forms(
