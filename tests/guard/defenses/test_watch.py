@@ -106,6 +106,18 @@ def test_the_row_of_the_alarm_does_not_depend_on_how_rows_are_cut(sealed: dict[s
         np.testing.assert_array_equal(replaced, all_replaced[0])
 
 
+@pytest.mark.parametrize("shadow", [True, False])
+def test_in_shadow_an_alarm_claims_no_action(
+    sealed: dict[str, Sealed], caplog: pytest.LogCaptureFixture, *, shadow: bool
+) -> None:
+    form, state = form_of(sealed["misinform"], "graph", shadow=shadow)
+    with caplog.at_level(logging.WARNING):
+        answers(form, images(ROWS))
+    (alarm,) = state.alarms()
+    assert alarm.action == ("" if shadow else "misinform")
+    assert ("in shadow" in caplog.text) is shadow
+
+
 @pytest.mark.parametrize("size", [1, 8, 32, ROWS])
 def test_rows_asked_again_are_no_cover(sealed: dict[str, Sealed], size: int) -> None:
     """Twenty times the same row, of which the detector thinks well, after each new one; in whatever requests."""

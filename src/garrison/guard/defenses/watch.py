@@ -106,6 +106,7 @@ class Watch(RowDefense, frozen=True):
     def __call__(self, view: View) -> Verdict:
         if not isinstance(view.state, WatchState) or view.raw is None:
             raise GuardError(f"{self.name} keeps state and runs after the model")
+        view.state.book.in_shadow = view.shadow
         silent = _observe(view.state, view, view.raw.values)
         codes = np.zeros(view.batch.rows, dtype=np.uint8)
         if silent is None:

@@ -70,10 +70,14 @@ class Book:
     Args:
         detectors: of the chain.
         places: entries at first.
+
+    Attributes:
+        in_shadow: whether all of `watch` runs in shadow; it says so with each batch.
     """
 
     def __init__(self, detectors: Sequence[Armed], places: int) -> None:
         self._detectors = tuple(detectors)
+        self.in_shadow = False
         several = (len(self._detectors),)
         columns = {
             "asked": Column("int64"),
@@ -87,6 +91,10 @@ class Book:
             "since": Column("float64", several),
         }
         self.table = Table(columns, places)
+
+    def harmless(self, armed: Armed) -> bool:
+        """Whether alarms of this detector do nothing."""
+        return self.in_shadow or armed.shadow
 
     def count(self, place: PlaceArray, turn: PlaceArray) -> IntArray:
         """Count rows; how many their caller had asked before each.
@@ -123,7 +131,7 @@ class Book:
     def tell(self, name: str, rung: Rung, row: int, group: tuple[int, int] | None = None) -> None:
         """One line in the log."""
         armed = self._detectors[rung.detector]
-        what = "in shadow" if armed.shadow else f"action {ACTIONS[armed.level]}"
+        what = "in shadow" if self.harmless(armed) else f"action {ACTIONS[armed.level]}"
         of = "" if group is None else f", summed over {group[0]} callers that behave alike and {group[1]} rows"
         threshold = armed.detector.threshold
         words = "watch.alarm: caller %a, detector %s, %s: row %d, %.1f nats of %.1f%s"
@@ -159,7 +167,7 @@ class Book:
                 nats=float(t["nats"][place, d]),
                 threshold=float(armed.detector.threshold),
                 since=float(t["since"][place, d]),
-                action="" if armed.shadow else ACTIONS[armed.level],
+                action="" if self.harmless(armed) else ACTIONS[armed.level],
                 active=ringing is not None and bool(ringing[d]),
                 evidence=float(evidence[d]),
             )

@@ -212,7 +212,7 @@ class WatchState:
                 nats[:, i] = armed.detector.weigh(seen, columns, shared)
                 pairs = armed.detector.links(seen, columns, shared)
             except Exception as error:
-                if not armed.shadow:
+                if not self.book.harmless(armed):
                     raise GuardError(f"the detector {armed.name} fails") from error
                 logger.exception("the detector %s fails, in shadow: it says nothing of %d rows", armed.name, len(nats))
                 nats[:, i] = 0.0
@@ -229,7 +229,7 @@ class WatchState:
         for i, armed in enumerate(self._settings.detectors):
             if np.isfinite(nats[:, i]).all():
                 continue
-            if not armed.shadow:
+            if not self.book.harmless(armed):
                 raise GuardError(f"the evidence of the detector {armed.name} is not finite")
             logger.error("the evidence of the detector %s, in shadow, is not finite: it counts for nothing", armed.name)
             nats[:, i] = 0.0
