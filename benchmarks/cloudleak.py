@@ -4,7 +4,8 @@
 
 Targets: the undefended Fashion-MNIST model of `python -m benchmarks.run` (out/bench/seed-0), a faces model (examples/faces), and open
 NSFW, which others trained; all sealed by `garrison seal` and asked through their unguarded bundles. What is finished is kept in the
-out folder and not done again; --minutes stops before a trial that would begin later. Writes cloudleak.json and cloudleak.md.
+out folder and not done again, and neither are the examples that were made (out/cloudleak/made; delete them at the end); --minutes stops before a
+trial that would begin later. Writes cloudleak.json and cloudleak.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch
 from benchmarks import cloudleak_targets as targets
 from garrison.attacks import measures
 from garrison.attacks.base import Attack, Trial
+from garrison.attacks.extraction import malicious
 from garrison.attacks.extraction.cloudleak import CloudLeak
+from garrison.attacks.extraction.finetune import Kept
 
 USD_A_QUERY = 0.001
 MOST_SEEDS = 100
@@ -67,6 +70,25 @@ class Figure:
     told: dict[str, float]
     attack: str
     constant_total_variation: float = 0.0
+
+
+class OnDisk(Kept):
+    """Examples in files, so that a run that was killed in the middle of a trial does not make them again."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(64 * 2**20)
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: bytes) -> torch.Tensor | None:
+        found, path = super().get(key), self._folder / f"{key.hex()}.npy"
+        return torch.as_tensor(np.load(path)) if found is None and path.exists() else found
+
+    def put(self, key: bytes, value: torch.Tensor) -> None:
+        super().put(key, value)
+        new = self._folder / f"{key.hex()}.new.npy"
+        np.save(new, value.numpy())
+        new.replace(self._folder / f"{key.hex()}.npy")
 
 
 ARMS = {
@@ -248,6 +270,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    malicious.MADE = OnDisk(given.out / "made")
     names = given.only.split(",")
     found = run(given.out, names, given.seeds, given.minutes)
     rows, gaps = rows_of(found, list(ARMS), MOST_SEEDS), differences(found, list(ARMS), MOST_SEEDS)

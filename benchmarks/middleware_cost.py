@@ -82,6 +82,18 @@ async def measure(arms: dict[str, Any], bodies: list[bytes]) -> dict[str, list[f
     return found
 
 
+def reference(bundle: Path, trust: Path) -> float:
+    """Microseconds of one run of the model alone, at batch 1: what the machine is worth just now."""
+    runner = Runner(verify(bundle, [OwnerPublicKey.from_pem(trust.read_bytes())]))
+    x, found = np.zeros((1, 1, 28, 28), np.float32), []
+    for _ in range(ROUNDS):
+        started = time.process_time_ns()
+        for _ in range(REPEATS):
+            runner.run({"x": x})
+        found.append((time.process_time_ns() - started) / REPEATS / 1e3)
+    return float(np.median(found))
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -95,12 +107,14 @@ def main() -> None:
         x = datasets.load("fashion-mnist", "test").x[:256]
         bodies = [json.dumps({"x": [np.round(row.ravel(), 4).tolist()]}).encode() for row in x.astype(np.float64)]
         found = asyncio.run(measure(arms, bodies))
+        unit = reference(bundle, trust)
+    print(f"reference: one run of the model alone {unit:.1f} us")
     for share, name in ((50, "median"), (5, "quiet")):
         levels = {arm: float(np.percentile(values, share)) for arm, values in found.items()}
         for arm, level in levels.items():
             added = level - levels["bare"]
             print(
-                f"{name:8s}{arm:32s}{level:8.1f} us a request, added {added:7.1f}, ratio {level / levels['bare']:.3f}"
+                f"{name:8s}{arm:32s}{level:8.1f} us a request, added {added:7.1f} ({added / unit:.1f} runs of the model), ratio {level / levels['bare']:.3f}"
             )
 
 

@@ -13,8 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from garrison.bundle.manifest import InputSpec, Provenance
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.crypto.owner import OwnerKey
+from garrison.guard.defenses.feature_squeezing import FeatureSqueezing
+from garrison.guard.pipeline import load_defense
 from garrison.hardening.data import Part
 from garrison.hardening.feature_scores import add_feature_score
+from garrison.sealing.copies import with_copies
 from garrison.sealing.draft import Draft
 from garrison.sealing.seal import seal
 from garrison.types import FEATURE_SCORES, Array, DefenseSpec, Task
@@ -117,6 +120,10 @@ def seal_mlp(
     for spec in chain:
         if spec.name in FEATURE_SCORES:
             model = add_feature_score(model, spec.name, Part({"image": images(200, seed=1)}, None))
+    pictures = InputSpec(name="image", datatype="FP32", shape=PIXELS, minimum=0.0, maximum=1.0)
+    for defense in map(load_defense, chain):
+        if isinstance(defense, FeatureSqueezing):
+            model = with_copies(model, pictures, defense, "probabilities", {"image": images(4)})
     draft = Draft(
         name=name,
         version=version,
@@ -124,7 +131,7 @@ def seal_mlp(
         misinformation=wrong_network() if own_network else None,
         task=Task.CLASSIFICATION,
         labels=LABELS,
-        inputs=(InputSpec(name="image", datatype="FP32", shape=PIXELS, minimum=0.0, maximum=1.0),),
+        inputs=(pictures,),
         guard=chain,
         provenance=Provenance(created="2026-01-01T00:00:00Z", source_format="onnx", source_sha256="0" * 64),
         rows={"image": images(4)},

@@ -74,9 +74,19 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 
 @contextmanager
-def serve(bundles: Bundles, *names: str, state: Path, limits: Limits | None = None, **server: Any) -> Iterator[Served]:
+def serve(
+    bundles: Bundles,
+    *names: str,
+    state: Path,
+    limits: Limits | None = None,
+    sections: dict[str, Any] | None = None,
+    **server: Any,
+) -> Iterator[Served]:
+    """A server in this process; `sections` are further ones of its settings."""
     server = {"isolation": "none"} | server  # quicker to start; tests of the enclave ask for it
-    config = Config(server=ServerConfig(port=0, state=str(state), **server), limits=limits or Limits())
+    config = Config(
+        server=ServerConfig(port=0, state=str(state), **server), limits=limits or Limits(), **(sections or {})
+    )
     assembly = assemble(config, bundles.paths(*names), [bundles.owner.public])
     with background(assembly) as url:
         yield Served(url, assembly)

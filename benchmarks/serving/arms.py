@@ -31,8 +31,8 @@ from garrison.errors import GarrisonError
 START_SECONDS, STOP_SECONDS = 90.0, 15.0
 TOLERANCE = 1e-4
 WAKE_SECONDS = 4.0
-SETTINGS = "[limits]\nreplay_entries = 2000000\n"
-"""So that the load of the sealed arm fits one key's life; the default would have the client attest again in between."""
+SETTINGS = "[limits]\nsession_seconds = 3600\n"
+"""So that what is sealed beforehand for the sealed arm is still taken when it is sent."""
 
 
 @dataclass(frozen=True, slots=True)

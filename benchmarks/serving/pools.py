@@ -1,6 +1,7 @@
 """What is sent: a pool of whole HTTP requests in one file, so that no load generator computes anything while it sends.
 
-A pool goes round, but for sealed requests: an enclave opens each of them once, so as many are sealed beforehand as will be sent.
+A pool goes round, but for sealed requests: an enclave opens each of them once, so as many are sealed beforehand as will be sent, within
+sessions that are begun beforehand too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from benchmarks.serving.peers.common import Array, Body
 
 from garrison.client import Client
 from garrison.crypto.hpke import ONE_TIME_KEY_BYTES
+from garrison.crypto.sessions import SessionKeys
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.protocol.sealed import CONTENT_TYPE, RequestHead, read_answer, seal_request
+from garrison.protocol.sealed_session import Bound, Offer, SessionHead, seal_within
 
 ANSWER_SECONDS = 60.0
 
@@ -65,31 +68,51 @@ def decode(answer: bytes, json_bytes: int) -> Array:
 
 
 def sealed(url: str, name: str, rows: Array, count: int) -> Iterator[Body]:
-    """Freshly attested and sealed requests, each to be sent once."""
-    with Client(url, model=name, sealed=True, allow_simulated=True) as client:
-        keys = client.attest().keys
+    """Sealed requests, each to be sent once: in sessions that are begun now, and hold for `session_seconds`."""
     plain = [encode_request({"x": x}) for x in rows]
+    begun: Begun | None = None
+    counter = 0
     for k in range(count):
+        if begun is None or counter >= begun.requests:
+            begun, counter = begin(url, name, rows[:1]), 0
         content, json_bytes = plain[k % len(plain)]
-        key = secrets.token_bytes(ONE_TIME_KEY_BYTES)
-        head = RequestHead("", json_bytes, secrets.token_hex(16), key, int(time.time()))
-        envelope = seal_request(keys.suite, keys.hpke, keys.epoch, head, content)
+        head = SessionHead(json_bytes, secrets.token_hex(16), int(time.time()))
+        envelope, _ = seal_within(begun.keys, begun.session, counter, head, content)
+        counter += 1
         yield Body(f"/v2/models/{name}/infer", {"Content-Type": CONTENT_TYPE}, envelope)
 
 
-def ask_sealed(url: str, name: str, x: Array) -> Array:
-    """One sealed question, by hand as `sealed` writes them; its answer is opened."""
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A session, and what the enclave answered to its first request."""
+
+    session: bytes
+    keys: SessionKeys
+    requests: int
+    answer: Array
+
+
+def begin(url: str, name: str, x: Array) -> Begun:
+    """A session with a freshly attested enclave, by hand; its first request asks for `x`."""
     with Client(url, model=name, sealed=True, allow_simulated=True) as client:
-        keys = client.attest().keys
+        attested = client.attest()
+    keys, offer = attested.keys, Offer(attested.keys.suite)
     content, json_bytes = encode_request({"x": x})
     key = secrets.token_bytes(ONE_TIME_KEY_BYTES)
-    head = RequestHead("", json_bytes, secrets.token_hex(16), key, int(time.time()))
+    head = RequestHead("", json_bytes, secrets.token_hex(16), key, int(time.time()), offer=offer.content)
     envelope = seal_request(keys.suite, keys.hpke, keys.epoch, head, content)
     answer, _ = ask(url, Body(f"/v2/models/{name}/infer", {"Content-Type": CONTENT_TYPE}, envelope))
     said, inside = read_answer(key, answer)
-    if said.code:
-        raise OSError(f"{said.code}: {said.detail}")
-    return decode(inside, said.json_bytes)
+    if said.code or said.grant is None:
+        raise OSError(f"{said.code}: {said.detail or 'no session'}")
+    bound = Bound(keys.signing, attested.manifest_sha256, attested.guard, "")
+    made = offer.take(said.grant, envelope, bound)
+    return Begun(said.grant.session, made, said.grant.requests, decode(inside, said.json_bytes))
+
+
+def ask_sealed(url: str, name: str, x: Array) -> Array:
+    """One sealed question, and the answer to it, which is opened."""
+    return begin(url, name, x).answer
 
 
 def ask(url: str, body: Body) -> tuple[bytes, int]:

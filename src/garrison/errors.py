@@ -20,9 +20,11 @@ found and what to do next; it never holds tensor values or secrets.
     |   |-- StateError                   what was kept of callers cannot be used
     |-- RequestError                     what a client sent is wrong (its own fault, told plainly)
     |   |-- MalformedRequestError | InputError | LimitError | SlowRequestError
-    |   |-- SealedRequestError | StaleKeyError | ReplayError | SealingRequiredError
-    |   |-- AuthenticationError | BudgetExhaustedError | WorkRequiredError | ThrottledError | NotFoundError | MethodError
+    |   |-- SealedRequestError | StaleKeyError | StaleSessionError | ReplayError | SealingRequiredError
+    |   |-- AuthenticationError | ForbiddenError | BudgetExhaustedError | WorkRequiredError | ThrottledError | TooFastError
+    |   |-- NotFoundError | MethodError
     |-- RefusedError                     the guard refused; the client learns no more than that
+    |-- InvalidAnswerError               the model's answer is not one that may leave: not finite, no probabilities, unknown class
     |-- UnavailableError                 try again later
     |   |-- FrameError                   the connection to an enclave has ended, or what came over it lies
     |-- UpstreamError                    the server that a gateway guards gave no answer that can be used
@@ -30,6 +32,7 @@ found and what to do next; it never holds tensor values or secrets.
     |   |-- ProofError                   the signature of an answer does not hold
     |   |-- AttestationError             the evidence of an enclave is not good enough; carries the whole report
     |-- IsolationError                   an enclave cannot be started as asked on this machine
+    |-- LedgerError                      a ledger does not hold, or must not be written to
     |-- AuditError
     |   |-- PlanError | PreflightError | QueryBudgetError
 """
@@ -210,6 +213,12 @@ class StaleKeyError(RequestError):
     code = "request.stale_key"
 
 
+class StaleSessionError(RequestError):
+    """Sealed within a session that the enclave does not keep (any more): begin another one."""
+
+    code = "request.stale_session"
+
+
 class ReplayError(RequestError):
     """The same sealed request was here before."""
 
@@ -224,6 +233,12 @@ class SealingRequiredError(RequestError):
 
 class AuthenticationError(RequestError):
     code = "request.unauthenticated"
+
+
+class ForbiddenError(RequestError):
+    """The caller is known, and its scopes do not cover this."""
+
+    code = "request.forbidden"
 
 
 class BudgetExhaustedError(RequestError):
@@ -242,6 +257,12 @@ class ThrottledError(RequestError):
     code = "request.throttled"
 
 
+class TooFastError(RequestError):
+    """More requests a second than the operator allows this caller, or this model."""
+
+    code = "request.too_fast"
+
+
 class NotFoundError(RequestError):
     code = "request.not_found"
 
@@ -252,6 +273,12 @@ class MethodError(RequestError):
 
 class RefusedError(GarrisonError):
     code = "refused"
+
+
+class InvalidAnswerError(GarrisonError):
+    """What the model computed for this input must not be used; asking again will not help."""
+
+    code = "answer.invalid"
 
 
 class UnavailableError(GarrisonError):
@@ -288,6 +315,10 @@ class AttestationError(ServiceError):
 
 class IsolationError(GarrisonError):
     code = "isolation"
+
+
+class LedgerError(GarrisonError):
+    code = "ledger"
 
 
 class AuditError(GarrisonError):

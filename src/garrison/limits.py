@@ -65,6 +65,18 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Most sealed requests that are remembered (16 bytes each, about 80 in memory) for one key; no more are opened with it."""
     sealed_clock_seconds: float = 900.0
     """Most by which the time in a sealed request may differ from the enclave's clock, in seconds."""
+    session_seconds: int = 600
+    """How long a session of sealed requests lasts, in seconds; never longer than the key that it began with."""
+    session_requests: int = 16_384
+    """Most sealed requests within one session, after its first."""
+    sessions: int = 4_096
+    """Most sessions that an enclave keeps, of all callers (about 1 KB each). Where there are so many, no other begins."""
+    sessions_a_caller: int = 64
+    """Most sessions of one caller; another one ends the one that this caller has not used for the longest time."""
+    grpc_message_bytes: int = 4 * MIB
+    """Longest message that is taken over gRPC, in bytes. Together with `grpc_requests` it bounds what calls can hold on to, before they count among `queue_bytes`."""
+    grpc_requests: int = 256
+    """Most calls over gRPC at once; the next one is told to come again later."""
     evidence_requests: int = 8
     """Most requests for evidence that wait for one model; the next one is told to come again later."""
 

@@ -32,6 +32,8 @@ DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_DTYP
 
 FEATURE_SCORES = ("mahalanobis", "knn")
 """Out-of-distribution scores that look at a model's inner features, so that its graph must compute them: names of outputs and of defenses."""
+SQUEEZED = "squeezed"
+"""The output with the answers to squeezed copies of each row."""
 
 
 class Phase(enum.IntEnum):
@@ -106,12 +108,17 @@ class RawScores:
         misinformation: log-probabilities of f' (shape (k, classes)) for the k rows asked for, or None where the bundle
             has no f'. Called only for the rows where it matters, unless the guard runs in constant time.
         feature_score: shape (rows, 1), one of `FEATURE_SCORES`, where the graph offers it: higher for inputs like the training data.
+        squeezed: shape (rows, copies * outputs), the answers to squeezed copies of each row, one after the other, where the graph offers them (see
+            `garrison.guard.squeezing`).
+        again: the model's answers to any other rows, by the names of its inputs: shape (rows, outputs). Only where the chain runs in numpy.
     """
 
     values: FloatArray
     logits: FloatArray | None = None
     misinformation: Callable[[npt.NDArray[np.intp]], FloatArray] | None = None
     feature_score: FloatArray | None = None
+    squeezed: FloatArray | None = None
+    again: Callable[[dict[str, Array]], FloatArray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +166,7 @@ class ModelFacts:
         value_dtype: dtype of `RawScores.values`.
         has_logits, has_misinformation: what else the graph offers.
         feature_score: which of `FEATURE_SCORES` it offers; "" for none.
+        has_squeezed: whether it offers `SQUEEZED`.
     """
 
     task: Task
@@ -169,6 +177,7 @@ class ModelFacts:
     has_logits: bool
     has_misinformation: bool
     feature_score: str = ""
+    has_squeezed: bool = False
 
 
 class DefenseSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hardening": BASE | {"npz", "bundle", "runtime", "guard", "datasets", "upstream"},
     "sealing": BASE | {"hardening", "guard", "runtime", "bundle", "crypto"},
     "server": BASE | {"enclave", "attest", "protocol", "config", "crypto", "bundle", "upstream"},
-    "asgi": BASE | {"server", "guard", "runtime", "bundle", "protocol", "crypto"},
+    "asgi": BASE | {"config", "server", "guard", "runtime", "bundle", "protocol", "crypto"},
     "api": BASE | {"audit", "attacks", "client", "config", "server", "sealing", "hardening", "bundle", "crypto"},
     "audit": BASE | {"npz", "attacks", "client", "bundle", "guard", "enclave", "crypto", "datasets"},
 }
@@ -48,16 +48,39 @@ OUTSIDE: dict[str, set[str]] = {
     "dcap_qvl": {"attest"},
     "cbor2": {"attest", "enclave"},
     "granian": {"server"},
+    "grpc": {"server"},
     "httpx": {"client"},
+    "httpcore": {"client"},
     "h11": {"client", "upstream"},
+    "joserfc": {"server"},
+    "psycopg": {"server"},
+    "redis": {"server"},
     "matplotlib": {"audit"},
     "jinja2": {"audit"},
     "onnxruntime": {"runtime", "hardening", "sealing"},
+    "prometheus_client": {"server"},
+    "opentelemetry": {"server"},
+    "evidently": {"api"},
+    "pandas": {"api"},
     "pickle": set(),
     "joblib": set(),
     "marshal": set(),
 }
-NEVER_AT_START = {"torch", "onnx", "ndonnx", "onnxscript", "granian", "httpx", "sklearn", "matplotlib", "starlette"}
+NEVER_AT_START = {
+    "joserfc",
+    "psycopg",
+    "redis",
+    "torch",
+    "onnx",
+    "ndonnx",
+    "onnxscript",
+    "granian",
+    "grpc",
+    "httpx",
+    "sklearn",
+    "matplotlib",
+    "starlette",
+}
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from tests.attacks.services import Linear, rows
+from tests.attacks.services import Linear, rows, softmax
 
 from garrison.attacks.base import Attack, Goal
 from garrison.attacks.exam import Exam
 from garrison.attacks.extraction import ATTACKS
 from garrison.attacks.knowledge import Knowledge
+from garrison.attacks.oracle import Answers, OracleFacts
 from garrison.audit.plan import load_attack
 from garrison.errors import AuditError, PlanError
+from garrison.types import Array
 
 DOCS = Path(__file__).parents[2] / "docs" / "attacks"
 QUICK: dict[str, dict[str, Any]] = {
@@ -60,6 +64,14 @@ def test_parameters_are_strict_and_stand_in_the_name(attack: Attack) -> None:
     assert msgspec.convert(msgspec.to_builtins(attack), type(attack)) == attack
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_parameter_that_is_no_number_is_told(attack: Attack, value: float) -> None:
+    for name in attack.__struct_fields__:
+        if isinstance(getattr(attack, name), float):
+            with pytest.raises(PlanError, match=name):
+                load_attack(attack.name, {name: value})
+
+
 def test_an_attack_does_not_grade_itself(attack: Attack) -> None:
     assert type(attack).carry_out is Attack.carry_out
 
@@ -95,9 +107,77 @@ def test_a_service_that_refuses_all_gives_a_clone_and_no_crash(attack: Attack) -
     assert trial.scores["clone_accuracy"].shape == (5,)
 
 
+def test_a_service_that_refuses_some_rows_is_attacked_all_the_same(attack: Attack) -> None:
+    """It refuses a request for one of its rows, and the thief asks row by row; no row more than the budget."""
+    service = Linear(refuses_above=0.8)
+    if attack.obstacle(service.facts) or attack.lacks(Knowledge(rows(90))):
+        return
+    x = rows(30, seed=5)
+    trial = attack.carry_out(service, Knowledge(rows(90)), Exam(x, Linear().truth(x).argmax(axis=1)), budget=60, seed=0)
+    assert trial.queries == sum(len(part) for part in service.asked) <= 60
+    assert (trial.unanswered > 0) == attack.asks
+    assert trial.failed == 0
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A service of rows of any form: the class says whether the first half of a row is larger than the second."""
+
+    facts: OracleFacts
+
+    def query(self, x: Array) -> Answers:
+        assert x.dtype == self.facts.dtype
+        assert x.shape[1:] == self.facts.shape
+        assert ((x >= self.facts.low) & (x <= self.facts.high)).all()
+        flat = x.reshape(len(x), -1).astype(np.float64)
+        half = max(1, flat.shape[1] // 2)
+        z = (flat[:, :half].sum(axis=1) - flat[:, half : 2 * half].sum(axis=1)) / half
+        p = softmax(np.stack([np.zeros(len(x)), 0.1 * z], axis=1))
+        nobody = np.zeros(len(x), dtype=np.bool_)
+        return Answers(p.argmax(axis=1).astype(np.int64), p, nobody, nobody)
+
+
+def odd(shape: tuple[int, ...], dtype: type, low: float, high: float) -> Odd:
+    def edge(value: float) -> Array:
+        return np.full(shape, value, np.float64 if np.isinf(value) else dtype)
+
+    return Odd(OracleFacts(shape, np.dtype(dtype), edge(low), edge(high), classes=2, soft=True))
+
+
+ODD = {
+    "two axes without a range": odd((2, 3), np.float64, -np.inf, np.inf),
+    "one feature": odd((1,), np.float32, -1, 1),
+}
+PICTURES = {
+    "whole numbers in a square": odd((12, 12), np.uint8, 0, 255),
+    "channels last": odd((12, 12, 3), np.float32, -5, 5),
+}
+
+
+@pytest.mark.parametrize("form", [*ODD, *(pytest.param(form, marks=pytest.mark.slow) for form in PICTURES)])
+def test_rows_of_any_form_are_attacked_or_the_obstacle_is_told(attack: Attack, form: str) -> None:
+    service, rng = (ODD | PICTURES)[form], np.random.default_rng(0)
+    low, high = (np.where(np.isfinite(e), e, d) for e, d in ((service.facts.low, -3), (service.facts.high, 3)))
+    x = (low + rng.random((80, *service.facts.shape)) * (high - low)).astype(service.facts.dtype)
+    if attack.obstacle(service.facts) or attack.lacks(Knowledge(x)):
+        return
+    trial = attack.carry_out(service, Knowledge(x), Exam(x, service.query(x).labels), budget=40, seed=0)
+    assert trial.queries <= 40
+    assert trial.failed == 0
+
+
 def test_every_attack_has_its_page(attack: Attack) -> None:
     page = (DOCS / f"{attack.name}.md").read_text()
-    for heading in ("## What it does", "## What stops it", "## What it costs", "## Source", "## Parameters"):
-        assert heading in page
+    parts = (
+        "What it does",
+        "What the attacker must know",
+        "What it gets",
+        "What stops it",
+        "What it costs",
+        "Source",
+        "Parameters",
+    )
+    for part in parts:
+        assert f"\n## {part}" in page, part
     for name in attack.__struct_fields__:
         assert f"`{name}`" in page, name

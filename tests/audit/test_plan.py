@@ -13,11 +13,22 @@ from garrison.attacks.tactics import TACTICS
 from garrison.audit.plan import load_attack, load_plan, parse_plan, shipped_plans
 from garrison.errors import PlanError
 
+TRAINING = 'training = {{ rows = "t.npz", algorithm = "ridge", truth = {} }}'
+
+
+def test_categories_and_what_is_known_of_the_training_are_read() -> None:
+    text = PLAN.replace('name = "small"', f'name = "small"\n{TRAINING.format("{ lambda = 2.0 }")}')
+    plan = parse_plan("categorical = { 3 = [0, 1, 2.5], 0 = [1] }\n" + text, "a test")
+    assert plan.categorical == {3: (0.0, 1.0, 2.5), 0: (1.0,)}
+    assert plan.training is not None
+    assert plan.training.truth == {"lambda": 2.0}
+
 
 def test_the_shipped_plans_read_and_the_demo_trains_at_most_15_clones() -> None:
     assert shipped_plans() == (
         "bench",
         "demo",
+        "evasion",
         "extraction",
         "extraction-quick",
         "guards",
@@ -53,7 +64,14 @@ def test_the_control_is_trained_like_the_attacks() -> None:
         ("seeds = [0]", "seeds = [1, 1]", "not repeat"),
         ("seeds = [0]", 'seeds = ["1"]', "int"),
         ("budgets = [40, 80]", "budgets = []", "at least one budget"),
-        ("budgets = [40, 80]", "budgets = [0]", "at least 1 row"),
+        ("budgets = [40, 80]", "budgets = [0]", "a budget must be 1 to"),
+        ("budgets = [40, 80]", "budgets = [9000000000]", "a budget must be 1 to"),
+        ("budgets = [40, 80]", "a_feature = [inf]", "a feature"),
+        ('name = "small"', 'name = "small"\ncategorical = { 3 = [] }', "categorical"),
+        ('name = "small"', 'name = "small"\ncategorical = { -1 = [0] }', "categorical"),
+        ('name = "small"', 'name = "small"\ncategorical = { colour = [0] }', "categorical"),
+        ('name = "small"', f'name = "small"\n{TRAINING.format("{ lambda = 0.0 }")}', "training.truth"),
+        ('name = "small"', f'name = "small"\n{TRAINING.format("{ alpha = 1.0 }")}', "training.truth"),
         ("epochs = 2", "epoch = 2", "epoch"),
         ("epochs = 2", "epochs = 0", "epochs"),
         ('answers = "labels"', 'answers = "hard"', "hard"),

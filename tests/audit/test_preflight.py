@@ -52,6 +52,18 @@ def test_logits_do_not_pass(p: Any, message: str) -> None:
         preflight.check_answers(answers(p), "here")
 
 
+def test_what_a_thief_is_said_to_know_fits_the_target() -> None:
+    table = OracleFacts((3,), np.dtype(np.float32), np.zeros(3), np.full(3, 4.0), 2, soft=True)
+    kind = rows(np.zeros((5, 3)), None, "own")
+    known = AuditData(kind, kind, kind, training=kind)
+    preflight.check_knowledge(table, known, {2: (0.0, 4.0)})
+    for categorical, message in (({3: (0.0,)}, "no feature 3"), ({0: (0.0, 5.0)}, "outside the range")):
+        with pytest.raises(PreflightError, match=message):
+            preflight.check_knowledge(table, known, categorical)
+    with pytest.raises(PreflightError, match="training rows have the shape"):
+        preflight.check_knowledge(table, replace(known, training=rows(np.zeros((5, 4)), None, "own")), {})
+
+
 def test_a_target_that_answers_nothing() -> None:
     silent = Answers(np.full(3, -1), None, ~NOBODY, NOBODY)
     with pytest.raises(PreflightError, match="none of the probed rows"):

@@ -200,10 +200,14 @@ def test_the_bundle_is_named_after_its_folder(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "name", "expected"),
     [
-        (("--release", "label"), "release", {"mode": "labels", "k": 3, "decimals": None}),
-        (("--release", "rounded"), "release", {"mode": "rounded", "k": 3, "decimals": 3}),
-        (("--release", "top-k", "--k", "2", "--decimals", "1"), "release", {"mode": "top-k", "k": 2, "decimals": 1}),
-        (("--release", "full"), "release", {"mode": "full", "k": 3, "decimals": None}),
+        (("--release", "label"), "release", {"mode": "labels", "k": 3, "decimals": None, "radius": False}),
+        (("--release", "rounded"), "release", {"mode": "rounded", "k": 3, "decimals": 3, "radius": False}),
+        (
+            ("--release", "top-k", "--k", "2", "--decimals", "1"),
+            "release",
+            {"mode": "top-k", "k": 2, "decimals": 1, "radius": False},
+        ),
+        (("--release", "full"), "release", {"mode": "full", "k": 3, "decimals": None, "radius": False}),
         (("--budget", "5000"), "budget", BUDGET),
         (("--budget", "5000/day"), "budget", BUDGET | {"period": "day"}),
         (

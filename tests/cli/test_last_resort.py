@@ -16,7 +16,7 @@ from tests.commands import fails, run, save
 from garrison.cli import COMMANDS, main
 from garrison.cli.output import DEFECT, plain, printable
 from garrison.errors import ConfigError, KeyFileError
-from garrison.server.auth import MOST_FILE_BYTES
+from garrison.server.key_file import MOST_FILE_BYTES
 
 
 def test_printable_makes_control_characters_visible() -> None:

@@ -25,10 +25,12 @@ from garrison.attest.policy import Policy
 from garrison.client import Client, connect_http
 from garrison.client.connect import Proxy
 from garrison.client.connect_http import serve_proxy
+from garrison.client.connect_work import rows_of
 from garrison.enclave.service import Service
 from garrison.limits import Limits
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.server.auth import add_key
+from garrison.types import DefenseSpec
 
 httpclient = pytest.importorskip("tritonclient.http")
 SIMULATED = Policy(allow_simulated=True)
@@ -313,3 +315,26 @@ def test_connections_are_bounded(running: tuple[Served, Simulated], monkeypatch:
 
 def test_only_this_machine_is_listened_to(local: str) -> None:
     assert urlsplit(local).hostname == "127.0.0.1"
+
+
+def test_it_works_where_the_service_asks_for_work(tmp_path: Path) -> None:
+    """A client that knows of no proofs gets its answer; the control is the same request without the proxy."""
+    toll = DefenseSpec(name="proof-of-work", parameters={"bits": 6})
+    sealed = seal_mlp(tmp_path / "mlp", (BOUNDS, toll, RELEASE))
+    with serve_simulated(sealed, state=tmp_path / "state") as (served, (enclave,)), proxy(served.url) as local:
+        assert served.infer(images(3)).json()["code"] == "request.work_required"
+        body, json_bytes = encode_request({"image": images(3)})
+        headers = {"inference-header-content-length": str(json_bytes)}
+        for _ in range(2):
+            assert httpx.post(local + INFER, content=body, headers=headers).status_code == 200
+    codes = [ask.sealed for ask in enclave.asks]
+    assert codes == [False, True, True, True], "asked without a proof once, and then not again"
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [(b'{"inputs":[{"shape":[7,2]}]}', 7), (b'{"inputs":[]}', 1), (b"{", 1), (b'{"inputs":[{"shape":[]}]}', 1)],
+)
+def test_rows_of_a_request(body: bytes, rows: int) -> None:
+    assert rows_of(body, -1) == rows
+    assert rows_of(body + b"more", len(body)) == rows

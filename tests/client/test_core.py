@@ -10,9 +10,10 @@ import pytest
 
 from garrison.client.core import Core
 from garrison.client.prediction import Prediction, join
-from garrison.client.talk import ERRORS, Pause, Request, Response, Talk, Unreachable, Work
+from garrison.client.talk import Pause, Talk, Unreachable, Work
 from garrison.errors import ConfigError, GarrisonError, LimitError, ProofError, ServiceError, UnavailableError
-from garrison.protocol.http_status import INTERNAL, STATUS
+from garrison.protocol.http_messages import Request, Response
+from garrison.protocol.http_status import ERRORS, INTERNAL, STATUS
 from garrison.protocol.oip_client import encode_request
 from garrison.server.http_errors import error_answer
 
@@ -136,7 +137,8 @@ def test_answers_that_do_not_fit_the_question_are_refused() -> None:
 def test_a_class_that_the_model_does_not_have_is_refused() -> None:
     extras = {"version": "1", "task": "classification", "labels": ["a", "b"], "ranges": {}}
     known = METADATA | {
-        "garrison": extras | {"manifest_digest": "", "guard_digest": "", "budget_rows": 0, "budget_period": ""}
+        "outputs": [{"name": "classes", "datatype": "INT64", "shape": [-1, 1]}],
+        "garrison": extras | {"manifest_digest": "", "guard_digest": "", "budget_rows": 0, "budget_period": ""},
     }
 
     def named(number: int) -> Prediction:

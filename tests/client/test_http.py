@@ -178,7 +178,8 @@ class _Meddler(http.server.BaseHTTPRequestHandler):
         kind = type(self)
         match kind.change:
             case "flip":
-                content = content[:-1] + bytes([content[-1] ^ 1])
+                # The last bit of the last number: whole rows are still probabilities, which every client looks at.
+                content = content[:-4] + bytes([content[-4] ^ 1]) + content[-3:]
             case "strip":
                 headers.pop("garrison-proof")
             case "garble":

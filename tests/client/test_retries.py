@@ -17,7 +17,7 @@ from tests.models import images
 from tests.serving import Served
 
 from garrison.client import AsyncClient, Client
-from garrison.client.talk import Pause, Request, Response, Unreachable, exchange
+from garrison.client.talk import Pause, Unreachable, exchange
 from garrison.errors import (
     BudgetExhaustedError,
     ConfigError,
@@ -26,6 +26,7 @@ from garrison.errors import (
     ServiceError,
     UnavailableError,
 )
+from garrison.protocol.http_messages import Request, Response
 
 BUSY = b'{"error": "busy", "code": "unavailable"}'
 

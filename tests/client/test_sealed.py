@@ -21,7 +21,7 @@ from garrison.attest.policy import Policy
 from garrison.attest.report import Report
 from garrison.client import AsyncClient, Client
 from garrison.client.sealed import SealedChannel, caller_of
-from garrison.client.talk import Request, Response, Talk
+from garrison.client.talk import Talk
 from garrison.crypto.owner import OwnerKey
 from garrison.enclave.service import Service
 from garrison.errors import (
@@ -37,6 +37,7 @@ from garrison.errors import (
     UnavailableError,
 )
 from garrison.limits import Limits
+from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.messages import Ask
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.server.auth import add_key
@@ -196,12 +197,14 @@ def test_it_tries_that_once(running: tuple[Served, Simulated]) -> None:
 
 
 def test_keys_that_end_and_sets_that_are_full_cost_a_client_nothing(sealed: dict[str, Sealed], tmp_path: Path) -> None:
-    limits = Limits(key_offered_seconds=0.5, key_grace_seconds=6.5, replay_entries=10, key_least_seconds=0.01)
+    limits = Limits(
+        key_offered_seconds=0.5, key_grace_seconds=6.5, replay_entries=3, key_least_seconds=0.01, session_requests=2
+    )
     with (
         serve_simulated(sealed["mlp"], state=tmp_path, limits=limits) as (served, (enclave,)),
         Client(served.url, sealed=True, allow_simulated=True) as client,
     ):
-        for _ in range(25):
+        for _ in range(25):  # nine first requests, of which one key opens three
             assert client.predict(images(1)).attested
             time.sleep(0.02)
         assert 3 <= enclave.attested <= 6
@@ -223,9 +226,11 @@ def test_the_callers_name_goes_inside(sealed: dict[str, Sealed], tmp_path: Path)
             client._http.headers["authorization"] = ""
             channel = client._core._channel
             assert channel is not None
+            client.predict(images(1))
             channel._headers = {"authorization": f"Bearer {keys['bob.b-1']}"}  # a host that names another caller
             with pytest.raises(SealedRequestError, match="handed in for"):
                 client.predict(images(1))
+            assert enclave.replies[-2].code == "request.stale_session", "her session is not his"
 
 
 @pytest.mark.parametrize("key", ["", "alice", "gk_", "gk__x", "gk_a_", "gk_a", "sk_a_b"])

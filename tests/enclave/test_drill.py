@@ -23,6 +23,7 @@ from garrison.limits import DEFAULT_LIMITS
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip_client import encode_request
 from garrison.protocol.sealed import RequestHead, read_answer, seal_request
+from garrison.protocol.sealed_session import Bound, Offer, SessionHead, seal_within
 from garrison.types import Array
 
 KEY = bytes(range(32))
@@ -108,6 +109,21 @@ def test_each_kind_of_refusal_under_seal(confined: Enclave, network: SealedNetwo
     for envelope in (b"", b"junk", b"junk" * 99, changed[:40], changed[:-1] + bytes([changed[-1] ^ 1])):
         assert ask(envelope).code == "request.sealed"
     assert ask(sealed(body, json_bytes, answer_key=b"short")).code == "request.sealed"
+    offer = Offer(keys.suite)
+    first = sealed(body, json_bytes, offer=offer.content)
+    grant = read_answer(KEY, ask(first).body)[0].grant
+    assert grant is not None
+    card = confined.card
+    within = offer.take(grant, first, Bound(keys.signing, card.manifest_digest, card.guard_digest, "alice"))
+    for counter, (kind, (body, json_bytes, code)) in enumerate(found.items()):
+        later, answer_key = seal_within(
+            within, grant.session, counter, SessionHead(json_bytes, "n", int(time.time())), body
+        )
+        head, _ = read_answer(answer_key, ask(later).body)
+        assert (kind, head.code) == (kind, code), head.detail
+    assert ask(later).code == "request.replayed"
+    assert ask(later[:4] + bytes(16) + later[20:]).code == "request.stale_session"
+    assert ask(later[:30]).code == "request.sealed"
     assert confined.card.public_key == key, "the same worker"
 
 

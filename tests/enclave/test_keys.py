@@ -120,7 +120,7 @@ def test_another_epoch_another_enclave_and_no_envelope(ring: KeyRing, clock: Clo
         ring.open(envelope(other))
     with pytest.raises(StaleKeyError):
         ring.open(envelope(ring.offered(), epoch=2))
-    for junk in (b"", b"GSR1", bytes(2000)):
+    for junk in (b"", b"GSR2", bytes(2000)):
         with pytest.raises(SealedRequestError):
             ring.open(junk)
 

@@ -22,7 +22,7 @@ from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.protocol.sealed import AnswerHead, RequestHead, read_answer, seal_request
-from garrison.protocol.statement import verify_answer
+from garrison.protocol.statement import read_proof, receipt_of, verify_answer
 from garrison.types import Array, DefenseSpec
 
 KEY = bytes(range(32))
@@ -79,15 +79,39 @@ def test_a_sealed_request_is_answered_sealed_and_signed(service: Service, keys: 
         read_answer(bytes(32), reply.body)
 
 
-def test_the_host_learns_rows_and_whether_and_no_more(sealed: Sealed, service: Service, keys: KeySet) -> None:
+def told(reply: Reply) -> Outcome:
+    """The host's outcome, but for the receipt: a random number to who does not hold the answer, of the same length for a refusal."""
+    assert len(reply.outcome.receipt) == 32
+    return msgspec.structs.replace(reply.outcome, receipt=b"")
+
+
+def test_a_receipt_is_the_answers_to_who_holds_its_proof_and_to_nobody_else(service: Service, keys: KeySet) -> None:
+    answered, short, refused = service.answer(
+        [
+            ask(keys, images(2), nonce="n" * 22),
+            ask(keys, images(2), nonce="n"),
+            ask(keys, images(2) + 5, nonce="n" * 22),
+        ]
+    )
+    proof = opened(answered)[0].proof
+    assert answered.outcome.receipt == receipt_of(read_proof(proof)[0].statement)
+    guessable = opened(short)[0].proof
+    assert short.outcome.receipt != receipt_of(
+        read_proof(guessable)[0].statement
+    )  # who guesses the input could check it
+    assert opened(refused)[0].proof == b""
+    assert len({r.outcome.receipt for r in (answered, short, refused)}) == 3
+
+
+def test_the_host_learns_rows_and_no_more(sealed: Sealed, service: Service, keys: KeySet) -> None:
     """The control is the same questions in the open: there the outcome tells which rows were misinformed, and why one was refused."""
     x, bad = images(40), images(2) + 5
     plain = [Ask("alice", -1, *encode_request({"image": y})) for y in (x, bad)]
     shown = [reply.outcome for reply in service.answer(plain)]
     assert shown[0].replaced > 0
     assert shown[1].code == "request.input"
-    hidden = [reply.outcome for reply in service.answer([ask(keys, x), ask(keys, bad)])]
-    assert hidden == [Outcome("ok", 40, distinct=40), Outcome("refused", 0)]  # and nothing of repeats
+    hidden = [told(reply) for reply in service.answer([ask(keys, x), ask(keys, bad)])]
+    assert hidden == [Outcome("sealed", 40, distinct=40), Outcome("sealed", 0)]  # and nothing of repeats
 
 
 def test_a_bad_envelope_harms_no_other(service: Service, keys: KeySet) -> None:
@@ -138,7 +162,7 @@ def test_the_caller_inside_must_be_the_one_outside(
     (reply,) = service.answer([Ask(outside, -1, envelope, sealed=True)])
     head, _ = opened(reply)
     assert head.code == ("" if answered else "request.sealed")
-    assert reply.outcome == Outcome("ok" if answered else "refused", int(answered), distinct=int(answered))
+    assert told(reply) == Outcome("sealed", int(answered), distinct=int(answered))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +173,7 @@ def test_a_letter_out_of_time_or_with_a_bad_nonce_is_refused_under_seal(
 ) -> None:
     (reply,) = service.answer([ask(keys, images(1), **inside)])
     assert opened(reply)[0].code == "request.sealed"
-    assert reply.outcome == Outcome("refused", 0)
+    assert told(reply) == Outcome("sealed", 0)
 
 
 def test_a_replay_is_refused(service: Service, keys: KeySet) -> None:

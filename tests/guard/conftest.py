@@ -47,7 +47,15 @@ def make_scores(rows: int, seed: int = 0, scale: float = 4.0) -> RawScores:
     logits = (scale * rng.normal(size=(rows, CLASSES))).astype(np.float32)
     wrong = np.log(softmax(rng.normal(size=(rows, CLASSES)))).astype(np.float32)
     features = -rng.random((rows, 1)).astype(np.float32)
-    return RawScores(softmax(logits), logits, lambda index: wrong[index], features)
+    copies = softmax((logits + rng.normal(size=(2, rows, CLASSES))).reshape(-1, CLASSES)).reshape(2, rows, CLASSES)
+    squeezed = np.concatenate([*copies], axis=1).astype(np.float32)
+    return RawScores(softmax(logits), logits, lambda index: wrong[index], features, squeezed, again)
+
+
+def again(inputs: dict[str, Array]) -> FloatArray:
+    """A linear model's answers to any rows."""
+    weights = np.random.default_rng(3).normal(size=(FEATURES, CLASSES))
+    return softmax(4.0 * inputs["x"] @ weights).astype(np.float32)
 
 
 def make_inputs(rows: int, seed: int = 0) -> Array:

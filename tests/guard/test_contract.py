@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.guard.conftest import CLASSES, KEY, PLAIN_CODES, make_batch, make_facts, make_inputs, make_scores
+from tests.guard.conftest import CLASSES, FEATURES, KEY, PLAIN_CODES, make_batch, make_facts, make_inputs, make_scores
 
 from garrison.errors import GuardError
 from garrison.guard.base import Code, Defense, RecordDefense, ReleaseDefense, RowDefense, View
 from garrison.guard.defenses import DEFENSES
+from garrison.guard.drifting.state import DriftState
 from garrison.guard.keyed import KeyedTable
 from garrison.guard.parts import narrow
 from garrison.guard.pipeline import load_defense
@@ -21,8 +22,16 @@ from garrison.guard.state import SECRET_BYTES, Callers
 from garrison.types import Array, DefenseSpec, Phase, Released
 
 STRANGERS = {"threshold": 10.0, "edges": [0.9], "nats": [1.0, -0.25]}
+DRIFT = {
+    "columns": [
+        {"name": name, "edges": [0.2, 0.5, 0.8], "shares": [0.25, 0.25, 0.25, 0.25, 0.0], "answer": k >= FEATURES}
+        for k, name in enumerate([*(f"x[{k}]" for k in range(FEATURES)), "predicted class", "largest probability"])
+    ],
+    "thresholds": {"psi": 0.1, "ks": 0.1, "ewma": 9.0, "predictions": 0.1},
+}
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "bounds": [{}],
+    "schema": [{"most_missing": 0}, {"most_missing": 2}],
     "budget": [{"rows": 10}, {"rows": 10, "distinct": 5, "price_per_1000_rows": 2.5}],
     "proof-of-work": [{}, {"bits": 20, "window_seconds": 60, "who": "alarmed"}],
     "sanctions": [{}, {"rows_a_minute": 5}],
@@ -31,6 +40,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "energy": [{}, {"temperature": 2.0}],
     "mahalanobis": [{}],
     "knn": [{}],
+    "feature-squeezing": [
+        {"threshold": 0.5},
+        {"threshold": 1.5, "action": "uncertain"},
+        {"threshold": 0.5, "action": "refuse", "bits": 0, "window": 3},
+    ],
     "watch": [{"detectors": {}}, {"detectors": {"ood-rate": STRANGERS}, "action": "refuse", "remembered": 0}],
     "adaptive-misinformation": [{"tau": 0.7}, {"tau": 0.7, "constant_time": True}, {"tau": 2.0, "nu": 5.0}],
     "deceptive-misinformation": [
@@ -40,12 +54,14 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "label-preserving-misinformation": [{"tau": 0.7}, {"tau": 2.0, "nu": 5.0}],
     "reject-option": [{"tau": 0.7}, {"tau": 0.7, "action": "refuse"}],
+    "randomized-smoothing": [{"copies": 30, "choosing": 5}],
     "reverse-sigmoid": [{}],
     "prediction-poisoning": [{"seed": 1}],
     "gradient-redirection": [{"seed": 1}],
     "modelguard-w": [{}],
     "modelguard-s": [{"codes": PLAIN_CODES}],
     "watermark": [{}, {"share": 0.2, "cell": 0.3}],
+    "drift": [DRIFT, DRIFT | {"half_life": 500.0, "callers": 40, "rows": 2_000}],
     "repeat-watch": [{}, {"callers": 64, "rows": 10, "share": 0.9}],
     "release": [{}, {"mode": "rounded", "decimals": 2}, {"mode": "top-k", "k": 3}, {"mode": "labels"}],
 }
@@ -93,6 +109,9 @@ def relabelled(defense: RelabelDefense, view: View) -> list[Array]:
 def remembered(defense: RecordDefense, view: View) -> list[Array]:
     """The numbers that a fresh table holds of each request's caller, but for times."""
     state = defense.fresh_state(view.facts)
+    if isinstance(state, DriftState):
+        defense(msgspec.structs.replace(view, state=state), Released({}))
+        return [np.array([state.shares_of(caller.id) for caller in view.batch.callers])]
     assert isinstance(state, Callers)
     state.secret = bytes(SECRET_BYTES)
     defense(msgspec.structs.replace(view, state=state), Released({}))

@@ -126,7 +126,8 @@ def test_what_each_way_of_misinforming_leaves_a_thief(world: World, plain: Model
     undefended, (adaptive, deceptive) = world.clone(plain), (world.clone(plain, way) for way in ways)
     assert undefended > 0.3
     assert adaptive < 0.25
-    assert deceptive < undefended - 0.1  # a class that f thinks likely still tells something
+    # A class that f thinks likely still tells something. With seeds 0, 1, 2 of victim and clone: 29.9 of 55.7 %, 22.4 of 59.5 %, 33.1 of 40.4 %.
+    assert deceptive < 0.7 * undefended
     x = world.digits[:200]
     kept = every_row(LabelPreservingMisinformation(tau=0.5))(plain(x), x)
     np.testing.assert_array_equal(kept.argmax(axis=1), plain(x).argmax(axis=1))  # to labels it does nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,26 @@ def test_the_commands(tmp_path: Path) -> None:
     wrong = run.invoke(cli, ["harden", *more, "-o", str(tmp_path / "X"), "a.onnx"])
     assert wrong.exit_code == 2
     assert run.invoke(cli, ["gateway", str(tmp_path / "B"), *trust]).exit_code == 2
+
+
+@pytest.mark.slow
+def test_detectors_are_calibrated_from_answers_alone() -> None:
+    """In shadow, as for a model at hand; and that step asks no more rows than it may."""
+    options = Options(benign_loss=0.1, on_ood="refuse", drift=False)
+    with serving(mlp_triton()) as server:
+        unseen = images(2_600)
+        quiet = harden_upstream(Target(server.url), WISH, images(), unseen, options=replace(options, detectors=False))
+        without = sum(server.asked)
+        server.asked.clear()
+        found = harden_upstream(Target(server.url), WISH, images(), unseen, options=options)
+        assert without < sum(server.asked) <= without + WISH.most_rows
+        few = Wish(model="digits", version="1", most_rows=10_000)
+        assert any(
+            "no detectors" in n
+            for n in harden_upstream(Target(server.url), few, images(), unseen, options=options).notes
+        )
+    chain = {spec.name: spec for spec in found.description.guard}
+    assert list(chain)[:4] == ["bounds", "projection", "max-probability", "watch"]
+    assert chain["watch"].shadow
+    assert chain["watch"].parameters["detectors"]
+    assert "watch" not in {spec.name for spec in quiet.description.guard}, "control"

@@ -468,7 +468,7 @@ def test_what_names_a_request_is_not_remembered_and_memory_is_bounded() -> None:
     tail = np.zeros(6, np.float32).tobytes()
     for number in range(600):
         assert read({"inputs": [binary_tensor()], "id": f"{number}"}, tail, facts).id == f"{number}"
-    assert not oip._plan(facts).heads
+    assert not oip.plan_of(facts).heads
     for number in range(600):
         read({"inputs": [binary_tensor()], "other": number}, tail, facts)
-    assert 0 < len(oip._plan(facts).heads) <= 256
+    assert 0 < len(oip.plan_of(facts).heads) <= 256

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from garrison.crypto.hpke import AVAILABLE, X25519, KeyPair, seal_answer
 from garrison.errors import ProofError, SealedRequestError
+from garrison.protocol.letters import LEAST_BUCKET, bucket
 from garrison.protocol.sealed import (
     HEADER_BYTES,
-    LEAST_BUCKET,
     AnswerHead,
+    Grant,
     RequestHead,
-    bucket,
     key_id,
     read_answer,
     read_outside,
@@ -71,7 +71,7 @@ def test_no_flipped_byte_of_an_answer_opens() -> None:
             read_answer(KEY, sealed[:at] + bytes([sealed[at] ^ 0x10]) + sealed[at + 1 :])
     with pytest.raises(ProofError):
         read_answer(bytes(32), sealed)
-    for other in (b"", b"GSA1", b"{}", sealed[:-1]):
+    for other in (b"", b"GSA2", b"{}", sealed[:-1]):
         with pytest.raises(ProofError):
             read_answer(KEY, other)
 
@@ -114,11 +114,12 @@ GOOD = msgspec.msgpack.encode(HEAD)
         letter(GOOD[:-1], BODY),
         letter(GOOD + b"\0", BODY),
         letter(b"", BODY),
-        letter(msgspec.msgpack.encode(["alice", 1, "n", KEY, 1, "", "more"]), BODY),
+        letter(msgspec.msgpack.encode(["alice", 1, "n", KEY, 1, "", b"", "more"]), BODY),
         letter(msgspec.msgpack.encode(["alice", 1, "n", KEY, 1]), BODY),
+        letter(msgspec.msgpack.encode(["alice", 1, "n", KEY, 1, ""]), BODY),
         letter(msgspec.msgpack.encode(["alice", 1, "n", KEY]), BODY),
-        letter(msgspec.msgpack.encode(["alice", "1", "n", KEY, 1]), BODY),
-        letter(msgspec.msgpack.encode(["alice", 1, "n", KEY[:31], 1]), BODY),
+        letter(msgspec.msgpack.encode(["alice", "1", "n", KEY, 1, "", b""]), BODY),
+        letter(msgspec.msgpack.encode(["alice", 1, "n", KEY[:31], 1, "", b""]), BODY),
         letter(msgspec.msgpack.encode({"caller": "alice"}), BODY),
         letter(b"\xc1" * 10, BODY),
         letter(b"\x91" * 900, BODY),
@@ -155,6 +156,11 @@ def test_a_letter_with_one_byte_changed_is_another_or_none(at: int, flip: int) -
 
 
 def test_an_answer_whose_letter_is_wrong() -> None:
-    sealed = b"GSA1" + seal_answer(KEY, b"no letter", b"garrison sealed answer v1\0")
+    sealed = b"GSA2" + seal_answer(KEY, b"no letter", b"garrison sealed answer v2\0")
     with pytest.raises(ProofError, match="cannot be read"):
         read_answer(KEY, sealed)
+
+
+def test_an_answer_may_grant_a_session() -> None:
+    head = AnswerHead("", "", -1, b"proof", Grant(bytes(16), 10, 60, b"secret"))
+    assert read_answer(KEY, write_answer(KEY, head, b"answer")) == (head, b"answer")

@@ -137,7 +137,7 @@ def test_budget_release_and_shadow_find_their_places() -> None:
         "distinct": 0,
         "price_per_1000_rows": 0.0,
     }
-    assert parameters(draft, "release") == {"mode": "top-k", "k": 2, "decimals": 3}
+    assert parameters(draft, "release") == {"mode": "top-k", "k": 2, "decimals": 3, "radius": False}
     assert [spec.shadow for spec in draft.guard] == [True, False, False, False]
     with pytest.raises(GuardError, match="no such defense"):
         draft_from_source(source(), rows(), options(shadow=frozenset({"energy"})))

@@ -16,7 +16,7 @@ from garrison.enclave.service import Service
 from garrison.errors import MalformedRequestError
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.protocol.statement import verify_answer
-from garrison.server.app import read_question
+from garrison.server.questions import read_question
 
 
 def get(served: Served, path: str) -> httpx.Response:

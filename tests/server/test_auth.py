@@ -38,7 +38,7 @@ def test_the_file_holds_no_secret_and_is_for_its_owner_only(file: Path) -> None:
     key = add_key(file, "alice")
     secret = key.rpartition("_")[2]
     assert secret not in file.read_text()
-    assert read_keys(file).keys["alice"].sha256 == hashlib.sha256(secret.encode()).hexdigest()
+    assert read_keys(file).keys["alice"].secrets[0].sha256 == hashlib.sha256(secret.encode()).hexdigest()
     assert file.stat().st_mode & 0o077 == 0
 
 

@@ -20,7 +20,7 @@ from tests.serving import Bundles, command, serve
 from garrison.errors import ConfigError
 from garrison.protocol.oip_client import encode_request
 from garrison.server.budgets import FILE_NAME, BudgetBook
-from garrison.server.model_budget import ModelBudget
+from garrison.server.model_budget import Left, ModelBudget
 
 LIMIT = 1000
 NOON = 1_750_000_000.0
@@ -228,7 +228,7 @@ def test_a_place_that_cannot_be_used_is_a_typed_error(tmp_path: Path) -> None:
 
 def test_without_a_budget_nobody_is_counted(tmp_path: Path) -> None:
     free = ModelBudget("m", 0, "", None)
-    assert free.left("alice") == (-1, -1)
+    assert free.left("alice") == Left(-1, -1)
     assert free.charge([("alice", 10**9)]) == [True]
 
 

@@ -11,8 +11,8 @@ import pytest
 from tests.serving import Bundles, serve
 
 from garrison.errors import UnavailableError
-from garrison.server import budgets
 from garrison.server.budgets import _FRESH_SECONDS, FILE_NAME, BudgetBook
+from garrison.server.stores import sqlite
 
 LIMIT = 6_400
 LEASE = LIMIT // 64
@@ -129,7 +129,7 @@ def test_a_request_waits_for_another_program_one_second_at_most(tmp_path: Path) 
     book.give_back_idle()  # now it counts as idle
     with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(UnavailableError):
             book.give_back_idle()
         start = time.monotonic()
         with pytest.raises(UnavailableError, match="try again"):
@@ -159,7 +159,7 @@ def test_a_client_is_told_to_try_again_while_another_program_holds_the_budgets(
 def test_a_server_ends_although_another_program_holds_the_budgets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(budgets, "_OPENING_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "_OPENING_SECONDS", 0.1)
     book = BudgetBook(tmp_path)
     assert charge(book)
     with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:

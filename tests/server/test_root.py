@@ -34,9 +34,16 @@ def config(tmp_path: Path, guard: dict[str, dict[str, Any]] | None = None, **ser
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
 def test_beyond_this_machine_only_with_keys_or_on_purpose(host: str) -> None:
     with pytest.raises(ConfigError, match="without a key"):
-        check_exposure(Config(server=ServerConfig(host=host)))
-    check_exposure(Config(server=ServerConfig(host=host, keys="keys.json")))
-    check_exposure(Config(server=ServerConfig(host=host, allow_anonymous=True)))
+        check_exposure(Config(server=ServerConfig(host=host, insecure_plaintext=True)))
+    check_exposure(Config(server=ServerConfig(host=host, keys="keys.json", insecure_plaintext=True)))
+    check_exposure(Config(server=ServerConfig(host=host, allow_anonymous=True, insecure_plaintext=True)))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
+def test_beyond_this_machine_only_with_tls_or_on_purpose(host: str) -> None:
+    with pytest.raises(ConfigError, match="without TLS"):
+        check_exposure(Config(server=ServerConfig(host=host, keys="keys.json")))
+    check_exposure(Config(server=ServerConfig(host=host, keys="keys.json", tls_cert="a.pem", tls_key="a.key")))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,6 +17,7 @@ from tests.models import images
 from tests.serving import Bundles, Served, serve
 
 from garrison.limits import Limits
+from garrison.server import rsgi
 
 LIMITS = Limits(body_read_seconds=0.5, header_read_seconds=1.0, request_body_bytes=100_000, queue_bytes=150_000)
 
@@ -23,6 +27,26 @@ def hasty(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A server that has no time for slow clients."""
     with serve(bundles, "mlp-1", state=tmp_path_factory.mktemp("state"), limits=LIMITS) as running:
         yield running
+
+
+def test_a_look_that_fails_does_not_end_all_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rsgi, "_SWEEP_SECONDS", 0.001)
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(0)
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        app: Any = SimpleNamespace(limits=Limits(), hosting=[])
+        admission: Any = SimpleNamespace(sweep=look)
+        task = asyncio.create_task(rsgi.RsgiApp(app, admission).sweep())
+        while len(looks) < 3:
+            assert not task.done()
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(run())
 
 
 def connect(served: Served) -> socket.socket:
@@ -110,7 +134,7 @@ def test_bodies_held_at_once_are_bounded_in_sum(hasty: Served) -> None:
         codes = {status_and_code(everything(client)) for client in (first, second)}
         assert (503, "unavailable") in codes
     assert hasty.infer().status_code == 200
-    assert hasty.assembly.rsgi._held_bytes == 0
+    assert hasty.assembly.rsgi.held.bytes == 0
 
 
 def test_one_caller_does_not_fill_the_memory_for_others(hasty: Served) -> None:
@@ -135,9 +159,9 @@ def test_clients_that_vanish_leave_nothing_behind(hasty: Served) -> None:
         connect_and_go.close()
     assert hasty.infer().status_code == 200
     deadline = time.monotonic() + 5
-    while (hasty.assembly.rsgi.in_flight or hasty.assembly.rsgi._held_bytes) and time.monotonic() < deadline:
+    while (hasty.assembly.rsgi.in_flight or hasty.assembly.rsgi.held.bytes) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert (hasty.assembly.rsgi.in_flight, hasty.assembly.rsgi._held_bytes) == (0, 0)
+    assert (hasty.assembly.rsgi.in_flight, hasty.assembly.rsgi.held.bytes) == (0, 0)
     assert hasty.assembly.rsgi._reading == {}
 
 

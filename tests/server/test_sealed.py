@@ -99,6 +99,7 @@ def test_what_does_not_open_is_told_in_the_open(running: Served) -> None:
     met = {
         "request.replayed": post(running, once),
         "request.stale_key": post(running, envelope(msgspec.structs.replace(found, keys=stale))),
+        "request.stale_session": post(running, b"GSM1" + bytes(2000)),
         "request.sealed": post(running, b"no envelope, but long enough"),
         "request.sealing_required": running.infer(path="/v2/models/strict/infer"),
     }
@@ -175,7 +176,7 @@ def test_without_an_enclave_there_is_no_evidence(sealed: dict[str, Sealed], bund
     with serve(bundles, "mlp-1", state=tmp_path) as plain:  # type: ignore[arg-type]  # the fixture of tests.serving
         response = httpx.get(f"{plain.url}{ATTESTATION}?nonce={NONCE}")
         assert (response.status_code, response.json()["code"]) == (404, "request.not_found")
-        refused = post(plain, b"GSR1" + bytes(2000))
+        refused = post(plain, b"GSR2" + bytes(2000))
         assert (refused.status_code, refused.json()["code"]) == (400, "request.sealed")
 
 
@@ -195,7 +196,7 @@ def test_the_server_process_holds_no_plaintext(sealed: dict[str, Sealed], tmp_pa
         assert canary in shown.body  # the control: the same input in the open
         for part in (hidden.body, enclave.replies[0].body):
             assert canary not in part
-        assert enclave.replies[0].outcome.code in {"ok", "refused"}
+        assert enclave.replies[0].outcome.code == "sealed"
 
 
 def test_evidence_waits_for_batches_and_batches_for_evidence(sealed: dict[str, Sealed], tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from garrison.errors import GarrisonError, UpstreamError
+from garrison.errors import GarrisonError, UnavailableError, UpstreamError
+from garrison.protocol.http_messages import Request, Response
 from garrison.upstream import connection
-from garrison.upstream.connection import Connection, Question, Response
+from garrison.upstream.connection import Connection, WaitingError
 
-ASK = Question("POST", "/x", {"content-type": "application/json"}, b"body")
+ASK = Request("POST", "/x", {"content-type": "application/json"}, b"body")
 HEAD = b"HTTP/1.1 200 OK\r\n"
 ANSWERS = (
     HEAD + b"content-length: 2\r\n\r\nhi",
@@ -80,4 +81,58 @@ def test_the_plainest_answer_goes_the_short_way(monkeypatch: pytest.MonkeyPatch)
 def test_a_header_cannot_break_out_of_its_line(value: str) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(Exception, match="Illegal header value"):
-        Connection(ours).begin(Question("POST", "/x", {"x": value}, b""), "/x", [], time.monotonic() + 1)
+        Connection(ours).begin(Request("POST", "/x", {"x": value}, b""), "/x", [], time.monotonic() + 1)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("size", [1, 7])
+def test_an_answer_may_be_read_in_several_goes(answer: bytes, size: int) -> None:
+    """Whoever stops waiting for now, and asks again, finds what one go would have found."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        asked, deadline = Connection(ours), time.monotonic() + 10
+        assert asked.begin(ASK, "/x", [("host", "h")], deadline)
+        goes = 0
+        found: Response | type[GarrisonError] | None = None
+        for start in range(0, len(answer), size):
+            theirs.sendall(answer[start : start + size])
+            found = go(asked, deadline, time.monotonic() + 1e-3)
+            if found is not None:
+                break
+            goes += 1
+        else:
+            theirs.shutdown(socket.SHUT_WR)
+            found = go(asked, deadline, deadline)
+        assert goes > 0, "control: it was not there at once"
+        expected = read(answer)[0]
+        if isinstance(found, Response) and isinstance(expected, Response):
+            assert (found.status, found.body) == (expected.status, expected.body)
+        else:
+            assert found is expected
+
+
+def go(asked: Connection, deadline: float, until: float) -> Response | type[GarrisonError] | None:
+    """What one go finds; None for no answer yet."""
+    try:
+        return asked.finish(deadline, 64, until)
+    except WaitingError:
+        return None
+    except GarrisonError as error:
+        return type(error)
+
+
+def test_who_waits_for_an_answer_gives_up_at_the_deadline() -> None:
+    """A head that drips does not put the deadline off."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        asked, deadline = Connection(ours), time.monotonic() + 0.2
+        assert asked.begin(ASK, "/x", [("host", "h")], deadline)
+        theirs.sendall(HEAD)
+        for _ in range(3):
+            theirs.sendall(b"x")
+            with pytest.raises(WaitingError):
+                asked.finish(deadline, 64, until=time.monotonic() + 1e-3)
+        with pytest.raises(UnavailableError):
+            asked.finish(deadline, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -286,25 +287,49 @@ def test_an_answer_that_is_too_long(sealed: Sealed, triton: Triton, tmp_path: Pa
 def test_a_server_that_does_not_answer(sealed: Sealed, triton: Triton, tmp_path: Path) -> None:
     """The deadline holds, and the gateway goes on answering meanwhile."""
 
+    asked, done = threading.Event(), threading.Event()
+
     def slow(*answer: Any) -> Any:
-        time.sleep(1.5)
+        asked.set()
+        done.wait(30)
         return answer
 
-    with gateway(sealed, triton.url, tmp_path, Limits(upstream_seconds=0.5)) as served:
+    with gateway(sealed, triton.url, tmp_path, Limits(upstream_seconds=2.0)) as served:
         triton.change = slow
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(infer, served.url, images(1))
-            time.sleep(0.1)
-            started = time.monotonic()
+            assert asked.wait(10)
             assert httpx.get(f"{served.url}/v2/health/live").status_code == 200
-            assert time.monotonic() - started < 0.4
+            assert not waiting.done(), "the loop waited for the other server no longer than a moment"
             response = waiting.result()
+            done.set()
         assert response.status_code == 503
         assert "retry-after" in response.headers
         triton.change = None
         deadline = time.monotonic() + 5
         while infer(served.url, images(1)).status_code != 200:
             assert time.monotonic() < deadline
+
+
+def test_an_answer_that_takes_longer_than_a_moment_is_not_asked_for_twice(
+    sealed: Sealed, triton: Triton, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def late(*answer: Any) -> Any:
+        asked.append(answer)
+        time.sleep(0.1)  # twenty times as long as the loop waits
+        return answer
+
+    x = images(3)
+    with gateway(sealed, triton.url, tmp_path) as served:
+        quick = infer(served.url, x)
+        triton.change = late
+        slow = infer(served.url, x)
+        triton.change = None
+        assert len(asked) == 1
+        assert (slow.status_code, slow.content) == (200, quick.content)
+        assert infer(served.url, images(2)).status_code == 200, "the next question gets its own answer"
 
 
 def test_down_at_start_up_later_and_gone_again(sealed: Sealed, triton: Triton, tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from garrison.errors import ConfigError, GarrisonError, UnavailableError, UpstreamError
-from garrison.upstream.connection import Question
+from garrison.protocol.http_messages import Request
 from garrison.upstream.http import Connections, parse_url
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
-ASK = Question("POST", "/x", {}, b"body")
+ASK = Request("POST", "/x", {}, b"body")
 Script = Callable[[socket.socket, int], None]
 
 
@@ -102,7 +102,7 @@ def test_questions_side_by_side_keep_their_order() -> None:
             stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n" + name)
 
     with scripted(script) as url, connections(url) as found:
-        answers = found.ask_many([Question("GET", f"/{k}") for k in range(10)], 5.0)
+        answers = found.ask_many([Request("GET", f"/{k}") for k in range(10)], 5.0)
         assert [a.body.decode() for a in answers] == [f"/{k}" for k in range(10)]
         assert found.opened == 4
 

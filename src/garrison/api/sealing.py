@@ -111,16 +111,9 @@ def seal(
     """
     target = Path(out)
     check_target(target, force=force)
-    choices = {"name": target.absolute().name} | options
-    derived = budget is None and budget_from is not None
-    try:
-        choices |= {
-            "release": release_of(release, k, decimals),
-            "budget": budget_of(None if budget is None else str(budget), None, None if derived else price),
-        }
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"seal: {error}") from error
-    chosen = _options(SealOptions, choices)
+    paid = None if budget is None and budget_from is not None else price  # a derived budget brings its own
+    said = _said(release, k, decimals, budget, paid)
+    chosen = _options(SealOptions, {"name": target.absolute().name} | options | said)
     owner = read_private_key(Path(key), None if passphrase is None else passphrase.encode())
     rows = None if data is None else _rows(data)
     if isinstance(model, str | Path) and Path(model).is_dir():
@@ -132,6 +125,19 @@ def seal(
     if budget_from is not None:
         draft = derived_draft(draft, Path(budget_from), budget_fidelity, budget_margin, price or 0.0)
     return seal_draft(draft, owner, target, force=force)
+
+
+def _said(
+    release: str | None, k: int, decimals: int | None, budget: str | int | None, price: float | None
+) -> dict[str, Any]:
+    """The options that come as plain words and numbers."""
+    try:
+        return {
+            "release": release_of(release, k, decimals),
+            "budget": budget_of(None if budget is None else str(budget), None, price),
+        }
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"seal: {error}") from error
 
 
 def _rows(data: Data) -> Rows:

@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NoReturn
 
 from garrison.asgi.forms import Asked, Form
-from garrison.asgi.guard import AppGuard, TurnedDownError
+from garrison.asgi.guard import AppGuard, Asking, TurnedDownError
 from garrison.asgi.routes import POST
 from garrison.errors import GarrisonError, MethodError, UnavailableError
-from garrison.guard.pipeline import Progress
 from garrison.limits import Limits
 from garrison.protocol.http_status import INTERNAL
 from garrison.server.http_errors import Answer, answer_of, error_answer
@@ -43,8 +42,10 @@ _BODY_HEADERS = frozenset(
     b"content-range",
     b"accept-ranges",
     b"inference-header-content-length",
+    b"ratelimit",
+    b"ratelimit-policy",
 }
-"""Of the endpoint's answer: they describe what does not leave."""
+"""Of the endpoint's answer: they describe what does not leave, or what is ours to tell."""
 
 
 class CutError(OSError):
@@ -58,10 +59,8 @@ class Exchange:
         cut: whether the answer was too long, or begun twice, and the endpoint has been told to stop.
     """
 
-    def __init__(
-        self, guard: AppGuard, form: Form, asked: Asked, progress: Progress, send: Send, limits: Limits
-    ) -> None:
-        self._guard, self._form, self._asked, self._progress = guard, form, asked, progress
+    def __init__(self, guard: AppGuard, form: Form, asked: Asked, asking: Asking, send: Send, limits: Limits) -> None:
+        self._guard, self._form, self._asked, self._asking = guard, form, asked, asking
         self._send, self._most = send, limits.request_body_bytes
         self._status, self._headers = 0, [(b"", b"")]
         self._parts: list[bytes] = []
@@ -116,7 +115,7 @@ class Exchange:
             # 6 read its answer
             told = self._form.told(self._asked, dict(self._headers), body)
             # 7 ANSWER, RELEASE, RECORD; charge
-            released = await self._guard.answer(self._progress, told.values)
+            released = await self._guard.answer(self._asking, told.values)
             # 8 what was released
             written = self._form.write(self._asked, told, released)
         except TurnedDownError as error:
@@ -125,7 +124,7 @@ class Exchange:
             logger.exception("a guarded endpoint's answer was held back")
             return error_answer(error.code if isinstance(error, UnavailableError) else INTERNAL, ""), []
         kept = [(name, value) for name, value in self._headers if name not in _BODY_HEADERS]
-        return Answer(_GOOD, [], written.body), [*kept, *written.headers]
+        return Answer(_GOOD, self._guard.rate_limits(self._asking), written.body), [*kept, *written.headers]
 
     def _fault(self, body: bytes) -> tuple[Answer, Headers]:
         """The endpoint finds fault with the request. That is the app's own message, and no answer of the model."""
@@ -145,7 +144,7 @@ def _failed(why: str) -> Answer:
 
 def error_of(error: Exception) -> Answer:
     if isinstance(error, TurnedDownError):
-        return error_answer(error.told, str(error))
+        return error_answer(error.told, str(error), error.headers)
     if isinstance(error, MethodError):
         return error_answer(error.code, str(error), [("allow", POST)])
     answer = answer_of(error) if isinstance(error, GarrisonError) else error_answer(INTERNAL, "")

@@ -6,7 +6,7 @@ take it for different inputs (a field that stands twice, say), and then the guar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,7 +77,7 @@ class Written:
 
 
 class Form(Protocol):
-    def read(self, headers: Headers, body: bytes) -> Asked:
+    def read(self, headers: Headers, body: bytes, caller: str) -> Asked:
         """Raises `RequestError`."""
         ...
 
@@ -92,23 +92,31 @@ class ProtocolForm:
     """Open Inference Protocol v2, JSON and binary tensors.
 
     Args:
-        facts, name, version, released: of the model.
+        facts, name, version: of the model.
+        released: the names of the tensors that a caller gets.
         output: name of the tensor that the app answers.
         limits: sizes.
     """
 
     def __init__(
-        self, facts: ModelFacts, name: str, version: str, released: tuple[str, ...], output: str, limits: Limits
+        self,
+        facts: ModelFacts,
+        name: str,
+        version: str,
+        released: Callable[[str], tuple[str, ...]],
+        output: str,
+        limits: Limits,
     ) -> None:
         self._facts, self._limits, self._output = facts, limits, output
         self._name, self._version, self._released = name, version, released
 
-    def read(self, headers: Headers, body: bytes) -> Asked:
+    def read(self, headers: Headers, body: bytes, caller: str) -> Asked:
         json_bytes = _length(headers.get(LENGTH_HEADER), MalformedRequestError)
         if json_bytes == ALL_JSON:
             check_json_type(headers)
         request = decode_request(body, json_bytes, self._facts, self._limits)
-        check_outputs(request, self._released)
+        if request.outputs:
+            check_outputs(request, self._released(caller))
         binary = json_bytes != ALL_JSON
         again, length = encode_request(request.inputs, binary=binary, request_id=request.id)
         kind = BINARY_TYPE if binary else JSON_TYPE
@@ -160,7 +168,7 @@ class JsonForm:
         self._limits = limits
         self._read = reader_of(facts, inputs)
 
-    def read(self, headers: Headers, body: bytes) -> Asked:
+    def read(self, headers: Headers, body: bytes, caller: str) -> Asked:  # noqa: ARG002
         check_json_type(headers)
         if len(body) > self._limits.request_json_bytes:
             raise LimitError(f"a body may have {self._limits.request_json_bytes} bytes of JSON, found {len(body)}")
@@ -188,7 +196,7 @@ class JsonForm:
             listed = values.tolist()
             answer[self._output if name == self._tensor else name] = listed[0] if asked.single else listed
         uncertain = released.uncertain
-        if uncertain.any():
+        if np.count_nonzero(uncertain):
             answer["uncertain"] = bool(uncertain[0]) if asked.single else uncertain.tolist()
         if self._label is not None:
             labels = self._labels(released, uncertain)

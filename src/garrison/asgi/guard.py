@@ -13,16 +13,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from garrison.bundle.key_files import read_public_key
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.bundle.secret import check_secret, read_secret, secret_path
+from garrison.config import CallerConfig
 from garrison.errors import (
     BudgetExhaustedError,
     ConfigError,
@@ -30,6 +32,7 @@ from garrison.errors import (
     RefusedError,
     ServiceError,
 )
+from garrison.guard.caller_release import CallerReleases
 from garrison.guard.defenses.budget import Budget
 from garrison.guard.defenses.proof_of_work import ProofOfWork
 from garrison.guard.distinct import DistinctRows
@@ -38,7 +41,9 @@ from garrison.limits import Limits
 from garrison.runtime.misinformation import Misinformation
 from garrison.runtime.runner import VALUES_OUTPUT, example_inputs
 from garrison.server.budgets import BudgetBook, default_folder
-from garrison.server.model_budget import ModelBudget
+from garrison.server.http_errors import Headers
+from garrison.server.model_budget import Left, ModelBudget
+from garrison.server.rate_limits import RateLimits
 from garrison.types import Array, Batch, Caller, FloatArray, ModelFacts, RawScores, Released, Task
 
 logger = logging.getLogger(__name__)
@@ -53,11 +58,20 @@ Result = TypeVar("Result")
 
 
 class TurnedDownError(GarrisonError):
-    """The guard turned a request down; `code` is what the client is told, and `detail` why, where it is its own fault."""
+    """The guard turned a request down; `told` is the code for the client, `detail` why, where it is its own fault, and `headers` go with it."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, headers: Headers) -> None:
         super().__init__(detail)
         self.told = code
+        self.headers = headers
+
+
+@dataclass(slots=True, eq=False)
+class Asking:
+    """One request on its way: what became of it so far, and what its caller has left."""
+
+    progress: Progress
+    left: Left
 
 
 class AppGuard:
@@ -69,6 +83,7 @@ class AppGuard:
         secret: file of its misinformation key; None for the one beside the bundle.
         state: folder where budgets are kept; None for the user's own.
         changes: by defense name, what is tightened of the signed guard.
+        callers: by caller, or "*" for all others, a stricter release policy, written as `[callers.NAME]` of the settings.
         limits: sizes and counts.
 
     Raises:
@@ -87,19 +102,22 @@ class AppGuard:
         state: Path | None,
         changes: Mapping[str, Mapping[str, Any]],
         limits: Limits,
+        callers: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         verified = verify(bundle, [read_public_key(file) for file in trust])
         manifest = verified.manifest
         if manifest.require_sealed:
             raise ConfigError(f"{bundle}: its owner demands sealed requests; serve it with `garrison serve`")
         if any(spec.name == ProofOfWork.name and not spec.shadow for spec in manifest.guard):
-            raise ConfigError(f"{bundle}: it asks for proofs of work; serve it with `garrison serve`")
+            raise ConfigError(
+                f"{bundle}: it asks for proofs of work, which belong to a server's key; serve it with `garrison serve`"
+            )
         self.name, self.version = manifest.name, str(manifest.version)
         self.facts: ModelFacts = replace(manifest.facts(), has_logits=False, feature_score="")  # an app answers neither
         self.answer_name = VALUES_OUTPUT[manifest.task]
         key = _secret(bundle, secret, verified) if manifest.key_commitment else None
         self._pipeline = Pipeline(tighten(manifest.guard, changes), self.facts, key)
-        self.released = tuple(name for name, _, _ in self._pipeline.release_defense.describe_outputs(self.facts))
+        self._releases = CallerReleases(self._pipeline.release_defense, _policies(callers or {}), self.facts)
         self._limits = limits
         self._lock = asyncio.Lock()
         self._wrong: Misinformation | None = None
@@ -114,9 +132,18 @@ class AppGuard:
         )
         self._book = BudgetBook(state or default_folder()) if rows else None
         self._budget = ModelBudget(self.name, rows, period, self._book, distinct)
+        self._limits_told = RateLimits(self._budget)
         self._distinct = next((x.state for x in self._pipeline.links if isinstance(x.state, DistinctRows)), None)
 
-    async def ask(self, inputs: dict[str, Array], caller: str) -> Progress:
+    def released(self, caller: str) -> tuple[str, ...]:
+        """The names of the tensors that a caller gets."""
+        return tuple(name for name, _, _ in self._releases.outputs(caller))
+
+    def rate_limits(self, asking: Asking) -> Headers:
+        """The headers that say what the caller has left; none where there is no budget."""
+        return self._limits_told.headers(asking.left)
+
+    async def ask(self, inputs: dict[str, Array], caller: str) -> Asking:
         """ADMIT and INSPECT.
 
         Raises:
@@ -126,35 +153,37 @@ class AppGuard:
         left = await asyncio.to_thread(self._budget.left, caller) if known is None else known[caller]
         rows = len(next(iter(inputs.values())))
         batch = Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (left.rows,), (left.fresh,))
-        progress = Progress.begin(batch)
+        asking = Asking(Progress.begin(batch), left)
         if self._is_quick(rows):
-            self._look(progress)
+            self._look(asking.progress)
         else:
-            await self._aside(self._look, progress)
-        if progress.refused[0] is not None:
-            await self._turn_down(progress.refused[0], progress)
-        return progress
+            await self._aside(self._look, asking.progress)
+        if asking.progress.refused[0] is not None:
+            await self._turn_down(asking.progress.refused[0], asking)
+        return asking
 
-    async def answer(self, progress: Progress, values: Array) -> Released:
+    async def answer(self, asking: Asking, values: Array) -> Released:
         """ANSWER, RELEASE and RECORD, and the charge.
 
         Args:
-            progress: from `ask`.
+            asking: from `ask`.
             values: what the app's model answers, shape (rows, outputs), in any real type.
 
         Raises:
             ServiceError: this is no answer of such a model.
             TurnedDownError: the answer must not leave.
         """
+        progress = asking.progress
         answer = self._checked(values, progress.batch.rows)
         if self._is_quick(progress.batch.rows):
             released = self._release(progress, answer)
         else:
             released = await self._aside(self._release, progress, answer)
         if progress.refused[0] is not None:
-            await self._turn_down(progress.refused[0], progress)
-        await self._charge(progress)
-        return released
+            await self._turn_down(progress.refused[0], asking)
+        await self._charge(asking)
+        policy = self._releases.of(progress.batch.callers[0].id)
+        return released if policy is None else self._releases.tightened(policy, released)
 
     def close(self) -> None:
         if self._book is not None:
@@ -203,14 +232,16 @@ class AppGuard:
             raise ServiceError("the answer holds NaN or an infinite value")
         return answer
 
-    async def _turn_down(self, code: str, progress: Progress) -> NoReturn:
+    async def _turn_down(self, code: str, asking: Asking) -> NoReturn:
         """A defense refused the request; what is not the client's fault is charged."""
         if code.startswith("request."):
-            raise TurnedDownError(code, progress.detail[0])
-        await self._charge(progress)
-        raise TurnedDownError(RefusedError.code, "the service refuses this request")
+            told = self._limits_told.headers(asking.left, refused=code == BudgetExhaustedError.code)
+            raise TurnedDownError(code, asking.progress.detail[0], told)
+        await self._charge(asking)
+        raise TurnedDownError(RefusedError.code, "the service refuses this request", self.rate_limits(asking))
 
-    async def _charge(self, progress: Progress) -> None:
+    async def _charge(self, asking: Asking) -> None:
+        progress = asking.progress
         caller, budget = progress.batch.callers[0].id, self._budget
         wants = [(caller, progress.batch.rows)]
         news = [] if self._distinct is None else [(caller, self._distinct.count(progress.batch, progress.refused)[0])]
@@ -222,9 +253,29 @@ class AppGuard:
             granted = await asyncio.to_thread(budget.charge, wants)
         if not (all(fresh) and granted[0]):  # used up meanwhile, by another request
             detail = f"the caller's budget of {budget.in_words()} does not cover this request"
-            raise TurnedDownError(BudgetExhaustedError.code, detail)
+            raise TurnedDownError(
+                BudgetExhaustedError.code, detail, self._limits_told.headers(Left(0, 0), refused=True)
+            )
+        if budget.rows:
+            asking.left = asking.left.after(progress.batch.rows, news[0][1] if news else 0)
         if self._distinct is not None:
             self._distinct.learn(progress.batch, progress.refused)
+
+
+def _policies(callers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the settings of callers mean as parameters of the defense `release`."""
+    found = {}
+    for name, given in callers.items():
+        try:
+            asked = msgspec.convert(given, CallerConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"Guarded: callers.{name}: {error}") from error
+        if asked.policy is None or asked.rows_per_day or asked.requests_per_second:
+            raise ConfigError(
+                f"Guarded: callers.{name}: expected a release policy alone; `garrison serve` keeps quotas"
+            )
+        found[name] = asked.policy
+    return found
 
 
 def _are_probabilities(answer: FloatArray) -> bool:

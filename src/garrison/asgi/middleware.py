@@ -18,7 +18,6 @@ answering anything at all.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,15 +28,9 @@ from garrison.asgi.exchange import App, Exchange, Message, Receive, Scope, Send,
 from garrison.asgi.fields import Fields, why_not
 from garrison.asgi.forms import Asked, Form, JsonForm, ProtocolForm, Question
 from garrison.asgi.guard import AppGuard
+from garrison.asgi.reading import BodyReader, ClientGoneError
 from garrison.asgi.routes import POST, app_behind, check_routes, route_path
-from garrison.errors import (
-    AuthenticationError,
-    ConfigError,
-    LimitError,
-    MalformedRequestError,
-    MethodError,
-    SlowRequestError,
-)
+from garrison.errors import AuthenticationError, ConfigError, MalformedRequestError, MethodError
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.server.auth import Authenticator
 from garrison.server.http_errors import error_answer
@@ -50,10 +43,6 @@ _CLIENT_HEADERS = frozenset(
     {b"accept-encoding", b"content-encoding", b"content-length", b"content-type", b"transfer-encoding", b"range"}
 ) | {b"inference-header-content-length"}
 """Not handed on: they describe a body that was written anew, or ask for an answer that could not be read."""
-
-
-class _ClientGoneError(Exception):
-    """Nobody is there to read an answer."""
 
 
 class Guarded:
@@ -74,6 +63,8 @@ class Guarded:
         secret: file of the misinformation key; None for the one beside the bundle.
         state: folder where budgets are kept; None for the user's own state folder.
         tighten: by defense, what is to be tightened of the signed guard.
+        callers: by caller, or "*" for all others, a stricter release policy, written as in `[callers.NAME]` of the settings:
+            `{"*": {"release": "labels"}}`.
         limits: sizes, counts and times.
 
     Everything is checked at the app's start. Raises, there, what `garrison.asgi.guard.AppGuard` raises, and `ConfigError` for paths
@@ -95,6 +86,7 @@ class Guarded:
         secret: str | Path | None = None,
         state: str | Path | None = None,
         tighten: Mapping[str, Mapping[str, Any]] | None = None,
+        callers: Mapping[str, Mapping[str, Any]] | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._app = app
@@ -105,7 +97,8 @@ class Guarded:
         self._fields = (inputs, output, label, (keep,) if isinstance(keep, str) else tuple(keep))
         self._caller = caller
         self._by_address = Authenticator(None)
-        self._tighten, self._limits = dict(tighten or {}), limits
+        self._tighten, self._callers, self._limits = dict(tighten or {}), dict(callers or {}), limits
+        self._bodies = BodyReader(limits)
         self._guard: AppGuard | None = None
         self._form: Form | None = None
 
@@ -148,6 +141,7 @@ class Guarded:
             secret=self._secret,
             state=self._state,
             changes=self._tighten,
+            callers=self._callers,
             limits=self._limits,
         )
         try:
@@ -200,21 +194,21 @@ class Guarded:
             # 1 method and caller
             if scope["method"] != POST:
                 raise MethodError(f"expected POST, found {scope['method'][:16]}")
-            caller = await self._caller_of(scope)
+            caller = self._address_of(scope) if self._caller is None else await self._caller_of(scope, self._caller)
             # 2 the body
             headers, kept = _headers(scope["headers"])
-            body = await self._body(headers, receive)
+            body = await self._bodies.read(headers, receive)
             # 3 read it
-            asked = form.read(headers, body)
+            asked = form.read(headers, body, caller)
             # 4 ADMIT, INSPECT
-            progress = await guard.ask(asked.inputs, caller)
-        except _ClientGoneError:
+            asking = await guard.ask(asked.inputs, caller)
+        except ClientGoneError:
             return
         except Exception as error:  # noqa: BLE001  whatever it is, nothing was computed
             await send_answer(send, error_of(error))
             return
         # 5 the app's own endpoint
-        exchange = Exchange(guard, form, asked, progress, send, self._limits)
+        exchange = Exchange(guard, form, asked, asking, send, self._limits)
         try:
             await self._app(_inner_scope(scope, asked, caller, kept), _replay(asked.body, receive), exchange.send)
         except Exception:
@@ -222,11 +216,12 @@ class Guarded:
                 raise
         await exchange.end()
 
-    async def _caller_of(self, scope: Scope) -> str:
-        if self._caller is None:
-            client = scope.get("client")
-            return self._by_address.caller(None, f"{client[0]}:{client[1]}" if client else "")
-        found = self._caller(scope)
+    def _address_of(self, scope: Scope) -> str:
+        client = scope.get("client")
+        return self._by_address.caller(None, f"{client[0]}:{client[1]}" if client else "")
+
+    async def _caller_of(self, scope: Scope, caller: CallerOf) -> str:
+        found = caller(scope)
         if inspect.isawaitable(found):
             found = await found
         if found is None or found == "":
@@ -234,37 +229,6 @@ class Guarded:
         if not isinstance(found, str) or len(found) > self._limits.string_bytes:
             raise TypeError("caller must give a short text, or None")
         return found
-
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise MalformedRequestError("compressed bodies are not read; send this one as it is")
-        most = self._limits.request_body_bytes
-        said = headers.get(b"content-length", b"")
-        if said.isdigit() and int(said) > most:
-            raise _too_long(most)
-        try:
-            async with asyncio.timeout(self._limits.body_read_seconds):
-                return await self._rest(await self._next(receive), receive, most)
-        except TimeoutError as error:
-            raise SlowRequestError(
-                f"the body did not arrive within {self._limits.body_read_seconds:g} seconds"
-            ) from error
-
-    async def _next(self, receive: Receive) -> Message:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise _ClientGoneError
-        return message
-
-    async def _rest(self, message: Message, receive: Receive, most: int) -> bytes:
-        parts, length = [message.get("body", b"")], len(message.get("body", b""))
-        while length <= most and message.get("more_body", False):
-            message = await self._next(receive)
-            parts.append(message.get("body", b""))
-            length += len(parts[-1])
-        if length > most:
-            raise _too_long(most)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _headers(headers: Any) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:
@@ -299,10 +263,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return again
-
-
-def _too_long(most: int) -> LimitError:
-    return LimitError(f"a body may have {most} bytes")
 
 
 def _path(given: str | Path | None) -> Path | None:

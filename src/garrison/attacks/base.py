@@ -35,6 +35,8 @@ class Goal(enum.StrEnum):
 
     EXTRACTION = "extraction"
     """A clone of the model."""
+    EVASION = "evasion"
+    """An input a little changed, of which the model names another class; see `garrison.attacks.evasion`."""
 
 
 class View(enum.StrEnum):
@@ -111,6 +113,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         complete: whether all was measured as planned.
         tactic: what the thief did who knows the defense, "naive" for nothing.
         cover: rows of cover traffic that were sent, and paid for, beside the queries, for one seed.
+        unanswered: of all rows that were sent, those that were refused or lost, for one seed.
     """
 
     attack: str
@@ -130,6 +133,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = True
     tactic: str = NAIVE
     cover: int = 0
+    unanswered: int = 0
 
 
 class Tactic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -250,6 +254,7 @@ def findings_of(
     are cut to [0, 1], all else at 0. `chance` is what a constant answer gets, by metric.
     """
     queries, cover = max(trial.queries for trial in trials), max(trial.cover for trial in trials)
+    unanswered = max(trial.unanswered for trial in trials)
     found = []
     for metric in trials[0].scores:
         e, unit = measures.pooled([trial.scores[metric] for trial in trials]), unit_of(metric)
@@ -269,6 +274,7 @@ def findings_of(
                 answers=who.answers.value,
                 tactic=who.tactic,
                 cover=cover,
+                unanswered=unanswered,
                 chance=chance.get(metric),
                 unit=unit,
                 cost_usd=round((queries + cover) * usd_per_query, 6),

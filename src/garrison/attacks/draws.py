@@ -1,4 +1,4 @@
-"""Rows that an attacker draws: evenly from the stated range, or near a given row. All in the service's own dtype and range."""
+"""Rows that an attacker draws or makes: evenly from the stated range, near a given row, or brought to the service's dtype and range."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 
 from garrison.attacks.oracle import OracleFacts
 from garrison.types import Array
+
+_MOST_WHOLE = 2**63 - 1
+"""Beyond it whole numbers are not drawn."""
 
 
 def has_range(facts: OracleFacts) -> bool:
@@ -18,9 +21,10 @@ def uniform_rows(rng: np.random.Generator, count: int, facts: OracleFacts) -> Ar
     shape = (count, *facts.shape)
     low, high = np.broadcast_to(facts.low, shape), np.broadcast_to(facts.high, shape)
     if facts.dtype.kind in "iub":
-        whole: Array = rng.integers(low.astype(np.int64), high.astype(np.int64), endpoint=True).astype(facts.dtype)
+        most = np.minimum(high, high.dtype.type(_MOST_WHOLE)) if high.dtype == np.uint64 else high
+        whole: Array = rng.integers(low.astype(np.int64), most.astype(np.int64), endpoint=True).astype(facts.dtype)
         return whole
-    return _within(low + rng.random(shape) * (high - low), facts)
+    return within(low + rng.random(shape) * (high - low), facts)
 
 
 def jittered(rng: np.random.Generator, x: Array, facts: OracleFacts, share: float) -> Array:
@@ -29,11 +33,13 @@ def jittered(rng: np.random.Generator, x: Array, facts: OracleFacts, share: floa
     if share == 0 or not has_range(facts):
         return x
     noise = rng.normal(size=x.shape) * share * (facts.high.astype(np.float64) - facts.low.astype(np.float64))
-    moved = x + (np.round(noise) if facts.dtype.kind in "iub" else noise)
-    return _within(moved, facts)
+    return within(x + (np.round(noise) if facts.dtype.kind in "iub" else noise), facts)
 
 
-def _within(rows: Array, facts: OracleFacts) -> Array:
+def within(rows: Array, facts: OracleFacts) -> Array:
+    """Rows (n, *shape) in the service's dtype and range; whole numbers where features are whole numbers. What is missing stays missing."""
+    if facts.dtype.kind in "iub":
+        rows = np.rint(rows)
     # Rounding to a narrower dtype must not leave the range.
     cut: Array = np.clip(rows, facts.low, facts.high).astype(facts.dtype)
     found: Array = np.clip(cut, facts.low, facts.high).astype(facts.dtype)

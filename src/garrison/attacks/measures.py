@@ -139,6 +139,20 @@ def _central_mass(t: float, degrees: int) -> float:
     return 2 / math.pi * (theta + sine * total) if degrees % 2 else sine * total
 
 
+def wilson(events: int, of: int, what: str, *, z: float = 1.959964) -> Estimate:
+    """A share with Wilson's interval (JASA 1927), which holds for few events too.
+
+    Args:
+        events: how many of `of`, which is at least 1.
+        what: of what they are, for the interval's name.
+        z: of the two-sided interval; the default is that of 95 %.
+    """
+    found, z2 = events / of, z * z / of
+    middle, half = (found + z2 / 2) / (1 + z2), math.sqrt(z2 * (found * (1 - found) + z2 / 4)) / (1 + z2)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Estimate(found, low if events else 0.0, high if events < of else 1.0, f"Wilson over {of} {what}, 95 %")
+
+
 def share(where: BoolArray) -> float:
     """Share of true rows; 0 for no rows."""
     return float(np.mean(where)) if len(where) else 0.0

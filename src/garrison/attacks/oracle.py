@@ -15,11 +15,24 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from garrison.errors import AuditError, GarrisonError, QueryBudgetError, RefusedError
+from garrison.errors import (
+    AuditError,
+    BudgetExhaustedError,
+    GarrisonError,
+    QueryBudgetError,
+    RefusedError,
+    ThrottledError,
+)
 from garrison.types import Array, BoolArray, FloatArray
 
 ROWS_A_REQUEST = 250
+REFUSALS = (RefusedError, BudgetExhaustedError, ThrottledError)
+"""A service that says no, by its guard or because the account may ask no more. All else that is raised is a failure."""
 Labels = npt.NDArray[np.int64]
+
+
+class SpentError(Exception):
+    """Raised and caught within an attack: its budget does not hold the next questions."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +140,8 @@ class MeteredOracle:
     """The oracle that an attack is given: counts, and stops at the budget.
 
     A service may refuse a whole request for one of its rows. After the first such refusal the meter asks row by row, as an
-    attacker would; the rows of that request are asked, and counted, again.
+    attacker would; the rows of that request are asked, and counted, again. What the budget does not hold then counts as refused.
+    An account that was refused a single row because it may ask no more is not asked from again; its rows count as asked and refused.
 
     Attributes:
         rows: queries so far, cover traffic left out.
@@ -146,6 +160,7 @@ class MeteredOracle:
         self._oracle = oracle
         self._follower = oracle if isinstance(oracle, Following) else None
         self._step = rows_a_request
+        self._spent: set[int] = set()
 
     @property
     def remaining(self) -> int:
@@ -182,22 +197,30 @@ class MeteredOracle:
         return _joined([self.query(x[:most], account=account), _nothing(len(x) - most, self.facts)], self.facts)
 
     def _request(self, part: Array, account: int, cover: BoolArray) -> Answers:
-        """One request; where it is refused as a whole, its rows one by one as far as the budget goes."""
+        """One request, as far as the budget goes; where it is refused as a whole, its rows one by one."""
+        most = _within(cover, self.remaining)
+        if most < len(part):  # rows that were asked twice have used it up
+            self.refused += len(part) - most
+            asked = [self._request(part[:most], account, cover[:most])] if most else []
+            return _joined([*asked, _nothing(len(part) - most, self.facts)], self.facts)
         found = self._ask(part, account, cover)
         if found is not None:
             return found
-        if len(part) == 1 or self.remaining < len(part):
+        if len(part) == 1 or account in self._spent:
             return _nothing(len(part), self.facts)
         self._step = 1
         self.refused -= len(part)
-        singles = [self._ask(part[i : i + 1], account, cover[i : i + 1]) for i in range(len(part))]
-        return _joined([single or _nothing(1, self.facts) for single in singles], self.facts)
+        singles = [self._request(part[i : i + 1], account, cover[i : i + 1]) for i in range(len(part))]
+        return _joined(singles, self.facts)
 
     def _ask(self, part: Array, account: int, cover: BoolArray) -> Answers | None:
         """None where the request was refused; counted before it is asked."""
         hidden = int(cover.sum())
         self.rows += len(part) - hidden
         self.cover += hidden
+        if account in self._spent:
+            self.refused += len(part)
+            return None
         self.requests += 1
         if self._follower is not None:
             self._follower.follow(account, cover)
@@ -206,8 +229,10 @@ class MeteredOracle:
             found = self._oracle.query(part) if account == 0 else _as_account(self._oracle, part, account)
         except AuditError:
             raise  # the audit's own fault
-        except RefusedError:
+        except REFUSALS as refusal:
             self.refused += len(part)
+            if len(part) == 1 and isinstance(refusal, BudgetExhaustedError):
+                self._spent.add(account)
             return None
         except GarrisonError:
             self.refused += len(part)
@@ -218,6 +243,34 @@ class MeteredOracle:
         _check_answers(found, part, self.facts)
         self.refused += int(found.refused.sum())
         return found
+
+
+def _within(cover: BoolArray, remaining: int) -> int:
+    """How many rows, from the first, hold no more than `remaining` that are charged."""
+    charged = np.cumsum(~cover)
+    return int(np.searchsorted(charged, remaining, side="right"))
+
+
+def filled_up(found: Answers, rows: int) -> Answers:
+    """The answers, with rows behind them that were refused, so that there are so many."""
+    missing = rows - len(found.labels)
+    if not missing:
+        return found
+
+    def more(vector: FloatArray | None) -> FloatArray | None:
+        return (
+            None
+            if vector is None
+            else np.concatenate([vector, np.full((missing, vector.shape[1]), np.nan, vector.dtype)])
+        )
+
+    return Answers(
+        np.concatenate([found.labels, np.full(missing, -1)]),
+        more(found.probabilities),
+        np.concatenate([found.refused, np.ones(missing, dtype=np.bool_)]),
+        np.concatenate([found.uncertain, np.zeros(missing, dtype=np.bool_)]),
+        more(found.values),
+    )
 
 
 def _as_account(oracle: Oracle, part: Array, account: int) -> Answers:

@@ -17,6 +17,7 @@ import numpy as np
 
 from garrison.attacks.base import Finding, Trial
 from garrison.attacks.exam import Picture
+from garrison.audit.report.content import EvasionCard
 from garrison.types import FloatArray
 
 FORMAT = 3
@@ -86,6 +87,19 @@ class TrialCache:
     def put_honest(self, key: str, findings: tuple[Finding, ...]) -> None:
         """Keep what was measured on honest users; it appears whole or not at all."""
         self._write(f"{key}.honest", msgspec.json.encode(findings))
+
+    def evasion(self, key: str) -> EvasionCard | None:
+        """What an evasion attack did under that key; a file that cannot be read is as good as none."""
+        if self._folder is None:
+            return None
+        try:
+            return msgspec.json.decode((self._folder / f"{key}.evasion").read_bytes(), type=EvasionCard)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def put_evasion(self, key: str, card: EvasionCard) -> None:
+        """Keep what an evasion attack did; it appears whole or not at all."""
+        self._write(f"{key}.evasion", msgspec.json.encode(card))
 
     def answers(self, target: str, seed: int) -> Path | None:
         """The file that keeps what a target answered to the trials of one seed; None where nothing is kept."""

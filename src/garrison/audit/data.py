@@ -118,9 +118,9 @@ def load_data(
     others = {a.surrogate: pantry.optional(a.surrogate, "surrogate") for a in plan.attacks if a.surrogate}
     training = None if plan.training is None else load_rows(plan.training.rows, "training", report, values=True)
     return AuditData(
-        test=_first(own, plan.test_rows),
+        test=first_rows(own, plan.test_rows),
         surrogate=thief,
-        outside=_last(outside, plan.outside_rows),
+        outside=last_rows(outside, plan.outside_rows),
         own=_limited(pantry.optional(kind, "in-distribution"), plan.in_distribution_rows) if kind else None,
         others={name: rows for name, rows in others.items() if rows is not None},
         training=training,
@@ -172,7 +172,7 @@ def _is_pictures(name: str) -> bool:
 
 
 def _limited(rows: Rows | None, most: int) -> Rows | None:
-    return None if rows is None else _first(rows, most)
+    return None if rows is None else first_rows(rows, most)
 
 
 def load_rows(name: str, role: str, report: Progress = silent, *, values: bool = False) -> Rows:
@@ -225,11 +225,13 @@ def _rows(x: Array, y: Array | None, labels: tuple[str, ...], source: str) -> Ro
     return Rows(x, y, labels, source, digest.hexdigest())
 
 
-def _first(rows: Rows, most: int) -> Rows:
+def first_rows(rows: Rows, most: int) -> Rows:
+    """At most so many of the rows; the digest stays that of all."""
     y = None if rows.y is None else rows.y[:most]
     return Rows(rows.x[:most], y, rows.labels, rows.source, rows.sha256)
 
 
-def _last(rows: Rows, most: int) -> Rows:
+def last_rows(rows: Rows, most: int) -> Rows:
+    """As `first_rows`, from the end."""
     y = None if rows.y is None else rows.y[-most:]
     return Rows(rows.x[-most:], y, rows.labels, rows.source, rows.sha256)

@@ -158,7 +158,7 @@ def problem(arms: Sequence[ArmPlan], columns: Sequence[ColumnPlan], attacks: Seq
         return "two arms or two columns have the same name"
     if not all(_NAME.fullmatch(name) and name != "none" for name in (*arm_names, *column_names)):
         return "every arm and column needs a name of letters, digits, spaces and , . : + _ -"
-    if arms and not columns:
+    if arms and attacks and not columns:
         return 'arms need columns: [[columns]] name = "naive" at least'
     if columns and len(set(attacks)) != len(attacks):
         return "with columns each attack stands once; give one of them a label"

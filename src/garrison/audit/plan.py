@@ -26,6 +26,8 @@ from typing import Any, Literal
 import msgspec
 
 from garrison.attacks.base import NAIVE, Attack, Tactic, View
+from garrison.attacks.evasion import EVASIONS
+from garrison.attacks.evasion.base import Evasion
 from garrison.attacks.extraction import ATTACKS
 from garrison.attacks.tactics import TACTICS
 from garrison.audit import grid
@@ -33,6 +35,7 @@ from garrison.audit.grid import ArmPlan, ColumnPlan
 from garrison.errors import PlanError
 
 MOST_PLAN_BYTES = 1_000_000
+MOST_BUDGET, MOST_A_FEATURE = 1_000_000_000, 1_000_000
 CONTROL = "random-labels"
 USUAL_PRICE = 1.0
 """US dollars for 1,000 rows where neither plan nor service names a price."""
@@ -64,6 +67,30 @@ class AttackPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     surrogate: str = ""
     only: Literal["", "tables", "images"] = ""
     seconds: float = 0.0
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class EvasionPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One evasion attack to carry out, on each of the plan's pictures.
+
+    Attributes:
+        name: of a registered evasion attack.
+        label: its name in the report, where one attack stands in a plan with several parameters; else its own name.
+        answers: "soft" uses all that is released, "labels" the first class alone.
+        budget: rows that may be asked for a picture.
+        accounts: "each" attacks every picture from an account of its own, where there are as many; "one" all of them from one.
+        at_once: pictures that are attacked side by side.
+        only: as in an attack.
+        parameters: the attack's own fields.
+    """
+
+    name: str
+    label: str = ""
+    answers: View = View.SOFT
+    budget: int = 500
+    accounts: Literal["each", "one"] = "each"
+    at_once: int = 50
+    only: Literal["", "tables", "images"] = ""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -101,7 +128,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             asks where "".
         test_rows, outside_rows: most rows of each that are used.
         seeds: one clone a seed; from three on intervals are over seeds.
-        attacks, control: what is done.
+        attacks, control: what is done; none of either where there are evasions.
+        evasions: attacks that move pictures until they are named another class.
+        pictures: test rows that each of them moves, with each seed.
         taus: thresholds of the similarity sweep; chosen by the range of the score where empty.
         usd_per_1000_queries: what the service charges; left out, what it says itself, and a dollar where it says nothing.
         in_distribution: rows of the model's own kind that the thief has; "" for none.
@@ -124,7 +153,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     test_rows: int = 10_000
     outside_rows: int = 2_000
     seeds: tuple[int, ...] = (0,)
-    attacks: tuple[AttackPlan, ...]
+    attacks: tuple[AttackPlan, ...] = ()
+    evasions: tuple[EvasionPlan, ...] = ()
+    pictures: int = 100
     control: Control = Control()
     taus: tuple[float, ...] = ()
     usd_per_1000_queries: float | None = None
@@ -224,7 +255,7 @@ def parse_plan(text: str, source: str) -> Plan:
         PlanError: as `load_plan`.
     """
     try:
-        plan = msgspec.convert(tomllib.loads(text), Plan, strict=True)
+        plan = msgspec.convert(tomllib.loads(text), Plan, strict=True, str_keys=True)  # TOML's keys are words
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise PlanError(f"{source}: {error}") from error
     problem = _problem(plan)
@@ -238,6 +269,8 @@ def parse_plan(text: str, source: str) -> Plan:
         load_tactic(tactic)
     if plan.control.budgets:
         load_attack(CONTROL, plan.control.parameters)
+    for evasion in plan.evasions:
+        load_evasion(evasion.name, evasion.parameters)
     return plan
 
 
@@ -249,6 +282,16 @@ def load_attack(name: str, parameters: dict[str, Any]) -> Attack:
         MissingExtraError: the attack needs torch.
     """
     found: Attack = _load("attack", ATTACKS, name, parameters)
+    return found
+
+
+def load_evasion(name: str, parameters: dict[str, Any]) -> Evasion:
+    """The evasion attack of that name with its parameters checked.
+
+    Raises:
+        PlanError: an unknown name, an unknown or ill-typed parameter.
+    """
+    found: Evasion = _load("evasion attack", EVASIONS, name, parameters)
     return found
 
 
@@ -290,10 +333,12 @@ def _problem(plan: Plan) -> str:
     ]
     limits = (plan.most_queries, plan.most_usd, plan.most_minutes)
     checks = {
-        "attacks must not be empty, and each needs at least one budget": plan.attacks
+        "attacks must not be empty, and each needs at least one budget": (plan.attacks or plan.evasions)
         and all(attack.budgets or attack.a_feature for attack in plan.attacks),
-        "a budget must be at least 1 row, and above 0 a feature": all(budget >= 1 for budget in budgets)
-        and all(0 < s < math.inf for s in shares),
+        f"a budget must be 1 to {MOST_BUDGET:,} rows, and above 0 and at most {MOST_A_FEATURE:,} a feature": all(
+            1 <= budget <= MOST_BUDGET for budget in budgets
+        )
+        and all(0 < share <= MOST_A_FEATURE for share in shares),
         "an attack stands twice with the same tactics, answers and budget; give one of them a label": len(set(arms))
         == len(arms),
         "most_queries, most_usd and most_minutes must be finite and not negative": all(
@@ -303,7 +348,19 @@ def _problem(plan: Plan) -> str:
             plan.in_distribution_rows, plan.labelled_rows, plan.uniform_rows
         )
         >= 0,
+        "pictures, and an evasion's budget and at_once, must be at least 1": plan.pictures >= 1
+        and all(min(e.budget, e.at_once) >= 1 for e in plan.evasions),
+        "two evasions have the same name, answers and budget; give one of them a label": len(
+            {(e.label or e.name, e.answers, e.budget) for e in plan.evasions}
+        )
+        == len(plan.evasions),
         "enough must be above 0": plan.enough > 0,
+        "categorical must name features from 0 on, each with finite values": all(
+            number >= 0 and values and all(math.isfinite(value) for value in values)
+            for number, values in plan.categorical.items()
+        ),
+        "training.truth must name lambda, finite and above 0": plan.training is None
+        or (set(plan.training.truth) == {"lambda"} and 0 < plan.training.truth["lambda"] < math.inf),
         f"the control arm is asked for under [control], not as the attack {CONTROL!r}": all(
             attack.name != CONTROL for attack in plan.attacks
         ),

@@ -6,6 +6,7 @@ Not checked: whether the data are what their names say, and whether the service 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -47,6 +48,22 @@ def check_rows(facts: OracleFacts, data: AuditData) -> None:
             raise PreflightError(
                 f"{rows.source}: {beyond} of {len(rows.x)} rows hold values outside the range that the target allows; bring them "
                 "into it first"
+            )
+
+
+def check_knowledge(facts: OracleFacts, data: AuditData, categorical: Mapping[int, tuple[float, ...]]) -> None:
+    """Raise `PreflightError` where the training rows, or the features that are categories, are not the target's."""
+    if data.training is not None and data.training.x.shape[1:] != facts.shape:
+        raise PreflightError(
+            f"{data.training.source}: training rows have the shape {list(data.training.x.shape[1:])}, the target takes {list(facts.shape)}"
+        )
+    low, high = (np.broadcast_to(edge, facts.shape).reshape(-1) for edge in (facts.low, facts.high))
+    for number, values in categorical.items():
+        if number >= len(low):
+            raise PreflightError(f"categorical: there is no feature {number}, the target has {len(low)}")
+        if min(values) < low[number] or max(values) > high[number]:
+            raise PreflightError(
+                f"categorical: feature {number} is named values outside the range that the target allows"
             )
 
 

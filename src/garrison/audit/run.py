@@ -4,8 +4,9 @@
     2  honest users   ask every arm the test rows and rows from outside
     3  the thief      every attack, budget and seed against every arm; the base measures
     4  the control    clones of nothing
-    5  similarity     the guard over its threshold
-    6  the report     figures, and what does not hold
+    5  evasion        pictures moved until they are named another class
+    6  similarity     the guard over its threshold
+    7  the report     figures, and what does not hold
 
 Invariant: nothing is printed; the same plan on the same arms and rows gives the same figures.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -24,13 +26,15 @@ from garrison.attacks.base import Finding
 from garrison.attacks.draws import has_range, uniform_rows
 from garrison.attacks.exam import Exam
 from garrison.attacks.oracle import MeteredOracle, Oracle
-from garrison.audit import preflight, words
+from garrison.audit import evasion_words, preflight, words
 from garrison.audit.alarms import InTurn, forget, remembers, watches
 from garrison.audit.arms import Arms, notes
 from garrison.audit.cache import TrialCache
 from garrison.audit.data import AuditData, Progress, Rows, silent
 from garrison.audit.environment import environment, versions
+from garrison.audit.evading import Evaded, Evader
 from garrison.audit.plan import Plan, priced
+from garrison.audit.questions import PROBES, asking, honest_data, probed
 from garrison.audit.report.content import DataCard, Report, TargetCard
 from garrison.audit.report.pictures import cards
 from garrison.audit.served import REPEATED_ROWS, Baseline, Served, alarmed_finding, ask_honestly, served_findings
@@ -38,7 +42,7 @@ from garrison.audit.similarity import SimilarityPoint, left_alone, similarity_cu
 from garrison.audit.spending import Spending
 from garrison.audit.table import cells_of, pareto_of
 from garrison.audit.targets import ServiceTarget, Target, TargetName
-from garrison.audit.trials import PROBES, Looted, Thief, fingerprint
+from garrison.audit.trials import Looted, Thief, fingerprint
 from garrison.errors import PlanError
 
 _ASKING = 0.15
@@ -55,6 +59,11 @@ class _Work:
     data: AuditData
     report: Progress
     cache: TrialCache
+    prints: dict[str, str]
+
+    def log(self, name: str, what: str) -> Path | None:
+        """Where a running service's answers to the auditor's own questions are kept."""
+        return self.cache.answers(f"{name}-{what}-{self.prints[name]}", 0) if name in self.prints else None
 
 
 def run_audit(
@@ -81,7 +90,7 @@ def run_audit(
         MissingExtraError: torch is not installed.
     """
     plan = priced(plan, arms.defended.identity.price_per_1000_rows)
-    work, targets = _Work(plan, arms, data, report, cache or TrialCache(None)), arms.targets()
+    work, targets = _Work(plan, arms, data, report, cache or TrialCache(None), {}), arms.targets()
     # 1 preflight
     report("preflight", 0.0)
     _preflight(work)
@@ -97,16 +106,37 @@ def run_audit(
         spending=Spending(plan),
         tell=lambda message, share: report(message, _ASKING + (1 - _ASKING) * share),
         targets=len(targets),
+        prints=work.prints,
     )
     # 3 the thief, and side by side with it 4 the control
-    stolen, controls = thief.attack_all(targets, arms.defended, cpu_threads)
-    # 5 similarity
+    steals = bool(plan.attacks or plan.control.budgets)
+    stolen, controls = thief.attack_all(targets, arms.defended, cpu_threads) if steals else (Looted(), [])
+    # 5 evasion
+    evaded = _evaded(work, thief.spending)
+    # 6 similarity
     report("similarity over tau", 0.99)
     curves = _similarity(work)
-    # 6 the report
-    asked = len(data.test.x) + len(data.outside.x) + REPEATED_ROWS + 4 * PROBES + thief.asked[TargetName.DEFENDED]
+    # 7 the report
+    asked = _asked_honestly(arms.defended, data) + thief.asked.get(TargetName.DEFENDED, 0) + evaded.asked
     limits = words.limits(plan, arms, data, (*findings, *stolen.findings), asked)
-    return _report(work, tuple(findings), stolen, tuple(controls), curves, limits, cpu_threads)
+    limits = (*evasion_words.limits(plan, evaded.cards), *limits)
+    return _report(work, tuple(findings), stolen, tuple(controls), evaded, curves, limits, cpu_threads)
+
+
+def _evaded(work: _Work, spending: Spending) -> Evaded:
+    """What evasion attacks did to pictures, where the plan has any."""
+    plan = work.plan
+    if not plan.evasions:
+        return Evaded()
+    begun = 0.9 if plan.attacks else _ASKING
+    tell = lambda message, share: work.report(message, begun + (0.99 - begun) * share)  # noqa: E731
+    return Evader(plan, work.arms, work.data, spending, tell, work.cache).evade_all()
+
+
+def _asked_honestly(target: Target, data: AuditData) -> int:
+    """Rows that a target is asked beside the attacks' own, about."""
+    own = honest_data(target, data)
+    return len(own.test.x) + len(own.outside.x) + REPEATED_ROWS + 4 * PROBES
 
 
 def _exam(work: _Work) -> Exam:
@@ -138,12 +168,17 @@ def _preflight(work: _Work) -> None:
         if name in arms.others:
             continue  # the reference's model, which is checked
         preflight.check_rows(target.facts, data)
+        preflight.check_knowledge(target.facts, data, work.plan.categorical)
         if data.test.y is not None and not regression:
             preflight.check_classes(target.facts, target.identity.labels, data.test)
-    if data.test.y is None and arms.f is None:
-        raise PlanError(f"{data.test.source} has no class numbers and no reference is given: nothing can be graded")
-    probes = MeteredOracle(arms.defended, 4 * PROBES).query(data.test.x[:PROBES])
-    preflight.check_answers(probes, arms.defended.identity.where)
+    if (data.test.y is None or regression) and arms.f is None:
+        what = "the model is a regressor" if regression else f"{data.test.source} has no class numbers"
+        raise PlanError(f"{what} and no reference is given (--reference BUNDLE): nothing can be graded")
+    if not isinstance(arms.defended, ServiceTarget):
+        work.prints[TargetName.DEFENDED] = fingerprint(arms.defended, data)
+    with asking(arms.defended, work.log(TargetName.DEFENDED, "probes")) as oracle:
+        rows = probed(honest_data(arms.defended, data))
+        preflight.check_answers(MeteredOracle(oracle, 4 * PROBES).query(rows), arms.defended.identity.where)
     for reference in _references(arms):
         preflight.check_same_model(arms.defended, reference)
         preflight.check_depends_on_input(reference.raw(data.test.x[:PROBES]), f"{reference.identity.model!r}")
@@ -157,19 +192,22 @@ def _honest(work: _Work, name: str) -> tuple[Finding, ...]:
     targets = work.arms.targets()
     target = targets[name]
     work.report(f"asking {name}", _ASKING * list(targets).index(name) / len(targets))
-    key = _honest_key(work, name, target) if work.plan.columns and isinstance(target, ServiceTarget) else ""
+    many = bool(work.plan.columns or work.plan.evasions)
+    key = _honest_key(work, name, target) if many and isinstance(target, ServiceTarget) else ""
     kept = work.cache.honest(key) if key else None
     if kept is not None:
         return kept
+    data = honest_data(target, work.data)
     if isinstance(target, ServiceTarget) and remembers(target):
-        asking = InTurn(target)
-        found = _served(work, name, _ask(work, name, asking))
+        turns = InTurn(target)
+        found = _served(work, name, _ask(work, name, turns, data), data)
         if watches(target):
-            rows = len(work.data.test.x)
-            found = (*found, alarmed_finding(name, *asking.alarmed(rows), rows))
+            rows = len(data.test.x)
+            found = (*found, alarmed_finding(name, *turns.alarmed(rows), rows))
         forget(target)
     else:
-        found = _served(work, name, _ask(work, name, target))
+        with asking(target, work.log(name, "honest")) as oracle:
+            found = _served(work, name, _ask(work, name, oracle, data), data)
     if key:
         work.cache.put_honest(key, found)
     return found
@@ -184,24 +222,24 @@ def _honest_key(work: _Work, name: str, target: Target) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-def _ask(work: _Work, name: str, target: Oracle) -> Served:
+def _ask(work: _Work, name: str, target: Oracle, data: AuditData) -> Served:
     """Answers to honest questions; those of the service are compared with its reference before anything is graded."""
-    served = ask_honestly(target, work.data)
-    if name != TargetName.DEFENDED:
+    served = ask_honestly(target, data)
+    own = work.arms.reference
+    if name != TargetName.DEFENDED or target.facts.regression:
         return served
-    own, data = work.arms.reference, work.data
-    if target.facts.regression:
-        return served
-    if own is None and data.test.y is not None:
-        preflight.check_better_than_chance(served.test.labels, data.test.y, work.arms.defended.identity.where)
+    there = ~served.test.refused
+    if own is None and data.test.y is not None and there.sum() >= PROBES:
+        where = work.arms.defended.identity.where
+        preflight.check_better_than_chance(served.test.labels[there], data.test.y[there], where)
     elif own is not None:
         alone = left_alone(own, data.test.x)
         preflight.check_agreement(served.test, own.raw(data.test.x), alone, own.identity.model)
     return served
 
 
-def _served(work: _Work, name: str, served: Served) -> tuple[Finding, ...]:
-    arms, data = work.arms, work.data
+def _served(work: _Work, name: str, served: Served, data: AuditData) -> tuple[Finding, ...]:
+    arms = work.arms
     target = arms.targets()[name]
     if target.facts.regression:
         return ()
@@ -217,8 +255,8 @@ def _baseline(model: ServiceTarget | None, data: AuditData) -> Baseline | None:
 
 def _similarity(work: _Work) -> tuple[SimilarityPoint, ...]:
     arms, data = work.arms, work.data
-    if arms.reference is None or arms.reference.facts.regression or work.plan.columns:
-        return ()  # a table compares chains, not thresholds
+    if arms.reference is None or arms.reference.facts.regression or work.plan.columns or not work.plan.attacks:
+        return ()  # a table compares chains, not thresholds, and evasion is not theft
     plain = arms.undefended
     against = None if plain is None or plain is arms.reference else plain.raw
     most = work.plan.outside_rows
@@ -236,6 +274,7 @@ def _report(
     served: tuple[Finding, ...],
     stolen: Looted,
     controls: tuple[Finding, ...],
+    evaded: Evaded,
     curves: tuple[SimilarityPoint, ...],
     limits: tuple[str, ...],
     cpu_threads: int,
@@ -249,7 +288,9 @@ def _report(
     return Report(
         garrison=__version__,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        headline=words.headline(plan, data, findings, controls),
+        headline=words.headline(plan, data, findings, controls)
+        if plan.attacks
+        else evasion_words.headline(evaded.cards, data.test.source),
         plan=plan,
         data={role: _data_card(r) for role, r in rows.items()},
         targets={name: _target_card(target, said[name]) for name, target in arms.targets().items()},
@@ -258,7 +299,8 @@ def _report(
         findings=findings,
         controls=controls,
         similarity=curves,
-        left_out=tuple(stolen.left_out),
+        left_out=(*stolen.left_out, *evaded.left_out),
+        evasions=tuple(evaded.cards),
         told=tuple(stolen.told),
         pictures=cards(stolen.pictures),
         limits=limits,

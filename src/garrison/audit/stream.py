@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from garrison.attacks.oracle import AccountOracle, Answers, Oracle
-from garrison.errors import AuditError, RefusedError
+from garrison.attacks.oracle import REFUSALS, AccountOracle, Answers, Oracle
+from garrison.errors import AuditError, GarrisonError, RefusedError
 from garrison.types import Array
 
 _HEAD = struct.Struct("<II")
@@ -34,11 +34,12 @@ _FIELDS = ("labels", "probabilities", "refused", "uncertain", "values")
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
-    """One question and what was said to it: dtype, shape and bytes of each array, or the text of a refusal."""
+    """One question and what was said to it: dtype, shape and bytes of each array, or the text and code of a refusal."""
 
     question: bytes
     arrays: dict[str, tuple[str, tuple[int, ...], bytes]]
     refusal: str = ""
+    code: str = RefusedError.code
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class _Asked:
     """A question that was asked, and where in the file its record begins."""
 
     question: bytes
-    answer: Answers | RefusedError
+    answer: Answers | GarrisonError
     place: int
 
 
@@ -97,11 +98,11 @@ class SharedStream:
             self._keep(question, self._ask(x, account))
         self._place += 1
         found = self._known[place].answer
-        if isinstance(found, RefusedError):
+        if isinstance(found, GarrisonError):
             raise found
         return found
 
-    def _ask(self, x: Array, account: int) -> Answers | RefusedError:
+    def _ask(self, x: Array, account: int) -> Answers | GarrisonError:
         """A refusal is an answer; what failed is raised and will be asked again."""
         try:
             if account == 0:
@@ -109,7 +110,7 @@ class SharedStream:
             if not isinstance(self._oracle, AccountOracle):
                 raise AuditError(f"there is no account {account} to ask from")
             return self._oracle.query_as(x, account)
-        except RefusedError as refusal:
+        except REFUSALS as refusal:
             return refusal
 
     def _forget(self, place: int) -> None:
@@ -120,7 +121,7 @@ class SharedStream:
         if self._file is not None:
             self._file.truncate(self._end)
 
-    def _keep(self, question: bytes, answer: Answers | RefusedError) -> None:
+    def _keep(self, question: bytes, answer: Answers | GarrisonError) -> None:
         self._known.append(_Asked(question, answer, self._end))
         if self._file is None:
             return
@@ -159,16 +160,16 @@ def _records(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         place += _HEAD.size + length
 
 
-def _record(question: bytes, answer: Answers | RefusedError) -> _Kept:
-    if isinstance(answer, RefusedError):
-        return _Kept(question, {}, str(answer) or "refused")
+def _record(question: bytes, answer: Answers | GarrisonError) -> _Kept:
+    if isinstance(answer, GarrisonError):
+        return _Kept(question, {}, str(answer) or "refused", answer.code)
     there = {name: getattr(answer, name) for name in _FIELDS if getattr(answer, name) is not None}
     return _Kept(question, {n: (a.dtype.str, a.shape, np.ascontiguousarray(a).tobytes()) for n, a in there.items()})
 
 
-def _answer(kept: _Kept) -> Answers | RefusedError:
+def _answer(kept: _Kept) -> Answers | GarrisonError:
     if kept.refusal:
-        return RefusedError(kept.refusal)
+        return next((kind for kind in REFUSALS if kind.code == kept.code), RefusedError)(kept.refusal)
     arrays: dict[str, Any] = dict.fromkeys(_FIELDS)
     for name, (dtype, shape, data) in kept.arrays.items():
         arrays[name] = np.frombuffer(data, dtype=dtype).reshape(shape)

@@ -9,18 +9,20 @@ Invariant: an attack sees the same of both kinds: what the release policy lets o
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from garrison.attacks.oracle import Answers, Oracle, OracleFacts
+from garrison.attacks.oracle import ROWS_A_REQUEST, Answers, Oracle, OracleFacts, filled_up
 from garrison.bundle.manifest import guard_digest, input_facts
 from garrison.bundle.reader import VerifiedBundle
-from garrison.client import Client
+from garrison.client import Client, Prediction
+from garrison.client.prediction import join
 from garrison.enclave.service import Service
-from garrison.errors import PreflightError
+from garrison.errors import LimitError, PreflightError, TooFastError
 from garrison.guard.defenses.budget import Budget
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.types import NUMPY_DTYPES, Array, BoolArray, DefenseSpec, FloatArray, Task
@@ -30,6 +32,8 @@ ReleaseChoice = Literal["full", "top-k", "label"]
 RELEASE_MODES: dict[ReleaseChoice, str] = {"full": "full", "top-k": "top-k", "label": "labels"}
 MANY_ACCOUNTS = 1_000_000
 """So many accounts can be had where an account is but a name."""
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds that a thief waits, one after the other, who was told to ask more slowly."""
 UNGUARDED = (DefenseSpec(name="release"),)
 """The chain that holds nothing back."""
 
@@ -180,7 +184,10 @@ class HttpTarget:
         span = None if extras is None else extras.ranges.get(spec.name)
         shape, dtype = tuple(spec.shape[1:]), NUMPY_DTYPES[spec.datatype]
         labels = () if extras is None else extras.labels
+        if not shape or min(shape) < 1:
+            raise PreflightError(f"{metadata.name!r} takes rows of shape {list(shape)}; the attacks need a fixed one")
         self._clients = (client, *accounts)
+        self._most_rows = ROWS_A_REQUEST
         self.facts = OracleFacts(
             shape=shape,
             dtype=dtype,
@@ -193,6 +200,8 @@ class HttpTarget:
             missing=None if span is None else _missing(shape, named=span.may_be_missing),
             accounts=len(self._clients),
         )
+        if (self.facts.low > self.facts.high).any():
+            raise PreflightError(f"{metadata.name!r} names a range whose smallest value is above its largest")
         self.identity = Identity(
             where=url,
             model=metadata.name,
@@ -212,11 +221,33 @@ class HttpTarget:
         return self.query_as(x, 0)
 
     def query_as(self, x: Array, account: int) -> Answers:
-        """`query` with the API key of an account."""
-        found = self._clients[account].predict(
-            np.ascontiguousarray(x, dtype=self.facts.dtype), rows_a_request=max(1, len(x))
-        )
-        return answers_of(found.outputs, found.uncertain, self.facts.classes)
+        """`query` with the API key of an account. A service that takes fewer rows at once, or fewer requests a second, is asked so."""
+        client, rows = self._clients[account], np.ascontiguousarray(x, dtype=self.facts.dtype)
+        left = client.left.get("rows", len(rows))
+        most = min(left, len(rows)) or len(rows)  # where nothing is left, the service shall say so
+        found = self._asked(client, rows[:most])
+        return filled_up(answers_of(found.outputs, found.uncertain, self.facts.classes), len(rows))
+
+    def _asked(self, client: Client, rows: Array) -> Prediction:
+        """The answers to all rows; what was answered is not asked again where a later part has to wait or to be made smaller."""
+        parts: list[Prediction] = []
+        done, pauses = 0, iter(_PAUSES)
+        while done < len(rows) or not parts:
+            part = rows[done : done + self._most_rows]
+            try:
+                parts.append(client.predict(part, rows_a_request=max(1, len(part))))
+            except LimitError:  # told before anything is computed, and charged
+                if len(part) <= 1:
+                    raise
+                self._most_rows = len(part) // 2
+            except TooFastError:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                time.sleep(pause)
+            else:
+                done, pauses = done + len(part), iter(_PAUSES)
+        return join(parts)
 
 
 def spread(

@@ -24,6 +24,7 @@ import numpy as np
 
 from garrison.attacks.base import NAIVE, Finding, Trial, View, findings_of
 from garrison.attacks.exam import Exam, Picture, chance_levels
+from garrison.attacks.extraction.pixels import picture_shape
 from garrison.attacks.knowledge import Knowledge, Labelled, Training
 from garrison.attacks.oracle import LabelsOnly, MeteredOracle, OracleFacts
 from garrison.audit import metrics
@@ -34,13 +35,13 @@ from garrison.audit.desk import Desk, alarm_card
 from garrison.audit.environment import versions
 from garrison.audit.pace import Pace, spoken, workload
 from garrison.audit.plan import CONTROL, Plan, load_attack
+from garrison.audit.questions import PROBES
 from garrison.audit.report.content import AlarmCard, LeftOut, Told
 from garrison.audit.spending import Spending
 from garrison.audit.steps import Step, seeds_of, steps_of
 from garrison.audit.targets import Target, TargetName
 from garrison.errors import MissingExtraError
 
-PROBES = 64
 _AXES_OF_A_PICTURE = 3
 FIDELITIES = (0.90, 0.95, 0.99)
 NOBODY = "none"
@@ -77,6 +78,7 @@ class Thief:
         targets: how many there are.
         pace: how much there is to do, and how fast it goes.
         asked: rows that each target itself was asked.
+        prints: fingerprints of targets that are known already.
     """
 
     plan: Plan
@@ -89,6 +91,7 @@ class Thief:
     targets: int
     pace: Pace = field(default_factory=lambda: Pace((), 1))
     asked: dict[str, int] = field(default_factory=dict)
+    prints: Mapping[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def attack_all(self, targets: Mapping[str, Target], control: Target, threads: int) -> tuple[Looted, list[Finding]]:
@@ -116,7 +119,7 @@ class Thief:
 
     def attack(self, name: str, target: Target) -> Looted:
         """All attacks of the plan against one target. What cannot be carried out here is left out, and named."""
-        print_of = fingerprint(target, self.data)
+        print_of = self.prints.get(name) or fingerprint(target, self.data)
         with Desk(target, lambda seed: self.cache.answers(f"{name}-{print_of}", seed)) as desk:
             found = self._all_steps(name, desk, print_of)
             self.asked[name] = desk.asked
@@ -125,11 +128,13 @@ class Thief:
 
     def _all_steps(self, name: str, desk: Desk, print_of: str) -> Looted:
         found, exact, target, seeds = Looted(), "", desk.target, seeds_of(self.plan, name)
+        thieves: dict[tuple[str, str], int] = {}
         for step in steps_of(self.plan, target.facts, name):
             why = step.senseless or self._obstacle(step, target.facts) or exact
             trials: list[Trial] = []
-            for seed in () if why else seeds:
-                trial, why = self._asked(step, seed, desk, (name, print_of))
+            thief = 0 if why else len(seeds) * thieves.setdefault((step.label, step.tactic), len(thieves))
+            for number, seed in enumerate(() if why else seeds):
+                trial, why = self._asked(step, seed, desk, (name, print_of), thief + number)
                 if trial is None:
                     break
                 trials.append(trial)
@@ -144,7 +149,7 @@ class Thief:
 
     def _obstacle(self, step: Step, facts: OracleFacts) -> str:
         """Why a step cannot be carried out against such a target; "" where it can."""
-        if step.only and step.only != ("images" if len(facts.shape) == _AXES_OF_A_PICTURE else "tables"):
+        if step.only and step.only not in kinds_of(facts.shape):
             return f"the plan tries it on {step.only} alone"
         if step.view is View.LABELS and facts.regression:
             return "a regressor answers no classes"
@@ -155,8 +160,10 @@ class Thief:
         near = (f"{tactic.name}: {why}" for tactic in step.tactics if (why := tactic.obstacle(seen, known)))
         return step.attack.obstacle(seen) or step.attack.lacks(known) or next(near, "")
 
-    def _asked(self, step: Step, seed: int, desk: Desk, target: tuple[str, str]) -> tuple[Trial | None, str]:
-        """The trial, from the cache or carried out; else why not."""
+    def _asked(
+        self, step: Step, seed: int, desk: Desk, target: tuple[str, str], thief: int
+    ) -> tuple[Trial | None, str]:
+        """The trial, from the cache or carried out by the thief of that number; else why not."""
         name, print_of = target
         key = self._key(step, seed, f"{name} {print_of}")
         trial = self.cache.get(key)
@@ -167,7 +174,7 @@ class Thief:
         why = self.spending.reserve(step.budget, paid=paid)
         if why:
             return None, why
-        asked = desk.open(seed)
+        asked = desk.open(seed, thief)
         oracle = LabelsOnly(asked) if step.view is View.LABELS else asked
         self._tell(f"{step.label}, {step.tactic}, on {name}, {step.budget:,} {step.view.value}, seed {seed}")
         begun = time.monotonic()
@@ -252,6 +259,13 @@ class Thief:
             self.tell(f"{message}; about {spoken(self.pace.left)} left", self.pace.share)
 
 
+def kinds_of(shape: tuple[int, ...]) -> set[str]:
+    """Images, tables, or both: rows of two axes may be pictures without channels, and may be none."""
+    if len(shape) == _AXES_OF_A_PICTURE:
+        return {"images"}
+    return {"tables"} if picture_shape(shape) is None else {"tables", "images"}
+
+
 def _enough(found: list[Finding], step: Step, enough: float) -> str:
     """Why dearer attacks are left out: this step has the model already; "" where it has not."""
     mine = {
@@ -296,17 +310,20 @@ def _reaching(group: list[Finding], level: float, usd_per_query: float) -> Findi
 def fingerprint(target: Target, data: AuditData) -> str:
     """What tells one target from another: its digests, and the classes that it names for probes of all three kinds.
 
-    Where it answers is left out: the same service at another port is the same target.
+    Where it answers is left out: the same service at another port is the same target. A running service that counts rows is known by its
+    digests alone; a misinformation key that was changed does not show in them.
     """
+    identity = target.identity
+    model = identity.model_digest or identity.manifest_digest  # another seal of the same model is the same target
+    parts: list[object] = [model, identity.guard_digest, target.facts.soft]
+    if identity.budget_rows and identity.manifest_digest:
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
     rows = (data.test, data.surrogate, data.outside)
     forget(target)
     answers = [MeteredOracle(target, 4 * PROBES).query(r.x[:PROBES]) for r in rows]
     named = [a.labels.tolist() if a.values is None else np.round(a.values, 4).tolist() for a in answers]
     forget(target)
-    identity = target.identity
-    model = identity.model_digest or identity.manifest_digest  # another seal of the same model is the same target
-    parts = [model, identity.guard_digest, target.facts.soft, named]
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([*parts, named])).hexdigest()
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def limits(plan: Plan, arms: Arms, data: AuditData, findings: Sequence[Finding],
     """
     return (
         *_missing_arms(arms),
-        *_not_tried(arms, data, findings),
+        *(_not_tried(arms, data, findings) if plan.attacks else ()),
         *_how_sure(plan, findings),
         *_of_table(plan, arms),
         *_service(arms, findings, asked),
@@ -178,7 +178,7 @@ def _not_tried(arms: Arms, data: AuditData, findings: Sequence[Finding]) -> list
 
 def _how_sure(plan: Plan, findings: Sequence[Finding]) -> list[str]:
     found = []
-    if len(plan.seeds) < FEWEST_SEEDS:
+    if plan.attacks and len(plan.seeds) < FEWEST_SEEDS:
         found.append(
             f"Clones were trained with {len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}: their intervals cover the "
             "choice of test rows, not another training run, which moves a clone's accuracy by several points."
@@ -225,9 +225,12 @@ def _service(arms: Arms, findings: Sequence[Finding], asked: int) -> list[str]:
     if reference is not None and identity.manifest_digest not in {"", reference.identity.manifest_digest}:
         found.append("The reference is another sealed bundle than the one that the service says it serves.")
     if 0 < identity.budget_rows < asked:
+        keys = facts.accounts
+        shared = "one API key" if keys == 1 else f"{keys} API keys in turn"
         found.append(
-            f"The service answers a caller {identity.budget_rows:,} rows and was asked {asked:,}: rows beyond the budget count "
-            "as unanswered."
+            f"The service answers a caller {identity.budget_rows:,} rows and was asked {asked:,} with {shared}: rows beyond the budget count "
+            "as unanswered, and an attack whose key was used up before it gets less than a thief with a key of its own. Audit the bundle in "
+            "this process to see what a number of answers buys."
         )
     if any(f.metric == "unanswered" and f.target == TargetName.DEFENDED for f in findings):
         found.append("Some test rows got no answer, or an uncertain one; they count as wrong in the served accuracy.")

@@ -22,7 +22,7 @@ import numpy as np
 
 from garrison.crypto.canonical import canonical_json, sha256_hex
 from garrison.errors import FormatVersionError, ManifestError
-from garrison.types import FEATURE_SCORES, NUMPY_DTYPES, DefenseSpec, InputFacts, ModelFacts, Task
+from garrison.types import FEATURE_SCORES, NUMPY_DTYPES, SQUEEZED, DefenseSpec, InputFacts, ModelFacts, Task
 
 FORMAT = "garrison-bundle/1"
 MANIFEST_FILE = "manifest.json"
@@ -236,6 +236,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
             has_logits="logits" in self._outputs,
             has_misinformation=self.misinformation is not None or "misinformation" in self._outputs,
             feature_score=next((name for name in FEATURE_SCORES if name in self._outputs), ""),
+            has_squeezed=SQUEEZED in self._outputs,
         )
 
     @property

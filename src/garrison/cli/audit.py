@@ -17,7 +17,7 @@ from garrison.audit.cache import TrialCache
 from garrison.audit.opening import Opening, open_arms
 from garrison.audit.pace import Pace, clones_of, spoken, workload
 from garrison.audit.plan import Plan, filling, load_plan, shipped_plans, within
-from garrison.audit.report import grid, tables
+from garrison.audit.report import evasion, grid, tables
 from garrison.audit.report.content import Report
 from garrison.audit.report.write import load_format, paths_of, write_report
 from garrison.audit.run import run_audit
@@ -190,7 +190,10 @@ def show(report: Report) -> None:
         for thief in grid.thieves_of(report):
             console.print(_upright(grid.cells(report, thief, brief=True)))
         console.print(_upright(grid.pareto(report)))
-    for table in (tables.trade_off(report), tables.honest(report), tables.strangers(report), tables.reaching(report)):
+    for table in evasion.evasions(report):
+        console.print(_upright(table))
+    own = (tables.trade_off(report),) if report.plan.attacks else ()
+    for table in (*own, tables.honest(report), tables.strangers(report), tables.reaching(report)):
         if table.rows and len(table.head) > 1:
             console.print(_grid(table))
     if not report.cells and len({(f.attack, f.tactic) for f in report.findings if f.attack != "none"}) > 1:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
+from garrison.cli.front_door import front_door_options, through_the_front_door
 from garrison.cli.output import json_option
 from garrison.cli.serving import serve_bundles
 from garrison.cli.trust import trust_option
 from garrison.config import Config, ServerConfig, load_config
+from garrison.enclave.log import write_server_log
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,7 +36,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
     help="File with the model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
 )
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
-@click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key.")
+@front_door_options
 @click.option("--upstream-key", type=_file, help="File with an API key for the server that runs the model.")
 @click.option(
     "--upstream-ca", type=_file, help="Certificates (PEM) that vouch for that server.  [default: the system's]"
@@ -49,8 +48,8 @@ def gateway(bundle: Path, trust: tuple[Path, ...], config_file: Path | None, as_
 
     BUNDLE is what `garrison seal` makes after `garrison harden --upstream`. The model stays where it is; let clients reach the gateway alone.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = _with_options(load_config(config_file), options)
+    write_server_log(config.operations.log)
     if not config.server.upstream:
         raise click.UsageError("name the server that runs the model: --upstream URL")
     serve_bundles(config, [bundle], trust, [], as_json=as_json)
@@ -63,8 +62,6 @@ def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     given |= {name: str(options[name].absolute()) for name in files if options[name] is not None}
     if options["secret"]:
         given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
-    if options["allow_anonymous"]:
-        given["allow_anonymous"] = True
     if config.server.isolation == ServerConfig().isolation:
         given["isolation"] = "none"
-    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given))
+    return through_the_front_door(config, options, given)

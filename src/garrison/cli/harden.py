@@ -89,6 +89,9 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 @click.option("--k", type=int, default=3, show_default=True, help="Classes, for --release top-k.")
 @click.option("--constant-time", is_flag=True, help="Compute misinformation for every row.")
 @click.option("--detectors/--no-detectors", default=True, help="Calibrate detectors of callers who steal, in shadow.")
+@click.option(
+    "--drift/--no-drift", default=True, help="Keep a signed reference of held-out rows, to see callers drift."
+)
 @click.option("--outlier-exposure", is_flag=True, help="Note down that the model was trained with outlier exposure.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the held-out rows and of training.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the runtime and of training.")
@@ -121,6 +124,7 @@ def harden(model: Path | None, data: Path, target: Path, force: bool, as_json: b
         release=_release(given["release"], given["decimals"], given["k"]),
         constant_time=given["constant_time"],
         detectors=given["detectors"],
+        drift=given["drift"],
         outlier_exposure=given["outlier_exposure"],
         seed=given["seed"],
         threads=given["threads"],

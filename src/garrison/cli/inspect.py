@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def _guard(chain: tuple[DefenseSpec, ...]) -> Table:
 
 
 def _some(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value["name"]) if "name" in value else ", ".join(f"{key} {_some(one)}" for key, one in value.items())
     if not isinstance(value, (list, tuple)):
         return f"{value:g}" if isinstance(value, float) else str(value)
     shown = ", ".join(_some(v) for v in value[:MOST_VALUES_SHOWN])

@@ -127,6 +127,11 @@ _file = click.Path(dir_okay=False, path_type=Path)
     "--detectors/--no-detectors", default=True, help="Calibrate detectors of callers who steal, for a model file."
 )
 @click.option(
+    "--drift/--no-drift",
+    default=True,
+    help="Keep a signed reference of the rows, to see callers drift (docs/drift.md).",
+)
+@click.option(
     "--watermark",
     type=click.FloatRange(0, MOST_SHARE, min_open=True),
     metavar="SHARE",
@@ -184,6 +189,7 @@ def _options(out: Path, given: dict[str, Any]) -> SealOptions:
         arm=frozenset(given["arm"]),
         watch_action=given["watch_action"],
         detectors=given["detectors"],
+        drift=given["drift"],
         range_margin=given["range_margin"],
         on_ood=given["on_ood"],
         benign_loss=given["benign_loss"],

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import logging
+import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,20 @@ from typing import Any
 import click
 import msgspec
 
+from garrison.cli.front_door import front_door_options, through_the_front_door
 from garrison.cli.output import json_option
 from garrison.cli.trust import trust_option
-from garrison.config import Config, load_config
+from garrison.config import DEFAULT_FILE, SETTINGS_VARIABLE, Config, load_config
 from garrison.enclave.backends import BACKENDS, OF_A_PROGRAM
 from garrison.enclave.levels import LEVELS
+from garrison.enclave.log import write_server_log
 from garrison.enclave.program import Program, spawn
 from garrison.limits import MIB
 
 _SERVING = "garrison.cli.serving"
 RELEASE_MODES = ("full", "rounded", "top-k", "labels", "label")
+_PATHS = ("keys", "state", "collateral", "signature_secret")
+_FLAGS = ("allow_anonymous", "secret_heap", "store_may_forget", "tls_client_names", "insecure_plaintext")
 _file = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -43,6 +46,7 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | 
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @trust_option
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen at; 0 for any free one.  [default: 8080]")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Listen for gRPC too; 0 for any free port.")
 @click.option("--host", help="Address to listen at.  [default: 127.0.0.1]")
 @click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]")
 @click.option("--keys", type=_file, help="API keys, from `garrison keys add`; callers must then show one.")
@@ -55,12 +59,19 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | 
 )
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for budgets and caller state.")
 @click.option(
+    "--ledger",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the ledger of what was asked and answered; none is kept without it.",
+)
+@click.option(
     "--collateral",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of what the hardware's vendor says of this machine; handed on with quotes (snp, tdx, sgx).",
 )
 @click.option("--release", type=click.Choice(RELEASE_MODES), help="Release no more than this of each answer.")
-@click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key.")
+@front_door_options
+@click.option("--signatures", type=click.Choice(["rfc9421"]), help="Sign every plain answer in the form of HTTP too.")
+@click.option("--signature-secret", type=_file, help="Secret (base64) that clients share, for signatures by HMAC.")
 @click.option(
     "--isolation",
     type=click.Choice(sorted(BACKENDS)),
@@ -91,8 +102,10 @@ def serve(
     **options: Any,
 ) -> None:
     """Serve the sealed models in each BUNDLE behind their guards, until interrupted."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = _with_options(load_config(config_file), options)
+    write_server_log(config.operations.log)
+    settings = Path(DEFAULT_FILE) if config_file is None else config_file
+    os.environ[SETTINGS_VARIABLE] = str(settings.absolute()) if settings.exists() else ""
     programs = _begin(config, len(bundles))
     try:
         # Loaded now, while the programs load what they need.
@@ -114,18 +127,20 @@ def _begin(config: Config, count: int) -> list[Program]:
 
 def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     """The settings, with what the command line says in their place."""
-    plain = ("host", "port", "isolation", "require_isolation", "workers", "enclave")
+    plain = ("host", "port", "grpc_port", "isolation", "require_isolation", "workers", "enclave", "signatures")
     given = {name: options[name] for name in plain if options[name] is not None}
-    given |= {
-        name: str(options[name].absolute()) for name in ("keys", "state", "collateral") if options[name] is not None
-    }
+    given |= {name: str(options[name].absolute()) for name in _PATHS if options[name] is not None}
     if options["secret"]:
         given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
-    given |= {name: True for name in ("allow_anonymous", "secret_heap") if options[name]}
+    if options["secret_heap"]:
+        given["secret_heap"] = True
     if options["parameter_memory"] is not None:
         given["parameter_memory_mib"] = options["parameter_memory"]
     guard = dict(config.guard)
     if options["release"]:
         mode = "labels" if options["release"] == "label" else options["release"]
         guard["release"] = guard.get("release", {}) | {"mode": mode}
-    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given), guard=guard)
+    ledger = config.ledger
+    if options["ledger"] is not None:
+        ledger = msgspec.structs.replace(ledger, folder=str(options["ledger"].absolute()))
+    return msgspec.structs.replace(through_the_front_door(config, options, given), guard=guard, ledger=ledger)

@@ -17,8 +17,10 @@ from garrison.config import Config
 from garrison.enclave.host import ServiceCard
 from garrison.enclave.levels import HARDWARE, NONE, level_reached
 from garrison.enclave.program import Program
+from garrison.server.cautions import cautions
 from garrison.server.launching import state_folder
 from garrison.server.root import assemble, run
+from garrison.server.stores import in_words
 from garrison.server.workers import run_workers
 
 
@@ -33,19 +35,26 @@ def serve_bundles(
     """
     trusted = trusted_keys(trust, config.trust)
 
-    def on_ready(url: str, cards: Sequence[ServiceCard]) -> None:
+    def on_ready(url: str, cards: Sequence[ServiceCard], grpc: str = "") -> None:
         cards = sorted(cards, key=_place)
         if as_json:
-            show_json(_as_json(config, cards, url))
+            show_json(_as_json(config, cards, url) | ({"grpc": grpc} if grpc else {}))
             sys.stdout.flush()
         else:
+            if grpc:
+                notes.print(f"gRPC      {grpc}", markup=False)
             _show(config, cards, url)
 
     if config.server.workers > 1:
         run_workers(config, bundles, trusted, on_ready, programs)
         return
     assembly = assemble(config, bundles, trusted, programs=programs)
-    run(assembly, lambda url: on_ready(url, [enclave.card for enclave in assembly.enclaves]))
+    beside = assembly.grpc
+
+    def ready(url: str) -> None:
+        on_ready(url, [enclave.card for enclave in assembly.enclaves], "" if beside is None else beside.address)
+
+    run(assembly, ready)
 
 
 def _place(card: ServiceCard) -> tuple[str, int]:
@@ -74,17 +83,51 @@ def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
         elif card.parameters not in {"", "resident"}:
             notes.print(f"  parameters: {card.parameters}", markup=False, soft_wrap=True)
         _show_isolation(card)
-    callers = "by API key" if config.server.keys else "by address, no key needed"
-    notes.print(f"callers   {callers}", markup=False)
+    notes.print(f"callers   {' and '.join(_callers(config)) or 'by address, no key needed'}", markup=False)
+    notes.print(f"transport {_transport(config)}", markup=False)
+    if config.operations.metrics:
+        notes.print(f"metrics   http://{config.operations.metrics}/metrics", markup=False)
     if (state := _state(config, cards)) is not None:
         budgets = any(card.budget_rows for card in cards)
         what = "budgets" if budgets else "state"
         more = ", with snapshots of what callers asked" if any(card.keeps_state for card in cards) else ""
-        notes.print(f"{what:9} kept in {state}{more}", markup=False, soft_wrap=True)
+        where = f"{in_words(config.server.store)}, state in {state}" if budgets and config.server.store else state
+        notes.print(f"{what:9} kept in {where}{more}", markup=False, soft_wrap=True)
     if config.server.workers > 1:
         what = "each runs the models" if config.server.isolation == NONE else "one enclave a model for all"
         notes.print(f"workers   {config.server.workers}, {what}", markup=False)
+    notes.print(
+        f"ledger    {config.ledger.folder or 'none: nothing is written down of what is asked (--ledger)'}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for caution in cautions(config, cards):
+        notes.print(f"warning   {caution}", style="bold red", markup=False, soft_wrap=True)
     click.echo(url)
+
+
+def _callers(config: Config) -> list[str]:
+    """How callers are told apart, in words; empty for by address."""
+    server = config.server
+    ways = (
+        (server.keys, "by API key"),
+        (config.oidc.issuer, f"by token of {config.oidc.issuer}"),
+        (server.tls_client_names, "by client certificate"),
+    )
+    return [words for used, words in ways if used]
+
+
+def _transport(config: Config) -> str:
+    server = config.server
+    if not server.tls_cert:
+        return "plain HTTP"
+    return "TLS 1.3, clients need a certificate" if server.tls_client_ca else "TLS 1.3"
+
+
+def _client_certificates(config: Config) -> str | None:
+    if not config.server.tls_client_ca:
+        return None
+    return "names" if config.server.tls_client_names else "admission"
 
 
 def _show_isolation(card: ServiceCard) -> None:
@@ -110,8 +153,13 @@ def _as_json(config: Config, cards: Sequence[ServiceCard], url: str) -> dict[str
     return {
         "url": url,
         "callers": "keys" if config.server.keys else "addresses",
+        "tokens": config.oidc.issuer or None,
+        "client_certificates": _client_certificates(config),
+        "tls": bool(config.server.tls_cert),
+        "store": in_words(config.server.store) or None,
         "state": None if state is None else str(state),
         "workers": config.server.workers,
+        "warnings": list(cautions(config, cards)),
         "models": [
             {
                 "name": _place(card)[0],

@@ -1,6 +1,7 @@
 """A local proxy's core: what an unmodified Open Inference Protocol client says in the open on this machine goes on under seal.
 
-An inference request is sealed to the attested enclave and its answer checked, as `garrison.client.sealed` says. Reading requests
+An inference request is sealed to the attested enclave and its answer checked, as `garrison.client.sealed` says; where the service asks for a proof of work,
+it is made (`garrison.client.connect_work`). Reading requests
 (GET) of the protocol's pages are passed through as they are; **their answers are the host's word**. Nothing else is answered.
 
 Invariant: no body that a local client sent leaves this machine but under seal.
@@ -20,8 +21,9 @@ from urllib.parse import unquote
 import msgspec
 
 from garrison.attest.policy import Policy
-from garrison.client.sealed import Attested, SealedChannel
-from garrison.client.talk import Request, Response, Talk, Unreachable, bearer, decode, exchange
+from garrison.client.connect_work import Worker
+from garrison.client.sealed import Attested, SealedChannel, caller_of
+from garrison.client.talk import Talk, Unreachable, bearer, decode, exchange
 from garrison.errors import (
     AttestationError,
     GarrisonError,
@@ -31,6 +33,7 @@ from garrison.errors import (
     ServiceError,
     UnavailableError,
 )
+from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.http_status import STATUS
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_metadata import IndexEntry
@@ -86,6 +89,7 @@ class Proxy:
         self._headers = bearer(api_key)
         self._attempts = attempts
         self._channel = SealedChannel(policy, api_key=api_key, attempts=attempts)
+        self._worker = Worker(self._channel, caller_of(api_key), self._headers, attempts)
 
     def answer(self, request: LocalRequest) -> Talk[LocalAnswer]:
         """The answer to a local client; errors are answers too."""
@@ -125,9 +129,7 @@ class Proxy:
 
     def _infer(self, model: str, version: str | None, request: LocalRequest) -> Talk[LocalAnswer]:
         json_bytes = _json_bytes(request.headers)
-        found = yield from self._channel.ask(
-            model, version, request.body, json_bytes, request.headers.get(NONCE_HEADER)
-        )
+        found = yield from self._worker.ask(model, version, request.body, json_bytes, request.headers.get(NONCE_HEADER))
         proof = binascii.b2a_base64(found.proof, newline=False).decode()
         headers: list[tuple[str, str]] = [(ATTESTED_HEADER, found.attested.report.technology), (PROOF_HEADER, proof)]
         if found.json_bytes == ALL_JSON:

@@ -68,7 +68,7 @@ async def _serve(
 ) -> None:
 
     async def handle(request: LocalRequest) -> LocalAnswer:
-        return await carry(http, proxy.answer(request), limits.request_body_bytes)
+        return await carry(http, proxy.answer(request), limits.request_body_bytes, http.timeout.read)
 
     server = await asyncio.start_server(LocalServer(handle, limits).serve, sock=listener)
     async with server:

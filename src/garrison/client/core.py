@@ -8,15 +8,17 @@ from __future__ import annotations
 import binascii
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from garrison.attest.policy import Policy
-from garrison.client.prediction import CLASSES, Prediction, join
+from garrison.client.outputs import prediction_of
+from garrison.client.prediction import Prediction, join
 from garrison.client.sealed import Attested, SealedChannel, caller_of, infer_path, model_path
-from garrison.client.talk import Request, Response, Talk, bearer, decode, exchange, left_of
+from garrison.client.signed import HttpSignatures
+from garrison.client.talk import Talk, bearer, decode, exchange, left_of
 from garrison.client.working import EVERYBODY, Job, rows_at_once, terms_of
 from garrison.errors import (
     ConfigError,
@@ -27,8 +29,9 @@ from garrison.errors import (
     UnavailableError,
     WorkRequiredError,
 )
+from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.oip import ALL_JSON
-from garrison.protocol.oip_client import InferAnswer, decode_response, encode_request
+from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.protocol.oip_metadata import (
     BATCH_DIMENSION,
     IndexEntry,
@@ -46,6 +49,15 @@ _NONCE_BYTES = 16
 _MOST_DIGITS = 15
 
 
+class Asked(NamedTuple):
+    """A plain request whose answer is checked."""
+
+    body: bytes
+    nonce: str
+    path: str
+    signatures: HttpSignatures | None
+
+
 class Core:
     """What a client knows and asks. See `garrison.client.Client` for the arguments."""
 
@@ -59,9 +71,15 @@ class Core:
         verify: bool,
         policy: Policy | None = None,
         on_work: Progress | None = None,
+        signatures: HttpSignatures | None = None,
     ) -> None:
         if policy is not None and not verify:
             raise ConfigError("sealed requests are always checked: leave verify=False away, or sealed=True")
+        if signatures is not None and (policy is not None or not verify):
+            raise ConfigError(
+                "signatures go with plain requests whose answers are checked: leave sealed and verify away"
+            )
+        self._signatures = signatures
         self.left: dict[str, int] = {}
         self._headers = bearer(api_key)
         self._caller = caller_of(api_key) if _is_ours(api_key) else ""
@@ -167,7 +185,7 @@ class Core:
                 # Its labels, and the meaning of its inputs, may be others than those that this prediction began with.
                 raise UnavailableError("the service has another version of the model since this began; ask again")
             opened = decode_response(sealed.body, sealed.json_bytes)
-            return _prediction(opened, rows, metadata, proved=True, attested=True)
+            return prediction_of(opened, rows, metadata, sealed.proof, proved=True, attested=True)
         nonce = secrets.token_hex(_NONCE_BYTES)
         headers = self._headers | {"content-type": "application/json", "garrison-nonce": nonce}
         if json_bytes != ALL_JSON:
@@ -178,12 +196,17 @@ class Core:
         if job is not None:
             key = yield from self._signing_key(metadata)
             headers["garrison-work"] = yield from job.proof(_key_bytes(key), body)
-        response = yield from self._exchange(Request("POST", infer_path(name, self._version), headers, body))
+        path = infer_path(name, self._version)
+        if self._signatures is not None:
+            headers |= self._signatures.headers(body, nonce)
+        response = yield from self._exchange(Request("POST", path, headers, body))
         self.left = left_of(response)
+        proof = b""
         if self._verify:
-            yield from self._check_proof(response, body, nonce, metadata)
+            asked = Asked(body, nonce, path, self._signatures)
+            proof = yield from self._check_proof(response, asked, metadata)
         answer = decode_response(response.body, _length(response))
-        return _prediction(answer, rows, metadata, proved=self._verify)
+        return prediction_of(answer, rows, metadata, proof, proved=self._verify)
 
     def _name(self) -> Talk[str]:
         if self._model is None:
@@ -208,7 +231,7 @@ class Core:
             self._key = mine[0]
         return self._key
 
-    def _check_proof(self, response: Response, body: bytes, nonce: str, metadata: ModelMetadata) -> Talk[None]:
+    def _check_proof(self, response: Response, asked: Asked, metadata: ModelMetadata) -> Talk[bytes]:
         """Check the answer's proof; where it does not hold, once more under the key that the server names now.
 
         A service that was started anew has another key. As the key is not attested, whoever could slip one in now could have
@@ -216,19 +239,21 @@ class Core:
         """
         known = yield from self._signing_key(metadata)
         try:
-            _check(response, body, nonce, known)
+            return _check(response, asked, known)
         except ProofError:
             self._key = None
             present = yield from self._signing_key(metadata)
             if present.public_key == known.public_key:
                 raise
-            _check(response, body, nonce, present)
+            return _check(response, asked, present)
 
     def _exchange(self, request: Request) -> Talk[Response]:
         return exchange(request, self._attempts)
 
 
-def _check(response: Response, body: bytes, nonce: str, key: ModelKey) -> None:
+def _check(response: Response, asked: Asked, key: ModelKey) -> bytes:
+    if asked.signatures is not None:
+        asked.signatures.check(response, asked.body, asked.path, asked.nonce, key)
     header = response.headers.get("garrison-proof")
     if header is None:
         raise ProofError("the answer came without a proof; verify=False does without")
@@ -237,9 +262,10 @@ def _check(response: Response, body: bytes, nonce: str, key: ModelKey) -> None:
     except ValueError as error:
         raise ProofError("the answer's proof cannot be read") from error
     public = _key_bytes(key)
-    statement = verify_answer(proof, public, request=body, answer=response.body, nonce=nonce)
+    statement = verify_answer(proof, public, request=asked.body, answer=response.body, nonce=asked.nonce)
     if (statement.model, statement.guard) != (key.manifest_digest, key.guard_digest):
         raise ProofError("the answer was signed for another model or guard than the one that was offered")
+    return proof
 
 
 def _key_bytes(key: ModelKey) -> bytes:
@@ -307,24 +333,3 @@ def _attested_metadata(metadata: ModelMetadata, attested: Attested) -> ModelMeta
             guard_digest=attested.guard,
         )
     return msgspec.structs.replace(metadata, name=model.name, inputs=inputs, garrison=extras)
-
-
-def _prediction(
-    answer: InferAnswer, rows: int, metadata: ModelMetadata, *, proved: bool, attested: bool = False
-) -> Prediction:
-    uncertain = np.zeros(rows, dtype=np.bool_)
-    if any(len(values) != rows for values in answer.outputs.values()):
-        raise ServiceError(f"expected {rows} rows in each output")
-    if any(not 0 <= row < rows for row in answer.uncertain):
-        raise ServiceError("the answer marks a row as uncertain that was not asked")
-    uncertain[list(answer.uncertain)] = True
-    labels = () if metadata.garrison is None else metadata.garrison.labels
-    _check_classes(answer.outputs.get(CLASSES), len(labels))
-    return Prediction(answer.outputs, labels, uncertain, proved, answer.model, answer.version, attested)
-
-
-def _check_classes(classes: Array | None, labels: int) -> None:
-    if classes is None:
-        return
-    if classes.dtype.kind not in "iu" or (classes < 0).any() or (labels and (classes >= labels).any()):
-        raise ServiceError(f"the answer names classes that the model does not have: expected 0 to {labels - 1}")

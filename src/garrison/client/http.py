@@ -13,11 +13,14 @@ import msgspec
 import numpy as np
 
 from garrison.attest.policy import Policy
+from garrison.client.bounded import BoundedTransport, Deadline
 from garrison.client.core import ROWS_A_REQUEST, Core
 from garrison.client.prediction import Prediction
 from garrison.client.sealed import Attested
-from garrison.client.talk import Pause, Request, Response, Result, Talk, Unreachable, Work
+from garrison.client.signed import http_signatures
+from garrison.client.talk import Pause, Result, Talk, Unreachable, Work
 from garrison.errors import ConfigError, InputError, NotFoundError, ServiceError, UnavailableError
+from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.oip_metadata import IndexEntry, ModelMetadata
 from garrison.protocol.work import Progress
 from garrison.types import Array
@@ -27,6 +30,8 @@ ATTEMPTS = 5
 MOST_ANSWER_BYTES = 256 * 1024 * 1024
 """Longest answer that is taken from a server."""
 _LATE = "the server's answer did not arrive whole in time after the request was sent; it may have been charged"
+_HEAD_SHARE = 2
+"""An answer's head must be there within so many times the time-out: once for connecting and sending, once for waiting."""
 AS_IT_IS = {"accept-encoding": "identity"}  # a short compressed answer could unpack into all of the memory
 
 
@@ -41,8 +46,8 @@ class Client:
         api_key: "gk_...", where the server asks for one.
         model: the model's name; may be left out where the server has one model.
         version: the model's version; the newest where it is left out.
-        timeout: seconds to connect, to send, and to wait for bytes of the answer; its body must be whole in that time too. None for
-            no bound.
+        timeout: seconds to connect, to send, and to wait for bytes of the answer. Its head must be whole in twice that time, its body in that time. None
+            for no bound.
         attempts: how often a request is tried while the server cannot be reached or has no time.
         verify: check the signature of each answer under the key that the server names at first. That key is *not attested*: it
             shows that no answer was changed on the way, and not who runs the server or what it computes.
@@ -52,6 +57,8 @@ class Client:
         allow_simulated: take evidence of the kind "sim" too, which proves nothing and is there for trials.
         on_work: where the service asks for proofs of work, which are made by themselves: told now and then of the hashes that
             were made for a request, and how many it takes on average.
+        signatures: "rfc9421" to have each answer signed in the form of HTTP too, and to check that as well; see docs/signed-answers.md.
+        signature_secret: shared with the server, at least 32 bytes: its HMAC is asked for in place of the service's signature.
 
     Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
     `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
@@ -71,6 +78,8 @@ class Client:
         policy: Policy | None = None,
         allow_simulated: bool = False,
         on_work: Progress | None = None,
+        signatures: str | None = None,
+        signature_secret: bytes | None = None,
     ) -> None:
         self._seconds = _seconds(timeout)
         self._core = Core(
@@ -81,8 +90,16 @@ class Client:
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
             on_work=on_work,
+            signatures=http_signatures(signatures, signature_secret),
         )
-        self._http = httpx.Client(base_url=checked_url(url), timeout=self._seconds, trust_env=False, headers=AS_IT_IS)
+        self._deadline = Deadline()
+        self._http = httpx.Client(
+            base_url=checked_url(url),
+            timeout=self._seconds,
+            trust_env=False,
+            headers=AS_IT_IS,
+            transport=BoundedTransport(self._deadline),
+        )
 
     def index(self) -> tuple[IndexEntry, ...]:
         """The models that the server has."""
@@ -153,9 +170,10 @@ class Client:
             return result
 
     def _send(self, request: Request) -> Response | Unreachable:
+        self._deadline.at = _after(self._seconds, _HEAD_SHARE)
         try:
             with self._http.stream(**_arguments(request)) as found:
-                end = None if self._seconds is None else time.monotonic() + self._seconds
+                end = self._deadline.at = _after(self._seconds)
                 body = bytearray()
                 for part in found.iter_raw():
                     body += part
@@ -165,6 +183,8 @@ class Client:
                 return Response(found.status_code, found.headers, bytes(body))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return Unreachable(str(error))
+        except httpx.ReadTimeout as error:
+            raise UnavailableError(_LATE) from error
         except httpx.HTTPError as error:
             raise _lost(error) from error
 
@@ -186,6 +206,8 @@ class AsyncClient:
         policy: Policy | None = None,
         allow_simulated: bool = False,
         on_work: Progress | None = None,
+        signatures: str | None = None,
+        signature_secret: bytes | None = None,
     ) -> None:
         self._seconds = _seconds(timeout)
         self._core = Core(
@@ -196,6 +218,7 @@ class AsyncClient:
             verify=verify,
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
             on_work=on_work,
+            signatures=http_signatures(signatures, signature_secret),
         )
         self._http = httpx.AsyncClient(
             base_url=checked_url(url), timeout=self._seconds, trust_env=False, headers=AS_IT_IS
@@ -255,7 +278,7 @@ async def carry(
 
     Args:
         most_bytes: longest body that is taken from the server.
-        seconds: for the body of each answer; None for no bound.
+        seconds: for the body of each answer, and twice that for all before it; None for no bound.
 
     Raises:
         GarrisonError: what the conversation raises, or the connection failed after the request was sent.
@@ -279,7 +302,9 @@ async def _send(
     http: httpx.AsyncClient, request: Request, most_bytes: int, seconds: float | None
 ) -> Response | Unreachable:
     try:
-        async with http.stream(**_arguments(request)) as found, asyncio.timeout(seconds):
+        head = None if seconds is None else _HEAD_SHARE * seconds
+        async with asyncio.timeout(head) as bound, http.stream(**_arguments(request)) as found:
+            bound.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
             body = bytearray()
             async for part in found.aiter_raw():
                 body += part
@@ -293,6 +318,11 @@ async def _send(
         raise _lost(error) from error
     except httpx.InvalidURL as error:
         raise NotFoundError(f"{request.path[:128]!r} is no path: {error}") from error
+
+
+def _after(seconds: float | None, times: int = 1) -> float | None:
+    """So many times these seconds from now, by `time.monotonic`; None for never."""
+    return None if seconds is None else time.monotonic() + times * seconds
 
 
 def _at_least_one(name: str, given: int) -> int:

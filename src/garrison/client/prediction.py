@@ -28,6 +28,7 @@ class Prediction:
             may have answered with misinformation.
         model, model_version: who answered.
         attested: whether it was asked under seal, and the key that signed belongs to an enclave that the client's policy accepts.
+        proofs: the signed statement of each request: keep it, and `garrison ledger find` shows whether the operator wrote the answer down.
     """
 
     outputs: dict[str, Array]
@@ -37,6 +38,7 @@ class Prediction:
     model: str
     model_version: str
     attested: bool = False
+    proofs: tuple[bytes, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -92,4 +94,5 @@ def join(parts: Sequence[Prediction]) -> Prediction:
         first.model,
         first.model_version,
         all(part.attested for part in parts),
+        tuple(proof for part in parts for proof in part.proofs),
     )

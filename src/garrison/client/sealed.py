@@ -1,7 +1,7 @@
-"""Sealed conversations: attest the enclave, seal to the key that it was attested with, check what comes back.
+"""Sealed conversations: attest the enclave, begin a session with it, seal within that, check what comes back.
 
-Invariants: nothing of a request leaves before the evidence was found good by the policy; the answer is used only if it opens under the
-one-time key of this request, and its proof holds under the *attested* signing key, for the attested model and guard and for this
+Invariants: nothing of a request leaves before the evidence was found good by the policy; no session outlives the keys that were
+attested; the answer is used only if it opens under the one-time key of this request, and its proof holds under the *attested* signing key, for the attested model and guard and for this
 request's nonce. What the host says beside that is believed only where it costs nothing but service: it can refuse, delay and drop.
 """
 
@@ -20,11 +20,21 @@ from garrison.attest.appraise import appraise
 from garrison.attest.evidence import NONCE_BYTES, Evidence, KeySet
 from garrison.attest.policy import Policy
 from garrison.attest.report import Report
-from garrison.client.talk import ERRORS, Request, Talk, bearer, decode, exchange, left_of
+from garrison.client.sealed_session import ClientSessions, Words
+from garrison.client.talk import Talk, bearer, decode, exchange, left_of
 from garrison.client.working import Job
-from garrison.crypto.hpke import ONE_TIME_KEY_BYTES
-from garrison.errors import AttestationError, ConfigError, ProofError, ReplayError, ServiceError, StaleKeyError
-from garrison.protocol.sealed import CONTENT_TYPE, RequestHead, read_answer, seal_request
+from garrison.errors import (
+    AttestationError,
+    ConfigError,
+    ProofError,
+    ReplayError,
+    ServiceError,
+    StaleKeyError,
+    StaleSessionError,
+)
+from garrison.protocol.http_messages import Request
+from garrison.protocol.http_status import ERRORS
+from garrison.protocol.sealed import CONTENT_TYPE, read_answer
 from garrison.protocol.statement import verify_answer
 
 ATTESTATION_PATH = "/.well-known/garrison/attestation"
@@ -95,9 +105,9 @@ class SealedChannel:
     ) -> None:
         self._policy = policy
         self._headers = bearer(api_key)
-        self._caller = caller_of(api_key)
         self._attempts = attempts
         self._clock = clock
+        self._sessions = ClientSessions(caller_of(api_key), clock)
         self._known: dict[tuple[str, str | None], Attested] = {}
 
     def attested(self, model: str, version: str | None) -> Talk[Attested]:
@@ -124,7 +134,8 @@ class SealedChannel:
         nonce: str | None = None,
         job: Job | None = None,
     ) -> Talk[SealedAnswer]:
-        """Ask under seal; once more, sealed anew, where the enclave has other keys by now, or opened this envelope before and lost it.
+        """Ask under seal; sealed anew where the enclave does not keep the session any more, has other keys by now, or opened this envelope before
+        and lost it: once for each of these.
 
         Args:
             model, version: as in the URL; None for the newest version.
@@ -138,16 +149,26 @@ class SealedChannel:
             ProofError: the answer must not be used.
             RequestError, RefusedError: what the enclave says of the request.
         """
-        attested = yield from self.attested(model, version)
-        try:
-            return (yield from self._ask(attested, model, version, body, json_bytes, nonce, job))
-        except StaleKeyError:
-            self._known.pop((model, version), None)
-        except ReplayError:
-            # The server had it opened and then said 503, so that it was repeated. Sealed anew it is another request.
-            pass
-        attested = yield from self.attested(model, version)
-        return (yield from self._ask(attested, model, version, body, json_bytes, nonce, job))
+        nonce = secrets.token_hex(_ANSWER_NONCE_BYTES) if nonce is None else nonce
+        work, signing = "", b""
+        left: set[type[Exception]] = {StaleSessionError, StaleKeyError, ReplayError}
+        while True:
+            attested = yield from self.attested(model, version)
+            if job is not None and attested.keys.signing != signing:
+                signing = attested.keys.signing
+                work = yield from job.proof(signing, body)
+            words = Words(json_bytes, nonce, int(self._clock()), work, body)
+            try:
+                return (yield from self._ask(attested, infer_path(model, version), words))
+            except (StaleSessionError, StaleKeyError, ReplayError) as error:
+                if type(error) not in left:
+                    raise
+                left.discard(type(error))
+                if isinstance(error, StaleKeyError) and self._known.get((model, version)) is attested:
+                    del self._known[model, version]
+                if isinstance(error, ReplayError):
+                    # The server had it opened and then said 503, so that it was repeated. Sealed anew it is another request.
+                    signing = b""  # and a proof of work counts once
 
     def _attest(self, model: str, version: str | None) -> Talk[Attested]:
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -164,28 +185,20 @@ class SealedChannel:
             raise AttestationError(f"the evidence is of {found.name} version {found.version}, not of {asked}", report)
         return Attested(evidence.keys, evidence.manifest_sha256, evidence.guard, found, report)
 
-    def _ask(
-        self,
-        attested: Attested,
-        model: str,
-        version: str | None,
-        body: bytes,
-        json_bytes: int,
-        nonce: str | None,
-        job: Job | None,
-    ) -> Talk[SealedAnswer]:
-        key = secrets.token_bytes(ONE_TIME_KEY_BYTES)
-        nonce = secrets.token_hex(_ANSWER_NONCE_BYTES) if nonce is None else nonce
-        keys = attested.keys
-        work = "" if job is None else (yield from job.proof(keys.signing, body))
-        head = RequestHead(self._caller, json_bytes, nonce, key, int(self._clock()), work)
-        envelope = seal_request(keys.suite, keys.hpke, keys.epoch, head, body)
+    def _ask(self, attested: Attested, path: str, words: Words) -> Talk[SealedAnswer]:
+        keys, asked = attested.keys, self._clock()
         headers = self._headers | {"content-type": CONTENT_TYPE}
-        response = yield from exchange(Request("POST", infer_path(model, version), headers, envelope), self._attempts)
-        answer, content = read_answer(key, response.body)
+        with self._sessions.seal(keys, words) as sealed:
+            try:
+                response = yield from exchange(Request("POST", path, headers, sealed.envelope), self._attempts)
+            except StaleSessionError:
+                self._sessions.forget(keys, sealed)
+                raise
+            answer, content = read_answer(sealed.answer_key, response.body)
+            self._sessions.take(keys, sealed, answer.grant, attested.manifest_sha256, attested.guard, asked)
         if answer.code:
             raise ERRORS.get(answer.code, ServiceError)(answer.detail)
-        signed = verify_answer(answer.proof, keys.signing, request=body, answer=content, nonce=nonce)
+        signed = verify_answer(answer.proof, keys.signing, request=words.body, answer=content, nonce=words.nonce)
         if (signed.model, signed.guard) != (attested.manifest_sha256, attested.guard):
             raise ProofError("the answer was signed for another model or guard than the attested one")
         return SealedAnswer(content, answer.json_bytes, answer.proof, attested, left_of(response))

@@ -6,81 +6,21 @@ A conversation yields a `Request`, a `Pause` or `Work` and is sent what came bac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
-from garrison.errors import (
-    AuthenticationError,
-    BudgetExhaustedError,
-    ConfigError,
-    GarrisonError,
-    InputError,
-    LimitError,
-    MalformedRequestError,
-    MethodError,
-    NotFoundError,
-    RefusedError,
-    ReplayError,
-    SealedRequestError,
-    SealingRequiredError,
-    ServiceError,
-    SlowRequestError,
-    StaleKeyError,
-    ThrottledError,
-    UnavailableError,
-    UpstreamError,
-    WorkRequiredError,
-)
+from garrison.errors import ConfigError, ServiceError, UnavailableError
+from garrison.protocol.http_messages import Request, Response
+from garrison.protocol.http_status import ERRORS
 
-ERRORS: dict[str, type[GarrisonError]] = {
-    kind.code: kind
-    for kind in (
-        AuthenticationError,
-        BudgetExhaustedError,
-        InputError,
-        LimitError,
-        MalformedRequestError,
-        MethodError,
-        NotFoundError,
-        RefusedError,
-        ReplayError,
-        SealedRequestError,
-        SealingRequiredError,
-        SlowRequestError,
-        StaleKeyError,
-        ThrottledError,
-        UnavailableError,
-        UpstreamError,
-        WorkRequiredError,
-    )
-}
 _OK, _UNAVAILABLE = 200, 503
 _LEFT = re.compile(r'"([a-z-]{1,32})";r=(\d{1,18})')
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _LONGEST_WAIT_SECONDS, _MOST_DIGITS = 30, 6
 """A server may ask for so much patience between two attempts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """An HTTP request; `path` begins with "/"."""
-
-    method: str
-    path: str
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An HTTP response; header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,11 @@ def encapsulated_bytes(suite: str) -> int:
     return _ENCAPSULATED_BYTES[_known(suite)]
 
 
+def public_bytes(suite: str) -> int:
+    """Length of a public key of that suite."""
+    return _KEY_BYTES[_known(suite)]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class KeyPair:
     """A private key and its public half.

@@ -19,6 +19,8 @@ import msgspec
 
 from garrison.crypto.snapshots import SnapshotSeal
 from garrison.errors import StateError
+from garrison.guard.drifting.report import DriftReport
+from garrison.guard.drifting.state import DriftState
 from garrison.guard.pipeline import Pipeline
 from garrison.guard.watching.book import Alarm
 from garrison.guard.watching.state import WatchState
@@ -41,6 +43,7 @@ class CallerState:
     def __init__(self, pipeline: Pipeline, manifest: str, guard: str, key: bytes | None) -> None:
         self._state = pipeline.state
         self._watch = pipeline.state.find(WatchState)
+        self._drift = pipeline.state.find(DriftState)
         self._watch_in_shadow = any(link.state is self._watch and link.shadow for link in pipeline.links)
         self._must = pipeline.must_remember
         self._manifest, self._guard = manifest, guard
@@ -106,6 +109,13 @@ class CallerState:
         with self.turn:
             found = self._watch.alarms()
         return tuple(msgspec.structs.replace(a, action="") for a in found) if self._watch_in_shadow else found
+
+    def drift(self) -> DriftReport | None:
+        """What `drift` has found; None where the chain has none."""
+        if self._drift is None:
+            return None
+        with self.turn:
+            return self._drift.report()
 
     def clear_alarm(self, caller: str) -> bool:
         """Forget all that `watch` knows of a caller. Whether there was anything."""

@@ -11,11 +11,13 @@ from garrison.attest.evidence import Evidence
 from garrison.enclave.talk import (
     FROM_WORKER,
     Answered,
+    AskDrift,
     Attest,
     Attested,
     Call,
     Clear,
     Cleared,
+    DriftTold,
     Failed,
     FromHost,
     FromWorker,
@@ -25,13 +27,17 @@ from garrison.enclave.talk import (
     Resumed,
     Take,
     Taken,
+    Witness,
+    Witnessed,
     most_answer_bytes,
     most_call_bytes,
     raised_again,
 )
 from garrison.errors import FrameError
+from garrison.guard.drifting.report import DriftReport
 from garrison.guard.watching.book import Alarm
 from garrison.limits import Limits
+from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.frames import Channel, GoneError, send_buffer_bytes
 from garrison.protocol.messages import Ask, Reply
 
@@ -156,6 +162,28 @@ class Conversation:
         if not isinstance(answer, Cleared):
             raise self._lies()
         return answer.known
+
+    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+        """See `garrison.enclave.witness.Witness.sign`.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        answer = self.ask(Witness(ledger, at, head))
+        if not isinstance(answer, Witnessed):
+            raise self._lies()
+        return answer.signed
+
+    def drift(self) -> DriftReport | None:
+        """See `garrison.enclave.caller_state.CallerState.drift`.
+
+        Raises:
+            FrameError, GarrisonError: as `ask` does.
+        """
+        answer = self.ask(AskDrift())
+        if not isinstance(answer, DriftTold):
+            raise self._lies()
+        return answer.report
 
     def begin(self, asks: Sequence[Ask]) -> Asked | None:
         """Send a batch; None where that might block, because the pipe is in use or the batch is too long to lie in it.

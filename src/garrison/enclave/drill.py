@@ -22,11 +22,13 @@ from garrison.bundle.manifest import InputSpec
 from garrison.enclave.keys import KeyRing
 from garrison.enclave.mail import Mail
 from garrison.enclave.replies import error_reply
+from garrison.enclave.sessions import Sessions
 from garrison.errors import InputError, IsolationError, RequestError
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip_client import encode_request
-from garrison.protocol.sealed import RequestHead, seal_request
+from garrison.protocol.sealed import RequestHead, read_answer, seal_request
+from garrison.protocol.sealed_session import Bound, Offer, SessionHead, seal_within
 from garrison.runtime.runner import example_inputs
 from garrison.types import Array
 
@@ -51,17 +53,23 @@ def drill(answer: Answer, inputs: tuple[InputSpec, ...], limits: Limits) -> None
         IsolationError: the service fails on one of them; its log says where.
     """
     keys = _throw_away_keys()
-    mail = Mail(keys, limits, sealing_required=False)
+    mail = Mail(keys, Sessions(bytes(32), "", "", limits=limits), limits, sealing_required=False)
     for ask in (*_plain(inputs, limits), *_sealed(keys.offered(), inputs)):
-        try:
-            letter = mail.open(ask)
-        except RequestError:
-            continue
-        refused = letter.refused
-        (reply,) = answer([letter.ask]) if refused is None else [error_reply(refused.code, str(refused), _NOTHING)]
-        mail.close(letter, reply)
-        if reply.code == _INTERNAL:
-            raise IsolationError("the service fails on a request of its own: the log of the enclave says where")
+        _ask_once(mail, ask, answer)
+    _sessions(keys.offered(), inputs, lambda ask: _ask_once(mail, ask, answer))
+
+
+def _ask_once(mail: Mail, ask: Ask, answer: Answer) -> Reply | None:
+    """The sealed reply; None where the request did not open."""
+    try:
+        letter = mail.open(ask)
+    except RequestError:
+        return None
+    refused = letter.refused
+    (reply,) = answer([letter.ask]) if refused is None else [error_reply(refused.code, str(refused), _NOTHING)]
+    if reply.code == _INTERNAL:
+        raise IsolationError("the service fails on a request of its own: the log of the enclave says where")
+    return mail.close(letter, reply)
 
 
 def _plain(inputs: tuple[InputSpec, ...], limits: Limits) -> Iterator[Ask]:
@@ -135,3 +143,27 @@ def _sealed(keys: KeySet, inputs: tuple[InputSpec, ...]) -> Iterator[Ask]:
     ]
     for found in envelopes:
         yield Ask(CALLER, _UNLIMITED, found, sealed=True)
+
+
+def _sessions(keys: KeySet, inputs: tuple[InputSpec, ...], ask: Callable[[Ask], Reply | None]) -> None:
+    """A session from its first request to its last refusals."""
+    body, json_bytes = encode_request(example_inputs(inputs, 1))
+    offer, key, now = Offer(keys.suite), bytes(32), int(time.time())
+    head = RequestHead(CALLER, json_bytes, "n", key, now, "", offer.content)
+    ask(Ask(CALLER, _UNLIMITED, _first(keys, msgspec.structs.replace(head, offer=b"short"), body), sealed=True))
+    first = _first(keys, head, body)
+    reply = ask(Ask(CALLER, _UNLIMITED, first, sealed=True))
+    grant = None if reply is None else read_answer(key, reply.body)[0].grant
+    if grant is None:
+        raise IsolationError("the service grants no session: the log of the enclave says why")
+    within = offer.take(grant, first, Bound(keys.signing, "", "", CALLER))
+    later = SessionHead(json_bytes, "n", now)
+    good, _ = seal_within(within, grant.session, 0, later, body)
+    stale, _ = seal_within(within, bytes(16), 1, later, body)
+    old, _ = seal_within(within, grant.session, 1, msgspec.structs.replace(later, time=0), body)
+    for envelope in (good, good, good[:-1] + bytes([good[-1] ^ 1]), good[:40], stale, old):
+        ask(Ask(CALLER, _UNLIMITED, envelope, sealed=True))
+
+
+def _first(keys: KeySet, head: RequestHead, body: bytes) -> bytes:
+    return seal_request(keys.suite, keys.hpke, keys.epoch, head, body)

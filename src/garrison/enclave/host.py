@@ -16,8 +16,11 @@ from garrison.enclave.backends import BACKENDS, GATEWAY
 from garrison.enclave.levels import NONE, check_level
 from garrison.enclave.program import Program
 from garrison.errors import ConfigError
+from garrison.guard.drifting.report import DriftAlarm as DriftAlarm  # noqa: PLC0414  the same
+from garrison.guard.drifting.report import DriftReport as DriftReport  # noqa: PLC0414  the same
 from garrison.guard.watching.book import Alarm as Alarm  # noqa: PLC0414  the server knows of it from here
 from garrison.limits import DEFAULT_LIMITS, Limits
+from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.messages import Ask, Reply
 from garrison.types import DefenseSpec
 from garrison.upstream.target import Target
@@ -147,7 +150,7 @@ class Elsewhere(Protocol):
     """An enclave that computes while its caller does something else."""
 
     def begin(self, asks: Sequence[Ask]) -> Pending | None:
-        """Begin to answer a batch without waiting for anything; None where that cannot be now.
+        """Begin to answer a batch, waiting no longer than a cheap one takes; None where that cannot be now.
 
         Raises:
             UnavailableError: the enclave has died, or is being started anew; nothing was answered.
@@ -178,6 +181,33 @@ class Watching(Protocol):
 
     def clear_alarm(self, caller: str) -> bool:
         """Forget what is known of a caller; whether anything was. Lasts.
+
+        Raises:
+            UnavailableError: the enclave has died, or is being started anew.
+        """
+        ...
+
+
+@runtime_checkable
+class Witnessing(Protocol):
+    """An enclave that signs checkpoints of the server's ledger."""
+
+    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+        """See `garrison.enclave.witness.Witness.sign`; blocks.
+
+        Raises:
+            MalformedRequestError: it signed a longer one already.
+            UnavailableError: the enclave has died, or is being started anew.
+        """
+        ...
+
+
+@runtime_checkable
+class Drifting(Protocol):
+    """An enclave whose operator may see how far callers have drifted."""
+
+    def drift(self) -> DriftReport | None:
+        """What `drift` has found; None where the chain has none.
 
         Raises:
             UnavailableError: the enclave has died, or is being started anew.

@@ -88,6 +88,20 @@ class KeyRing:
         self._epochs: dict[bytes, Epoch] = {}
         self._newest = self._rotate(clock())
 
+    @property
+    def suite(self) -> str:
+        """Of all keys."""
+        return self._suite
+
+    def ends(self, envelope: bytes) -> float:
+        """When the key that an envelope is sealed to ends; 0 where it has ended.
+
+        Raises:
+            SealedRequestError: no envelope.
+        """
+        epoch = self._epochs.get(read_outside(envelope).key_id)
+        return 0.0 if epoch is None else epoch.ends
+
     def offered(self) -> KeySet:
         """The key set for new evidence."""
         now = self._clock()

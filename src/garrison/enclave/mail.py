@@ -1,8 +1,9 @@
 """Opens sealed requests and seals their answers, so that the rest of the service sees plain ones alone.
 
 Invariants: what a sealed request says leaves only under the key that its client chose, refusals included; the host's outcome
-of a sealed request is "ok" or "refused", and the rows to be charged. How many rows a defense changed, and why a request
-was refused, would tell the host what the input looked like, so they are left out. Each row counts as one that the caller had not asked before: a
+of a sealed request is "sealed", and the rows to be charged. Whether a guard refused it and why, and how many rows a defense changed, would tell the host what
+the input looked like, so they are left out, and counted for a tally of many requests (`garrison.enclave.witness`). One thing it does learn: nothing is charged where a
+request could not be read, or its input was not admitted. Each row counts as one that the caller had not asked before: a
 host that learned of repeats could ask rows that it guesses in the caller's name, and see which of them were asked.
 
 What cannot be opened at all is refused in the open: there is no key for an answer, and nothing to be hidden.
@@ -10,21 +11,29 @@ What cannot be opened at all is refused in the open: there is no key for an answ
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from garrison.enclave.keys import KeyRing
+from garrison.enclave.sessions import Sessions
+from garrison.enclave.witness import SealedTally
 from garrison.errors import RequestError, SealedRequestError, SealingRequiredError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
-from garrison.protocol.sealed import AnswerHead, RequestHead, read_request, write_answer
+from garrison.protocol.sealed import AnswerHead, Grant, RequestHead, read_request, write_answer
+from garrison.protocol.sealed_session import SessionHead, offer_bytes, within_session
+from garrison.protocol.statement import read_proof, receipt_of
 
-OK, REFUSED = "ok", "refused"
+SEALED = "sealed"
+_NONCE_CHARACTERS = 22
+"""128 random bits in base64."""
+_RECEIPT_BYTES = 32
 _ADDRESS = "ip:"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Letter:
     """A request as the service reads it.
 
@@ -32,11 +41,22 @@ class Letter:
         ask: plain.
         answer_key: what to seal the answer with; None for a request that came in the open.
         refused: why the letter may not be answered, though it opened.
+        first: the request of which a session may come, as it came; None for none.
     """
 
     ask: Ask
     answer_key: bytes | None = None
     refused: RequestError | None = None
+    first: First | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class First:
+    """A request that offered a session: whole, with the offer, and the name that its caller gave inside."""
+
+    envelope: bytes
+    offer: bytes
+    name: str
 
 
 class Mail:
@@ -44,22 +64,28 @@ class Mail:
 
     Args:
         keys: what requests are sealed to; None where the service runs without an enclave.
+        sessions: those that have begun.
         limits: `sealed_clock_seconds` and `string_bytes` count here.
         sealing_required: the owner's demand.
+        tally: where true outcomes are counted, since no single one is told; None for nowhere.
         clock: seconds since the epoch.
     """
 
     def __init__(
         self,
         keys: KeyRing | None,
+        sessions: Sessions,
         limits: Limits,
         *,
         sealing_required: bool,
+        tally: SealedTally | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
+        self._sessions = sessions
         self._limits = limits
         self._required = sealing_required
+        self._tally = tally
         self._clock = clock
 
     @property
@@ -74,6 +100,7 @@ class Mail:
             SealingRequiredError: plain, and the owner demands sealed ones.
             SealedRequestError: it does not open, or this service has no enclave to open it in.
             StaleKeyError, ReplayError, UnavailableError: see `KeyRing.open`.
+            StaleSessionError, ReplayError: see `Sessions.open`.
         """
         if not ask.sealed:
             if self._required:
@@ -86,26 +113,44 @@ class Mail:
             raise SealedRequestError(
                 "this service runs without an enclave (isolation none) and opens no sealed request"
             )
+        if within_session(ask.body):
+            later, body, key = self._sessions.open(ask.caller, ask.body)
+            return Letter(_plain(ask, later, body), key, self._wrong(later))
         head, body = read_request(self._keys.open(ask.body))
-        plain = Ask(ask.caller, _least(ask), body, head.json_bytes, head.nonce, work=head.work)
-        return Letter(plain, head.answer_key, self._wrong(head, ask.caller))
+        first = First(ask.body, head.offer, head.caller) if head.offer else None
+        wrong = self._wrong_first(head, ask.caller, self._keys.suite) or self._wrong(head)
+        return Letter(_plain(ask, head, body), head.answer_key, wrong, first)
 
     def close(self, letter: Letter, reply: Reply) -> Reply:
         """The reply as the host may see it."""
         if letter.answer_key is None:
             return reply
-        head = AnswerHead(reply.code, reply.detail, reply.json_bytes, reply.proof)
+        head = AnswerHead(reply.code, reply.detail, reply.json_bytes, reply.proof, self._grant(letter))
         rows = reply.outcome.rows
-        outcome = Outcome(OK if reply.outcome.code == OK else REFUSED, rows, distinct=rows)
+        if self._tally is not None:
+            self._tally.count(reply.outcome)
+        outcome = Outcome(SEALED, rows, distinct=rows, receipt=_receipt(letter, reply))
         return Reply("", "", write_answer(letter.answer_key, head, reply.body), -1, b"", outcome)
 
-    def _wrong(self, head: RequestHead, caller: str) -> RequestError | None:
+    def _grant(self, letter: Letter) -> Grant | None:
+        first = letter.first
+        if first is None or letter.refused is not None or self._keys is None:
+            return None
+        ends = self._keys.ends(first.envelope)
+        return self._sessions.grant(self._keys.suite, letter.ask.caller, first.name, first.envelope, first.offer, ends)
+
+    def _wrong_first(self, head: RequestHead, caller: str, suite: str) -> RequestError | None:
         expected = "" if caller.startswith(_ADDRESS) else caller
         if head.caller != expected:
             return SealedRequestError(
                 f"sealed by {head.caller[:64] or 'nobody'!r}, and handed in for {expected or 'nobody'!r}: "
                 "the key's id inside must be that of the key that is shown outside"
             )
+        if head.offer and len(head.offer) != offer_bytes(suite):
+            return SealedRequestError(f"an offer of a session has {offer_bytes(suite)} bytes, found {len(head.offer)}")
+        return None
+
+    def _wrong(self, head: RequestHead | SessionHead) -> RequestError | None:
         if abs(self._clock() - head.time) > self._limits.sealed_clock_seconds:
             return SealedRequestError(
                 f"the time inside differs from the enclave's by more than {self._limits.sealed_clock_seconds:g} s"
@@ -113,6 +158,17 @@ class Mail:
         if len(head.nonce) > self._limits.string_bytes or not (head.nonce.isascii() and head.nonce.isprintable()):
             return SealedRequestError(f"the nonce must be printable ASCII of at most {self._limits.string_bytes} bytes")
         return None
+
+
+def _plain(ask: Ask, head: RequestHead | SessionHead, body: bytes) -> Ask:
+    return Ask(ask.caller, _least(ask), body, head.json_bytes, head.nonce, work=head.work)
+
+
+def _receipt(letter: Letter, reply: Reply) -> bytes:
+    """A digest of what was signed, under a nonce that nobody guesses; where there is none, a number that looks like it, so that nobody can tell."""
+    if reply.proof and len(letter.ask.nonce) >= _NONCE_CHARACTERS:
+        return receipt_of(read_proof(reply.proof)[0].statement)
+    return secrets.token_bytes(_RECEIPT_BYTES)
 
 
 def _least(ask: Ask) -> int:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import garrison
 from garrison.enclave import secret_heap
+from garrison.enclave.log import JSON, VARIABLE, wants_json
 from garrison.enclave.log_relay import relay
 from garrison.errors import IsolationError
 
@@ -78,6 +79,8 @@ def clean_environment(secret_bytes: int) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "HOME": "/",
     }
+    if wants_json():
+        environment[VARIABLE] = JSON
     if secret_bytes:
         environment |= {
             "LD_PRELOAD": str(secret_heap.built_library()),

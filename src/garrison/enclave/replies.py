@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 
 from garrison.crypto.signing import AnswerSigner
-from garrison.errors import RefusedError
+from garrison.enclave.http_signing import HttpSigner
+from garrison.errors import GarrisonError, InvalidAnswerError, RefusedError
 from garrison.guard.caller_release import CallerReleases
 from garrison.guard.defenses.release import Release
 from garrison.guard.pipeline import Progress
@@ -48,6 +49,7 @@ class ReplyMaker:
         self._releases = releases
         self._answers = AnswerWriter(model, version)
         self._statements = statements
+        self._http = HttpSigner(signer, model, version, statements)
 
     def sign(
         self,
@@ -85,7 +87,9 @@ class ReplyMaker:
             first += rows
         proofs = sign_encoded(statements, self._signer.sign)
         for (item, body, json_bytes, outcome), proof in zip(signed, proofs, strict=True):
-            replies[item.number] = Reply("", "", body, json_bytes, proof, outcome)
+            form = item.ask.form
+            headers = () if form is None else self._http.sign(form, item.ask, body, json_bytes, now)
+            replies[item.number] = Reply("", "", body, json_bytes, proof, outcome, headers)
 
     def _writer(self, policy: Release | None, released: Released) -> BatchAnswers:
         return self._answers.batch(released if policy is None else self._releases.tightened(policy, released))
@@ -94,6 +98,11 @@ class ReplyMaker:
 def error_reply(code: str, detail: str, outcome: Outcome) -> Reply:
     """A reply that holds no answer."""
     return Reply(code, detail, b"", -1, b"", outcome)
+
+
+def told(error: GarrisonError) -> Reply:
+    """A reply that tells an error as it is; nothing is charged."""
+    return error_reply(error.code, str(error), Outcome(code=error.code, rows=0))
 
 
 def _replaced(progress: Progress) -> list[int]:
@@ -113,7 +122,7 @@ def _outcome(code: str, rows: int, replaced: int, progress: Progress, request: i
 
 
 def _refused(code: str, detail: str, outcome: Outcome) -> Reply:
-    """What ADMIT found is the client's own fault and is told; any later refusal is told as a bare "refused"."""
-    if code.startswith(_CLIENT_FAULT):
+    """What ADMIT found is the client's own fault and is told, and that the model failed is too; any other refusal is told as a bare "refused"."""
+    if code.startswith(_CLIENT_FAULT) or code == InvalidAnswerError.code:
         return error_reply(code, detail, outcome)
     return error_reply(RefusedError.code, "the service refuses this request", outcome)

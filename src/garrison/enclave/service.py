@@ -12,8 +12,8 @@ A batch of requests goes through eight steps, in this order:
     8  sign      one signature over the batch, a statement for each answer; seal what was asked under seal
 
 Invariants: a bad request harms no other in its batch; nothing leaves but `Released`; after ADMIT the client learns of a refusal
-only that it was refused, while the outcome keeps the true code for the ledger. Of a sealed request the outcome keeps only whether it was
-answered, and the rows (see `garrison.enclave.mail`).
+only that it was refused, while the outcome keeps the true code for the ledger. Of a sealed request the outcome keeps only
+the rows to be charged (see `garrison.enclave.mail`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from garrison.enclave.gathering import gather
 from garrison.enclave.keys import KeyRing
 from garrison.enclave.mail import Letter, Mail
 from garrison.enclave.quotes import Quoter
-from garrison.enclave.replies import Opened, ReplyMaker, error_reply
+from garrison.enclave.replies import Opened, ReplyMaker, error_reply, told
+from garrison.enclave.sessions import Sessions
 from garrison.enclave.toll import Toll
+from garrison.enclave.witness import make_witness
 from garrison.errors import (
     GuardError,
     MalformedRequestError,
@@ -50,14 +52,17 @@ from garrison.guard.base import Defense
 from garrison.guard.caller_release import CallerReleases
 from garrison.guard.defenses.proof_of_work import ProofOfWork
 from garrison.guard.distinct import DistinctRows
+from garrison.guard.drifting.report import DriftReport
 from garrison.guard.graph_form import GraphForm, fits, settings_of
 from garrison.guard.numpy_form import NumpyForm
+from garrison.guard.outputs import OutputCheck
 from garrison.guard.override import UnsafeGuardOverride
 from garrison.guard.pipeline import Pipeline, Progress, tighten
 from garrison.guard.watching.book import Alarm
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
-from garrison.protocol.oip import check_outputs, decode_request
+from garrison.protocol.oip import check_outputs
+from garrison.protocol.oip_grpc import decode_any
 from garrison.protocol.statement import StatementWriter
 from garrison.runtime.runner import Runner, example_inputs
 from garrison.types import Array, Batch, Caller, DefenseSpec, RawScores, Released
@@ -133,6 +138,7 @@ class Service:
         self.guard_digest = guard_digest(chain)
         lasting = key if self.manifest.key_commitment else None
         self.caller_state = CallerState(self._pipeline, self.manifest_digest, self.guard_digest, lasting)
+        self._check_outputs = OutputCheck(self._pipeline.release_defense, self.facts)
         self.caller_releases = CallerReleases(self._pipeline.release_defense, callers or {}, self.facts)
         # Under an override raw scores can be had, and those of the guarded graph are only good for rows that it admits.
         traced = self.manifest.guarded is not None and override is None and fits(self.manifest.guard, self._pipeline)
@@ -147,13 +153,16 @@ class Service:
         self._graph_form = GraphForm(self._pipeline, runner) if traced and runner is not None else None
         self._signer = AnswerSigner(signing_key)
         statements = StatementWriter(self.manifest_digest, self.guard_digest, self._upstream)
-        name, version = self.manifest.name, str(self.manifest.version)
-        self._reply_maker = ReplyMaker(self._signer, name, version, statements, self.caller_releases)
+        self._named = self.manifest.name, str(self.manifest.version)
+        self._reply_maker = ReplyMaker(self._signer, *self._named, statements, self.caller_releases)
         self._quoter = quoter
         self._keys = None if quoter is None else KeyRing(self._signer.public_key, limits=limits)
         self._distinct = next((x.state for x in self._pipeline.links if isinstance(x.state, DistinctRows)), None)
         self._toll = self._toll_of(self.armed(ProofOfWork.name))
-        self._mail = Mail(self._keys, limits, sealing_required=self.manifest.require_sealed)
+        sessions = Sessions(self._signer.public_key, self.manifest_digest, self.guard_digest, limits=limits)
+        self.witness = make_witness(self._signer, self.manifest_digest, self.guard_digest, self._pipeline.defenses)
+        sealed = self.manifest.require_sealed
+        self._mail = Mail(self._keys, sessions, limits, sealing_required=sealed, tally=self.witness.tally)
         if runner is not None:
             # The first run allocates; better now than on a client's time.
             runner.run(example_inputs(self.manifest.inputs, 1))
@@ -286,6 +295,11 @@ class Service:
         """See `garrison.enclave.caller_state.CallerState.clear_alarm`."""
         return self.caller_state.clear_alarm(caller)
 
+    def drift(self) -> DriftReport | None:
+        """What `drift` has found; None where the chain has none. Without histograms where the owner demands sealed requests: they are of inputs."""
+        report = self.caller_state.drift()
+        return report.without_histograms() if report is not None and self.manifest.require_sealed else report
+
     def raw(self, inputs: dict[str, Array]) -> RawScores:
         """What the model says before any defense; only where the signed guard is overridden anyway.
 
@@ -308,7 +322,7 @@ class Service:
             try:
                 letter = self._mail.open(ask)
             except (RequestError, UnavailableError) as error:
-                replies[number] = error_reply(error.code, str(error), Outcome(code=error.code, rows=0))
+                replies[number] = told(error)
                 continue
             except Exception:
                 logger.exception("an envelope could not be opened; the others of its batch are answered")
@@ -319,9 +333,7 @@ class Service:
             if letter.refused is None:
                 letters[number] = letter
             else:
-                code = letter.refused.code
-                refusal = error_reply(code, str(letter.refused), Outcome(code=code, rows=0))
-                replies[number] = self._mail.close(letter, refusal)
+                replies[number] = self._mail.close(letter, told(letter.refused))
         return letters
 
     def _answer_safely(self, asks: Sequence[Ask]) -> list[Reply]:
@@ -361,8 +373,8 @@ class Service:
     def _guarded(self, batch: Batch) -> tuple[Progress, Released]:
         with self.caller_state.turn:
             # 2 to 6: as part of the model's graph where it can be, else phase by phase
-            done = None if self._graph_form is None else self._graph_form(batch)
-            progress, released = self._numpy_form(batch) if done is None else done
+            progress, released = (self._graph_form or self._numpy_form)(batch)
+            self._check_outputs(progress, released)
             # 7 RECORD
             self._pipeline.record(progress, released)
         return progress, released
@@ -371,12 +383,12 @@ class Service:
         opened = []
         for number, ask in enumerate(asks):
             try:
-                request = decode_request(ask.body, ask.json_bytes, self.facts, self.limits)
+                request = decode_any(ask.body, ask.json_bytes, self.facts, self._named, self.limits)
                 if request.outputs:
                     check_outputs(request, [name for name, _, _ in self.outputs(ask.caller)])
                 opened.append(Opened(number, ask, request))
             except RequestError as error:
-                replies[number] = error_reply(error.code, str(error), Outcome(code=error.code, rows=0))
+                replies[number] = told(error)
         return opened
 
 

@@ -12,8 +12,10 @@ import msgspec
 from garrison.attest.evidence import Evidence
 from garrison.enclave.host import ServiceCard
 from garrison.errors import BundleError, GarrisonError, IsolationError
+from garrison.guard.drifting.report import DriftReport
 from garrison.guard.watching.book import Alarm
 from garrison.limits import MIB, Limits
+from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.messages import Ask, Reply
 
 _REPLY_FACTOR = 4
@@ -72,6 +74,18 @@ class Clear(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     caller: str
 
 
+class Witness(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A wish for a signed checkpoint of the server's ledger. `Witnessed` answers it."""
+
+    ledger: bytes
+    at: int
+    head: bytes
+
+
+class AskDrift(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A wish for what `drift` has found. `DriftTold` answers it."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """The service runs. `mend`: by capability that is not there, why and what would help."""
 
@@ -115,8 +129,18 @@ class Cleared(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
     known: bool
 
 
-FromHost = Start | Call | Attest | Resume | Take | List | Clear
-FromWorker = Ready | Failed | Answered | Attested | Resumed | Taken | Listed | Cleared
+class Witnessed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    signed: SignedCheckpoint
+
+
+class DriftTold(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The report; None where the chain has no `drift`."""
+
+    report: DriftReport | None
+
+
+FromHost = Start | Call | Attest | Resume | Take | List | Clear | AskDrift | Witness
+FromWorker = Ready | Failed | Answered | Attested | Resumed | Taken | Listed | Cleared | Witnessed | DriftTold
 FROM_HOST: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(FromHost)
 FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 MOST_START_BYTES = 16 * MIB

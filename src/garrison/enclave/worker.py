@@ -57,11 +57,13 @@ from garrison.enclave.talk import (
     FROM_HOST,
     MOST_START_BYTES,
     Answered,
+    AskDrift,
     Attest,
     Attested,
     Call,
     Clear,
     Cleared,
+    DriftTold,
     FromHost,
     FromWorker,
     List,
@@ -72,6 +74,8 @@ from garrison.enclave.talk import (
     Start,
     Take,
     Taken,
+    Witness,
+    Witnessed,
     failure,
 )
 from garrison.errors import FrameError, GarrisonError, IsolationError
@@ -154,6 +158,10 @@ class Worker:
                 return Listed(self._service.alarms())
             case Clear(caller):
                 return Cleared(self._service.clear_alarm(caller))
+            case AskDrift():
+                return DriftTold(self._service.drift())
+            case Witness(ledger, at, head):
+                return Witnessed(self._service.witness.sign(ledger, at, head))
             case _:
                 raise FrameError("the host starts an enclave twice")
 
@@ -222,7 +230,7 @@ def main() -> None:
 def prepare(descriptors: Sequence[str]) -> list[socket.socket]:
     """What an inner program does first. Gives the sockets of the descriptors that it was started with."""
     write_log()
-    for ending in (signal.SIGTERM, signal.SIGINT):
+    for ending in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(
             ending, signal.SIG_IGN
         )  # whoever stops the whole service lets the host finish first; it closes the pipe

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, NoReturn, Self
 
 import msgspec
@@ -58,6 +59,7 @@ KeyedNoise = Callable[[WhichRows], Sequence[Noise]]
 
 FEW_ROWS = 8
 """Up to so many rows, new answers are made in plain Python."""
+_FEW_KEPT = 64
 
 
 class Marks(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -110,6 +112,10 @@ class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
     uncertain: BoolArray | None = None
     signals: Mapping[str, FloatArray] = {}
     reasons: Mapping[int, tuple[str, str]] = {}
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.codes is kept(len(self.codes)) or not np.count_nonzero(self.codes)
 
 
 class View(msgspec.Struct, frozen=True, eq=False):
@@ -260,10 +266,11 @@ class RowDefense(Defense, frozen=True):
 
     def __call__(self, view: View) -> Verdict:
         """The numpy form: judge all rows of the batch, and rewrite those that are to be replaced."""
-        settings = self.settings(view.facts)
+        settings, rows = self.settings(view.facts), view.batch.rows
         marks = self.judge(np, view, settings)
         values = None if marks.replace is None else self._rewritten(view, marks.replace, settings)
-        return Verdict(codes_of(view.batch.rows, marks), values, marks.uncertain, marks.signals)
+        minds = values is not None or (marks.refuse is not None and np.count_nonzero(marks.refuse))
+        return Verdict(codes_of(rows, marks) if minds else kept(rows), values, marks.uncertain, marks.signals)
 
     def _rewritten(self, view: View, replace: BoolArray, settings: Settings) -> FloatArray | None:
         if view.answer is None:
@@ -315,9 +322,23 @@ class RecordDefense(Defense, frozen=True):
     """A defense of the phase RECORD: remembers what a caller has now asked."""
 
     phase: ClassVar[Phase] = Phase.RECORD
+    looks_at_scores: ClassVar[bool] = False
+    """Whether it reads `View.raw`. That is None where no row reached the model."""
 
     def __call__(self, view: View, released: Released) -> None:
         raise NotImplementedError
+
+
+def kept(rows: int) -> CodeArray:
+    """The codes of rows that nobody minds; not to be written to, and for a few rows always the same array."""
+    return np.zeros(rows, dtype=np.uint8) if rows > _FEW_KEPT else _kept(rows)
+
+
+@cache
+def _kept(rows: int) -> CodeArray:
+    codes = np.zeros(rows, dtype=np.uint8)
+    codes.flags.writeable = False
+    return codes
 
 
 def codes_of(rows: int, marks: Marks) -> CodeArray:

@@ -3,11 +3,12 @@
     asked inputs -> checks -> model -> scores, marks, what may be released
 
 New answers that need keyed noise come after it, for the marked rows alone, by the same lines as in the numpy form.
-What looks at the caller stays outside. What does so in ADMIT (budgets) goes first; where it refuses anything, the batch takes the numpy form, which computes
-nothing for what is refused. What does so in ANSWER (`watch`) comes after the graph, and may change signals: the rows whose signals it changed are judged anew, by
+What looks at the caller stays outside. What does so in ADMIT (budgets) goes first; the requests that it refuses are taken out of the batch, and nothing is
+computed for them. What does so in ANSWER (`watch`) comes after the graph, and may change signals: the rows whose signals it changed are judged anew, by
 the same `judge` that was traced. A row that a traced ADMIT defense refuses reaches the model as the lower bounds of the range, never as it came.
 
-Invariant: refusals, answers and counts are those of the numpy form (a contract test over the registry, and a comparison at every seal).
+Invariant: refusals, answers and counts are those of the numpy form (a contract test over the registry, and a comparison at every seal). Not quite: what looks at
+callers does not know yet which of their requests the graph will refuse, and may count them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.guard import marks
-from garrison.guard.base import FEW_ROWS, RowDefense, Rows, View, WhichRows
+from garrison.guard.base import FEW_ROWS, RecordDefense, RowDefense, Rows, View, WhichRows
 from garrison.guard.defenses.release import OUTPUT_NAME
 from garrison.guard.keyed import KeyedTable
+from garrison.guard.numpy_form import spread
 from garrison.guard.pipeline import Link, Pipeline, Progress, refuse, shadow_counts
 from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
 
@@ -98,7 +100,7 @@ def fits(signed: Sequence[DefenseSpec], running: Pipeline) -> bool:
 
 
 def _without_settings(spec: DefenseSpec, link: Link) -> tuple[str, bool, dict[str, object]]:
-    if isinstance(link.defense, RowDefense) and not link.defense.in_graph:
+    if isinstance(link.defense, RecordDefense) or (isinstance(link.defense, RowDefense) and not link.defense.in_graph):
         return spec.name, False, {}
     kept = {name: value for name, value in spec.parameters.items() if name not in link.defense.adjustable}
     return spec.name, spec.shadow, kept
@@ -141,20 +143,34 @@ class GraphForm:
         ]
         watching = [link.defense for link in self._links if isinstance(link.defense, RowDefense) and _watches(link)]
         self._watched = [(name, marks.signal(name)) for name in sorted({n for d in watching for n in d.needs})]
+        self._first_watching = next((i for i, link in enumerate(self._links) if _watches(link)), 0)
         self._replacing = sum(replacer.bit for replacer in self._replacers)
         self._drawing = sum(replacer.bit for replacer in self._replacers if replacer.table is not None)
+        records = (link.defense for link in self._links if isinstance(link.defense, RecordDefense))
+        # Where the answer itself does not leave, the last check of it (`garrison.guard.outputs`) looks at it here.
+        self._keeps_raw = any(defense.looks_at_scores for defense in records) or self._values not in self._names
         self._every_row = any(replacer.defense.every_row for replacer in self._replacers)
 
-    def __call__(self, batch: Batch) -> tuple[Progress, Released] | None:
-        """ADMIT to RELEASE over a batch; None where it must take the numpy form."""
-        progress = Progress.begin(batch)
-        self._pipeline.judge_callers(progress)
-        if any(progress.refused):
-            return None
-        found = self._scorer.guarded(batch.inputs)
+    def __call__(self, batch: Batch) -> tuple[Progress, Released]:
+        """ADMIT to RELEASE over a batch. Rows of requests that were refused before the graph come back as zeros."""
+        everyone = Progress.begin(batch)
+        self._pipeline.judge_callers(everyone)
+        if not any(everyone.refused):
+            return self._admitted(everyone)
+        progress, requests = everyone.admitted()
+        self._pipeline.judge_refused(everyone)
+        if not requests:
+            return everyone, Released({})
+        return spread(everyone, requests, *self._admitted(progress))
+
+    def _admitted(self, progress: Progress) -> tuple[Progress, Released]:
+        """Requests that nobody refused who looks at callers."""
+        found = self._scorer.guarded(progress.batch.inputs)
         outputs = {name: found[output] for name, output in self._released}
         progress.signals = {name: found[output] for name, output in self._signals}
         again = _NO_ROWS
+        if self._keeps_raw and self._values in found:  # older graphs may not have it
+            progress.raw = RawScores(found[self._values])
         if self._pipeline.watches:
             found, again = self._watch(progress, found)
         quiet = not np.count_nonzero(found[marks.ADMIT]) and not np.count_nonzero(found[marks.MARKS])
@@ -195,6 +211,8 @@ class GraphForm:
             defense = link.defense
             if not isinstance(defense, RowDefense) or not defense.in_graph or defense.phase is not Phase.ANSWER:
                 continue
+            if i < self._first_watching:
+                continue  # it stands before what changed the signals
             if defense.needs.isdisjoint(changed):
                 continue
             found = defense.judge(np, view, defense.settings(facts))
@@ -290,11 +308,11 @@ class GraphForm:
         refusers = marks.refuser(found)
         for number in np.unique(refusers[refusers >= 0]).tolist():
             refuse(refusers == number, self._links[number].defense, self._pipeline.facts, progress)
-        return np.where(_admitted(progress), answer, np.int32(0))
+        return np.where(_kept(progress), answer, np.int32(0))
 
     def _count(self, progress: Progress, admit: marks.MarkArray, answer: marks.MarkArray) -> None:
         """A shadow defense counts what it would do to the requests that came as far as to it."""
-        admitted = _admitted(progress)
+        admitted = _kept(progress)
         for number in self._shadow:
             early = self._links[number].defense.phase < Phase.ANSWER
             minded = marks.minded(admit if early else answer, number)
@@ -320,7 +338,7 @@ def _watches(link: Link) -> bool:
     return isinstance(link.defense, RowDefense) and link.defense.only_signals
 
 
-def _admitted(progress: Progress) -> BoolArray:
+def _kept(progress: Progress) -> BoolArray:
     """Rows of requests that are not refused so far."""
     kept: BoolArray = np.array([code is None for code in progress.refused])[progress.batch.request_of_row]
     return kept

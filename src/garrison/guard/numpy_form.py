@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,13 +31,14 @@ class NumpyForm:
         progress, requests = everyone.admitted()
         if not requests:
             return everyone, Released({})
-        self._pipeline.answer(progress, self._run(progress.batch.inputs))
+        raw = replace(self._run(progress.batch.inputs), again=lambda more: self._run(more).values)
+        self._pipeline.answer(progress, raw)
         released = self._pipeline.release(progress)
-        return (progress, released) if progress is everyone else _spread(everyone, progress, requests, released)
+        return (progress, released) if progress is everyone else spread(everyone, requests, progress, released)
 
 
-def _spread(
-    everyone: Progress, part: Progress, requests: tuple[int, ...], released: Released
+def spread(
+    everyone: Progress, requests: tuple[int, ...], part: Progress, released: Released
 ) -> tuple[Progress, Released]:
     """Put the results of the admitted requests back among all requests."""
     rows = np.flatnonzero(np.isin(everyone.batch.request_of_row, requests))
@@ -52,4 +54,6 @@ def _spread(
         wide[rows] = x
         return wide
 
+    if part.raw is not None:
+        everyone.raw = RawScores(widen(part.raw.values))  # for RECORD, which minds no refused row
     return everyone, Released({n: widen(x) for n, x in released.outputs.items()}, widen(released.uncertain))

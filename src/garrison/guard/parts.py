@@ -49,6 +49,8 @@ def _narrow_raw(raw: RawScores, rows: np.ndarray[Any, np.dtype[np.intp]]) -> Raw
         None if raw.logits is None else raw.logits[rows],
         None if wrong is None else lambda inner: wrong(rows[inner]),
         None if raw.feature_score is None else raw.feature_score[rows],
+        None if raw.squeezed is None else raw.squeezed[rows],
+        raw.again,
     )
 
 

@@ -21,6 +21,7 @@ from garrison.errors import GuardError
 from garrison.guard.base import KEEP, REFUSE, REPLACE, Defense, RecordDefense, ReleaseDefense, RowDefense, Verdict, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KEY_BYTES, KeyedTable
+from garrison.guard.order import check_chain
 from garrison.guard.parts import narrow, narrow_batch, stitch
 from garrison.guard.relabelling import Marks, RelabelDefense, relabel
 from garrison.guard.state import ChainState, State
@@ -96,6 +97,7 @@ class Progress:
     Attributes:
         refused: one entry a request: the true code, or None.
         detail: one entry a request: what the client may be told of an ADMIT refusal.
+        refuser: by request, the defense that refused it.
         replaced: shape (rows,), rows whose answer a defense changed.
         shadow: by shadow defense, one number a request: rows that it would have replaced or refused.
     """
@@ -109,6 +111,7 @@ class Progress:
     answer: FloatArray | None = None
     signals: dict[str, FloatArray] = field(default_factory=dict)
     shadow: dict[str, Array] = field(default_factory=dict)
+    refuser: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, batch: Batch) -> Progress:
@@ -153,7 +156,7 @@ class Pipeline:
         self.facts = facts
         self.specs = tuple(specs)
         self.defenses = tuple(load_defense(spec) for spec in specs)
-        _check_chain(self.specs, self.defenses, facts)
+        check_chain(self.specs, self.defenses, facts)
         states = {d.name: d.fresh_state(facts) for d in self.defenses if not d.shares}
         self.state = ChainState({name: state for name, state in states.items() if state is not None})
         shadow = {s.name for s in specs if s.shadow}
@@ -185,6 +188,24 @@ class Pipeline:
     def judge_callers(self, progress: Progress) -> None:
         """What of ADMIT and INSPECT looks at callers, and so cannot be part of a graph."""
         self._judge_all(self._outside, progress)
+
+    def judge_refused(self, progress: Progress) -> None:
+        """What the rest of ADMIT and INSPECT says of requests that `judge_callers` refused, and that no graph will see: what refuses first is told."""
+        numbers = tuple(i for i, code in enumerate(progress.refused) if code is not None)
+        batch = narrow_batch(progress.batch, np.flatnonzero(np.isin(progress.batch.request_of_row, numbers)), numbers)
+        part = Progress.begin(batch)
+        for link, defense in (*self._judges[Phase.ADMIT], *self._judges[Phase.INSPECT]):
+            if defense.in_graph:
+                _apply(link, _judge(defense, self._view(part, link), part), part, self.facts)
+                continue
+            for i, number in enumerate(numbers):
+                if part.refused[i] is None and progress.refuser.get(number) == defense.name:
+                    part.refused[i], part.detail[i] = progress.refused[number], progress.detail[number]
+        for i, number in enumerate(numbers):
+            progress.refused[number] = part.refused[i] or progress.refused[number]
+            progress.detail[number] = part.detail[i]
+        for name, counts in part.shadow.items():
+            progress.shadow.setdefault(name, np.zeros(progress.batch.requests))[list(numbers)] = counts
 
     @property
     def watches(self) -> bool:
@@ -254,32 +275,6 @@ def _judges_of(phase: Phase, links: Sequence[Link]) -> tuple[tuple[Link, RowDefe
     return tuple((link, d) for link, d in found if isinstance(d, RowDefense) and d.phase is phase)
 
 
-def _check_chain(specs: tuple[DefenseSpec, ...], defenses: tuple[Defense, ...], facts: ModelFacts) -> None:
-    names = [d.name for d in defenses]
-    if len(set(names)) != len(names):
-        raise GuardError(f"a defense stands twice in the chain: {', '.join(names)}")
-    if sorted(d.phase for d in defenses) != [d.phase for d in defenses]:
-        order = " < ".join(phase.name for phase in Phase)
-        raise GuardError(
-            f"the chain must be ordered {order}, found {', '.join(f'{d.name} ({d.phase.name})' for d in defenses)}"
-        )
-    releases = [s for s, d in zip(specs, defenses, strict=True) if isinstance(d, ReleaseDefense)]
-    if len(releases) != 1 or releases[0].shadow:
-        raise GuardError(f"a chain needs exactly one RELEASE defense, not in shadow; found {len(releases)}")
-    given: set[str] = set()
-    for defense in defenses:
-        missing = sorted(defense.needs - given)
-        if missing:
-            raise GuardError(
-                f"{defense.name} needs the signal {missing[0]!r}, which no earlier defense of the chain gives"
-            )
-        if defense.shares and defense.shares not in names:
-            raise GuardError(f"{defense.name} works by what {defense.shares} finds, which the chain does not hold")
-        defense.check(facts)
-        defense.check_chain(defenses)
-        given |= defense.gives
-
-
 def _table(defense: Defense, facts: ModelFacts, key: bytes | None) -> KeyedTable | None:
     draw = defense.noise_drawer(facts)
     return None if draw is None else KeyedTable(_checked_key(defense, key), defense.name, draw)
@@ -307,8 +302,8 @@ def _judge(defense: RowDefense, view: View, progress: Progress) -> Verdict:
         )
     parts = [_judge_request(defense, view, request) for request in range(view.batch.requests)]
     for request, part in enumerate(parts):
-        if part is None:
-            progress.refused[request] = progress.refused[request] or DEFENSE_FAILED
+        if part is None and progress.refused[request] is None:
+            progress.refused[request], progress.refuser[request] = DEFENSE_FAILED, defense.name
     return stitch(defense, view, parts)
 
 
@@ -345,7 +340,7 @@ def _apply(link: Link, verdict: Verdict, progress: Progress, facts: ModelFacts) 
     if link.shadow:
         progress.shadow[link.defense.name] = shadow_counts(verdict.codes != KEEP, progress.batch)
         return
-    if not np.count_nonzero(verdict.codes):  # nearly always: every row is kept
+    if verdict.keeps_all:  # nearly always
         return
     replaced, refused = verdict.codes == REPLACE, verdict.codes == REFUSE
     if np.count_nonzero(replaced):
@@ -378,7 +373,7 @@ def refuse(
     for request in np.unique(progress.batch.request_of_row[where]).tolist():
         if progress.refused[request] is None:
             code, detail = reasons.get(request) or (defense.reason or f"guard.{defense.name}", defense.detail(facts))
-            progress.refused[request] = code
+            progress.refused[request], progress.refuser[request] = code, defense.name
             progress.detail[request] = detail if defense.phase is Phase.ADMIT else ""
 
 

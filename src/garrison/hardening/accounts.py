@@ -11,8 +11,9 @@ import numpy as np
 from garrison.guard.detectors.accounts import FEWEST, MOST, Accounts
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.hardness import distance
-from garrison.guard.detectors.near_duplicates import TERMS, NearDuplicates, terms
+from garrison.guard.detectors.near_duplicates import NearDuplicates
 from garrison.guard.detectors.ood_rate import OodRate
+from garrison.guard.detectors.steps import TERMS, terms
 from garrison.guard.detectors.tables import bins
 from garrison.hardening.near import empty, logistic, thief_rows, usual_distance, usual_terms
 from garrison.hardening.shifts import PLAIN
@@ -21,14 +22,17 @@ from garrison.types import BoolArray, FloatArray, IntArray
 _OUT = 0.6
 """Share of plain honest rows that are not far out."""
 _CALLERS = 100
-_ROWS = 400
-_CROWDS = 3
+_LATE_ROWS = 2_000
+_CROWDS = 12
 _THIEVES = 24
 _THIEFS_ROWS = 500
 _THIEFS_ACCOUNTS = 20
 _SEEDS = 50
 _COVERS = (0, 1, 2)
 """Honest rows for each row of a thief; simulated thieves take turns."""
+_BEFORE = (0.0, 0.3, 1.0)
+"""Share of what can be remembered that honest callers have filled before; the simulated take turns, honest crowds as much as thieves: else the fuller the
+memory, the more honest would everybody look."""
 _BLOCK = 64
 _DIGITS = 5
 
@@ -65,10 +69,12 @@ def fit_accounts(
     )
     odd = {kind: _odd(bare, pool) for kind, pool in pools.items()}
     honest = []
-    for _ in range(_CROWDS):
-        place, projection, kind = _crowd(pools, odd, _CALLERS * _ROWS, rng)
+    for number in range(_CROWDS):
+        before = _rows_before(number, odd)
+        place, projection, kind = _crowd(pools, odd, before + _LATE_ROWS, rng)
         found, rows = _terms_of(bare, place, projection)
-        honest += [found[kind[rows] == number] for number in range(len(pools))]
+        late = rows >= len(rows) * before // (before + _LATE_ROWS)
+        honest += [found[late & (kind[rows] == number)] for number in range(len(pools))]
     honest = [part for part in honest if len(part)]
     usual = usual_distance(usual_terms(near, pools[PLAIN].projection, rng))
     thieves = [_among(bare, pools, odd, number, usual, rng) for number in range(_THIEVES)]
@@ -118,8 +124,18 @@ def _among(
     projection = np.concatenate([own, crowd])[order]
     stepped = (order >= _SEEDS) & (order < rows)
     far = distance(projection, np.array(detector.mean), np.array(detector.whiten)) >= detector.out
-    found, kept = _terms_of(detector, place[far], projection[far])
-    return found[stepped[far][kept]]
+    early_place, early, _ = _crowd(pools, odd, _rows_before(number // len(_COVERS), odd), rng)
+    found, kept = _terms_of(
+        detector, np.concatenate([early_place, place[far]]), np.concatenate([early, projection[far]])
+    )
+    there = kept >= len(early)
+    return found[there][stepped[far][kept[there] - len(early)]]
+
+
+def _rows_before(number: int, odd: Mapping[str, BoolArray]) -> int:
+    """Rows of honest callers before a simulation begins to count; the numbers of simulations take turns."""
+    least = min(float(rows.mean()) for rows in odd.values())
+    return math.ceil(_BEFORE[number % len(_BEFORE)] * MOST / max(least, 0.01))
 
 
 def _terms_of(detector: Accounts, place: IntArray, projection: FloatArray) -> tuple[FloatArray, IntArray]:
@@ -130,7 +146,8 @@ def _terms_of(detector: Accounts, place: IntArray, projection: FloatArray) -> tu
     rows: list[IntArray] = [np.zeros(0, dtype=np.intp)]
     for start in range(0, len(place), _BLOCK):
         part = slice(start, start + _BLOCK)
-        nearest, second, _, known = detector.distances(place[part], projection[part].astype(np.float32), shared)
+        squares, _, known = detector.beside(place[part], projection[part].astype(np.float32), shared)
+        nearest, second = np.sqrt(squares) * detector.unit
         there = np.isfinite(second) & (known >= FEWEST)
         found.append(terms(nearest[there], second[there], known[there], MOST))
         rows.append(start + np.flatnonzero(there))

@@ -19,12 +19,14 @@ from garrison.guard.detectors.hardness import MOST_CLASSES, Hardness, distance
 from garrison.guard.detectors.near_duplicates import NearDuplicates
 from garrison.guard.detectors.ood_cover import OodCover
 from garrison.guard.detectors.ood_rate import OodRate
+from garrison.guard.detectors.small_steps import SmallSteps
 from garrison.guard.detectors.tables import bins
 from garrison.hardening.accounts import fit_accounts as fit_accounts_of
 from garrison.hardening.fit_prada import fit_bounded_prada
 from garrison.hardening.laws import law, nats_of
 from garrison.hardening.near import fit_near_duplicates
 from garrison.hardening.shifts import PLAIN
+from garrison.hardening.small_steps import fit_small_steps
 from garrison.hardening.strange import OUTLIERS, STEPPED, UNIFORM
 from garrison.types import Array, BoolArray, FloatArray, IntArray
 
@@ -193,12 +195,13 @@ FITTERS: dict[str, Fitter] = {
     OodCover.name: fit_ood_cover,
     Hardness.name: fit_hardness,
     NearDuplicates.name: lambda honest: fit_near_duplicates(honest.pools, honest.seed),
+    SmallSteps.name: lambda honest: fit_small_steps(honest.pools, honest.seed),
     Accounts.name: fit_accounts,
     Coverage.name: fit_coverage,
     BoundedPrada.name: lambda honest: fit_bounded_prada(honest.pools, honest.seed),
 }
 """By detector. A fitter gives None where the data do not allow it."""
-USUAL = (OodRate.name, OodCover.name, Hardness.name, NearDuplicates.name, Accounts.name)
+USUAL = (OodRate.name, OodCover.name, Hardness.name, NearDuplicates.name, SmallSteps.name, Accounts.name)
 """Calibrated unless the owner says otherwise; the others found nothing on images that these did not find (docs/detectors)."""
 
 

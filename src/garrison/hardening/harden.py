@@ -6,7 +6,7 @@
     4 CALIBRATE  tau to the stated benign loss, the shape of honest answers
     5 MISINFORM  f': the graph's own head, or a network of its own
     6 WATCH      detectors of callers who steal
-    7 CHAIN      the defenses in order, as they will be signed
+    7 CHAIN      the defenses in order, as they will be signed; with a frozen reference of what honest callers ask (drift)
     8 MEASURE    what honest rows lose and outliers get, through that very chain
 
 Nothing is written here; the result goes to `garrison.hardening.artifact.write_hardened`.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +30,13 @@ from garrison.hardening import graphs
 from garrison.hardening.artifact import Hardened, software_versions
 from garrison.hardening.calibration import Calibration, ScoreName, calibrate, confidence_of, rows_needed
 from garrison.hardening.data import Part, Rows, for_model, split
+from garrison.hardening.drift import with_drift
 from garrison.hardening.feature_scores import add_feature_score
 from garrison.hardening.measuring import Victim, measure
 from garrison.hardening.outliers import outlier_set
 from garrison.hardening.ranges import input_specs
 from garrison.hardening.scoring import Report, open_session, score, silent
-from garrison.hardening.watching import Watched, calibrate_watch, why_unwatched
+from garrison.hardening.watching import Ask, Watched, calibrate_watch, why_unwatched
 from garrison.types import FEATURE_SCORES, Array, DefenseSpec, Task
 
 try:
@@ -72,6 +74,7 @@ class Options:
         constant_time: compute f' for every row.
         outlier_exposure: whether the model was trained with it; only noted down.
         detectors: calibrate detectors of callers who steal, and put them into the chain, in shadow.
+        drift: put a reference of honest rows into the chain, that what callers ask later is compared with.
         seed, threads: of training and of the held-out rows.
     """
 
@@ -87,6 +90,7 @@ class Options:
     constant_time: bool = False
     outlier_exposure: bool = False
     detectors: bool = True
+    drift: bool = True
     seed: int = 0
     threads: int = 1
 
@@ -160,11 +164,14 @@ def harden(
     watched = watch_of(victim, held_out, options, part(report, "detectors", 0.9, 0.95))
     # 7 CHAIN
     chain = guard_chain(fitted, options, victim, watched.detectors)
+    drifting: dict[str, float] = {}
+    if options.drift:
+        chain, drifting = with_drift(chain, victim.facts(), held_out.inputs, found["probabilities"], seed=options.seed)
     # 8 MEASURE
     report("measuring", 0.95)
     outside = draw_outliers(outliers, wanted, victim, held_out, options.seed)
     answering = tuple(spec for spec in chain if spec.name != WATCH)  # all rows at once are no caller
-    metrics = measure(victim, answering, fitted, held_out, outside) | watched.metrics
+    metrics = measure(victim, answering, fitted, held_out, outside) | watched.metrics | drifting
     digests = {"training": data.sha256} | ({} if calibration is None else {"calibration": calibration.sha256})
     description = describe_hardened(victim, chain, metrics, digests, options)
     report("", 1.0)
@@ -240,20 +247,27 @@ def train_own_network(victim: Victim, training: Part, options: Options, report: 
     return train(victim, training, options.seed, options.threads, report)
 
 
-def watch_of(victim: Victim, held_out: Part, options: Options, report: Report) -> Watched:
-    """Calibrated detectors, where the owner wants them and the data allow them."""
+def watch_of(victim: Victim, held_out: Part, options: Options, report: Report, ask: Ask | None = None) -> Watched:
+    """Calibrated detectors, where the owner wants them and the data allow them.
+
+    Args:
+        ask: what the model answers; None to run it here.
+    """
     facts = victim.facts()
     if not options.detectors:
         return Watched({}, {})
     why = why_unwatched(facts, len(held_out))
     if why:
         return Watched({}, {}, (why,))
-    names = tuple(name for name in victim.outputs if name != "misinformation")
-    session = open_session(victim.model, options.threads)
     looks = (DefenseSpec(name="projection"), DefenseSpec(name=options.score))
-    return calibrate_watch(
-        lambda x: score(session, x, names), facts, looks, held_out.inputs, seed=options.seed, report=report
-    )
+    if ask is None:
+        names = tuple(name for name in victim.outputs if name != "misinformation")
+        ask = partial(_scored, open_session(victim.model, options.threads), names)
+    return calibrate_watch(ask, facts, looks, held_out.inputs, seed=options.seed, report=report)
+
+
+def _scored(session: Any, names: tuple[str, ...], inputs: dict[str, Array]) -> dict[str, Array]:
+    return score(session, inputs, names)
 
 
 def guard_chain(

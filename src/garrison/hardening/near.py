@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from garrison.guard.detectors.base import Column, Seen
-from garrison.guard.detectors.near_duplicates import FEWEST, MOST_NATS, TERMS, NearDuplicates, terms
+from garrison.guard.detectors.near_duplicates import FEWEST, NearDuplicates
+from garrison.guard.detectors.steps import MOST_NATS, TERMS, terms
 from garrison.hardening.shifts import PLAIN
 from garrison.types import Array, FloatArray
 
@@ -29,6 +30,8 @@ _LONG = 0.6
 _ALIKE = (0.0, 0.5)
 """Correlation between the direction in which a row was stepped and that of the next step from it, which goes back: steps follow a model's gradients,
 to and fro. Thieves of both kinds take turns."""
+_RARE = 0.002
+"""Share of honest rows, of any kind, that may project as one before them if such rows are to say anything."""
 _ROUNDS = 30
 _DIGITS = 6
 
@@ -46,10 +49,17 @@ def fit_near_duplicates(pools: Mapping[str, Seen], seed: int) -> NearDuplicates 
         return None
     largest = max(float(np.abs(pool.projection).max()) for pool in pools.values())
     bare = NearDuplicates(threshold=math.inf, unit=round(max(largest, 1e-6) * 1.25 / 127, 7), weights=(0.0,) * TERMS)
-    honest = [_terms_of(bare, callers, FEWEST) for callers in _honest(pools, rng)]
+    kinds = [_looked_at(bare, callers, FEWEST) for callers in _honest(pools, rng)]
+    honest = [found for found, _ in kinds]
     usual = usual_distance(honest[0])
     thieves = [_terms_of(bare, [thief_rows(plain, usual, number, rng)], _SEEDS) for number in range(_THIEVES)]
-    return msgspec.structs.replace(bare, weights=logistic(honest, thieves))
+    equal = _equal(bare.stepped, max(share for _, share in kinds))
+    return msgspec.structs.replace(bare, weights=logistic(honest, thieves), equal=equal)
+
+
+def _equal(stepped: float, share: float) -> float:
+    """Nats of a row that projects as one before it and is another, where such a share of honest rows does; a thief's steps may all do so."""
+    return round(math.log1p(stepped * math.expm1(MOST_NATS)), _DIGITS) if share <= _RARE else 0.0
 
 
 def usual_terms(detector: NearDuplicates, projection: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -124,19 +134,27 @@ def thief_rows(plain: FloatArray, usual: float, number: int, rng: np.random.Gene
 
 def _terms_of(detector: NearDuplicates, callers: Sequence[FloatArray], first: int) -> FloatArray:
     """The terms of callers' rows from row `first` on, as the detector measures them, (rows, terms)."""
+    return _looked_at(detector, callers, first)[0]
+
+
+def _looked_at(detector: NearDuplicates, callers: Sequence[FloatArray], first: int) -> tuple[FloatArray, float]:
+    """`_terms_of`, and the share of these rows that project as one before them."""
     asked = np.concatenate([np.arange(len(x)) for x in callers])
     turn = np.argsort(asked, kind="stable")  # callers take turns
     place = np.repeat(np.arange(len(callers)), [len(x) for x in callers])[turn]
     asked = asked[turn]
     projection = np.concatenate(callers)[turn].astype(np.float32)
     nothing = np.zeros(len(place), np.float32)
-    nearest, second = detector.distances(
+    squares, equal = detector.apart(
         Seen(place, asked, projection, nothing, nothing, nothing.astype(np.intp)),
         {name: empty(column, len(callers)) for name, column in detector.columns(projection.shape[1]).items()},
         {name: empty(column) for name, column in detector.shares(projection.shape[1]).items()},
     )
-    there = np.isfinite(second) & (asked >= first)
-    return terms(nearest[there], second[there], asked[there], detector.slots)
+    nearest, second = np.sqrt(squares) * detector.unit
+    late = asked >= first
+    there = np.isfinite(second) & late
+    share = 0.0 if equal is None else float(equal[late].mean())
+    return terms(nearest[there], second[there], asked[there], detector.slots), share
 
 
 def empty(column: Column, callers: int | None = None) -> Array:

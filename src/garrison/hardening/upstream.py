@@ -5,8 +5,9 @@
     3 ASK        its answers on those rows
     4 CALIBRATE  tau to the stated benign loss, the shape of honest answers
     5 MISINFORM  f', a network of its own: the model's features cannot be had
-    6 CHAIN      the defenses in order, as they will be signed
-    7 MEASURE    what honest rows lose and outliers get, through that very chain
+    6 WATCH      detectors, on simulated honest callers with benign shift, whose rows are asked too
+    7 CHAIN      the defenses in order, as they will be signed
+    8 MEASURE    what honest rows lose and outliers get, through that very chain
 
 As `garrison.hardening.harden`, but for READ and ASK. No more than `Wish.most_rows` rows are asked at any of these steps.
 """
@@ -24,7 +25,9 @@ from garrison.bundle.manifest import UpstreamEntry
 from garrison.errors import CalibrationError, UnavailableError, UnsupportedModelError, UpstreamError
 from garrison.hardening.calibration import calibrate, confidence_of
 from garrison.hardening.data import Part, Rows
+from garrison.hardening.drift import with_drift
 from garrison.hardening.harden import (
+    WATCH,
     Options,
     Result,
     describe_hardened,
@@ -34,6 +37,7 @@ from garrison.hardening.harden import (
     notes_of,
     part,
     train_own_network,
+    watch_of,
 )
 from garrison.hardening.measuring import Victim, measure
 from garrison.hardening.ranges import input_specs
@@ -46,6 +50,8 @@ from garrison.upstream.target import Target
 
 ROWS_A_REQUEST = 64
 ATTEMPTS = 4
+SHIFTED_KINDS, STRANGE_ROWS = 5, 6_000
+"""What is asked for detectors: each held-out row as it is and shifted in so many kinds at most, and so many strange rows."""
 _FIRST_PAUSE_SECONDS = 0.5
 _TRIAL_ROWS = 3
 _TRIAL_TOLERANCE = 1e-4
@@ -97,6 +103,13 @@ class UpstreamVictim(Victim):
             found["logits"] = values
         self.asked.append((inputs, found))
         return dict(found)
+
+    def unremembered(self, inputs: Inputs) -> dict[str, Array]:
+        """As `answers`, for rows that are asked once."""
+        try:
+            return self.answers(inputs)
+        finally:
+            self.asked[:] = [pair for pair in self.asked if pair[0] is not inputs]
 
     def run(self, inputs: Inputs) -> dict[str, Array]:
         """All outputs, that of f' among them."""
@@ -162,17 +175,24 @@ def _harden(
     # 5 MISINFORM
     if options.on_ood == "misinform":
         training = _labelled(_bounded(training, wish.most_rows, options.seed), victim, part(report, "asking", 0.3, 0.5))
-        wrong = train_own_network(victim, training, options, part(report, "training", 0.5, 0.9))
+        wrong = train_own_network(victim, training, options, part(report, "training", 0.5, 0.8))
         victim = replace(victim, misinformation=wrong)
-    # 6 CHAIN
-    chain = guard_chain(fitted, options, victim)
-    # 7 MEASURE
+    # 6 WATCH
+    shown = _bounded(held_out, max(0, wish.most_rows - STRANGE_ROWS) // SHIFTED_KINDS, options.seed)
+    watched = watch_of(victim, shown, options, part(report, "detectors", 0.8, 0.9), victim.unremembered)
+    # 7 CHAIN
+    chain, drifting = guard_chain(fitted, options, victim, watched.detectors), dict[str, float]()
+    if options.drift:
+        chain, drifting = with_drift(chain, victim.facts(), held_out.inputs, found["probabilities"], seed=options.seed)
+    # 8 MEASURE
     report("measuring", 0.9)
-    metrics = measure(victim, chain, fitted, held_out, draw_outliers(outliers, wanted, victim, held_out, options.seed))
+    outside = draw_outliers(outliers, wanted, victim, held_out, options.seed)
+    answering = tuple(spec for spec in chain if spec.name != WATCH)  # all rows at once are no caller
+    metrics = measure(victim, answering, fitted, held_out, outside) | watched.metrics | drifting
     digests = {"training": data.sha256} | ({} if calibration is None else {"calibration": calibration.sha256})
     description = describe_hardened(victim, chain, metrics, digests, options, entry)
     report("", 1.0)
-    notes = notes_of(fitted, metrics, in_sample=calibration is None)
+    notes = notes_of(fitted, metrics, in_sample=calibration is None) + watched.notes
     return Result(description, None, victim.misinformation, fitted, notes)
 
 

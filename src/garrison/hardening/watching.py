@@ -21,6 +21,7 @@ import numpy as np
 
 from garrison.guard.detectors.base import MOST_ROWS, Column, Detector, Seen
 from garrison.guard.pipeline import Pipeline, Progress
+from garrison.guard.watching.sketch import Sketch
 from garrison.hardening.fits import FITTERS, USUAL, Honest
 from garrison.hardening.measures import upper_limit
 from garrison.hardening.scoring import Report, silent
@@ -41,6 +42,8 @@ _LEAST = 8.0
 _MARGIN = 1.25
 """Over the highest sum of a simulated caller: new rows are never quite like those that were held out."""
 _CALLERS_AT_ONCE = 20
+_MATRICES = 5
+"""Projections such as `watch` may draw one, by which honest callers are simulated for the detectors that are shown it."""
 _NARROW = 0.5
 """Of Dirichlet's distribution, from which the interests of every second caller are drawn."""
 Ask = Callable[[dict[str, Array]], dict[str, Array]]
@@ -106,15 +109,39 @@ def calibrate_watch(
         report(kind, number / (total + 2))
         seen[kind] = look(ask, facts, looks, x)
     honest = Honest({k: seen[k] for k in kinds}, {k: seen[k] for k in strange}, len(facts.labels), seed)
+    hidden = [_sketched(seen, kinds | strange, facts, number) for number in range(_MATRICES)]
     # 3 FIT, 4 SIMULATE, 5 THRESHOLD
     report("honest callers", total / (total + 2))
-    return thresholds(fitted(honest, names), simulated_callers(honest, callers, rng))
+    first = Honest({k: hidden[0][k] for k in kinds}, {k: hidden[0][k] for k in strange}, len(facts.labels), seed)
+    detectors = fitted(honest, names, first)
+    pools = [{k: looks[k] for k in kinds} for looks in hidden]
+    return thresholds(
+        detectors,
+        simulated_callers(honest, callers, rng),
+        secret=simulated_callers(honest, callers, np.random.default_rng([seed, 5]), pools=pools),
+    )
 
 
-def fitted(honest: Honest, names: Sequence[str] = USUAL) -> dict[str, Detector]:
-    """The detectors of these names that such data allow, with infinite thresholds."""
+def fitted(honest: Honest, names: Sequence[str] = USUAL, secret: Honest | None = None) -> dict[str, Detector]:
+    """The detectors of these names that such data allow, with infinite thresholds.
+
+    Args:
+        secret: the same rows by another projection, for those who are shown one that nobody knows.
+    """
     found = {name: FITTERS[name](honest) for name in names}
+    for name, detector in found.items():
+        if secret is not None and detector is not None and detector.secret_projection:
+            found[name] = FITTERS[name](secret)
     return {name: detector for name, detector in found.items() if detector is not None}
+
+
+def _sketched(
+    seen: Mapping[str, Seen], rows: Mapping[str, Mapping[str, Array]], facts: ModelFacts, number: int
+) -> dict[str, Seen]:
+    """The same by a matrix such as `watch` draws one, since nobody knows which it will be."""
+    width = next(iter(seen.values())).projection.shape[1]
+    sketch = Sketch(facts, b"%d" % number, width)
+    return {kind: msgspec.structs.replace(look, projection=sketch(rows[kind])) for kind, look in seen.items()}
 
 
 def look(ask: Ask, facts: ModelFacts, looks: tuple[DefenseSpec, ...], inputs: dict[str, Array]) -> Seen:
@@ -136,9 +163,19 @@ def look(ask: Ask, facts: ModelFacts, looks: tuple[DefenseSpec, ...], inputs: di
     )
 
 
-def simulated_callers(honest: Honest, callers: int, rng: np.random.Generator, rows: int = ROWS_A_CALLER) -> list[Seen]:
-    """Callers of so many rows, drawn without replacement; the kinds of shift take turns, and every second caller prefers some classes."""
-    kinds = list(honest.pools)
+def simulated_callers(
+    honest: Honest,
+    callers: int,
+    rng: np.random.Generator,
+    rows: int = ROWS_A_CALLER,
+    pools: Sequence[Mapping[str, Seen]] = (),
+) -> list[Seen]:
+    """Callers of so many rows, drawn without replacement; the kinds of shift take turns, and every second caller prefers some classes.
+
+    Args:
+        pools: the same rows by several projections, which take turns too; none for those of `honest`.
+    """
+    kinds, given = list(honest.pools), pools or [honest.pools]
     top = honest.plain.top
     rows = min(rows, len(top))
     found = []
@@ -147,7 +184,8 @@ def simulated_callers(honest: Honest, callers: int, rng: np.random.Generator, ro
         if number // len(kinds) % 2:
             wish = rng.dirichlet(np.full(honest.classes, _NARROW)) + 1e-6
         order = np.argsort(rng.exponential(size=len(top)) / wish[top], kind="stable")[:rows]
-        found.append(take(honest.pools[kinds[number % len(kinds)]], rng.permutation(order)))
+        pool = given[number // (2 * len(kinds)) % len(given)]
+        found.append(take(pool[kinds[number % len(kinds)]], rng.permutation(order)))
     return found
 
 
@@ -163,7 +201,9 @@ def take(pool: Seen, rows: IntArray) -> Seen:
     )
 
 
-def thresholds(detectors: Mapping[str, Detector], callers: list[Seen], alarmed: float = ALARMED) -> Watched:
+def thresholds(
+    detectors: Mapping[str, Detector], callers: list[Seen], alarmed: float = ALARMED, secret: Sequence[Seen] = ()
+) -> Watched:
     """Thresholds from how high honest callers come.
 
     Beyond what was seen, the highest sum of a caller is taken to fall off exponentially, as that of a cumulative sum does (Siegmund 1985).
@@ -172,11 +212,13 @@ def thresholds(detectors: Mapping[str, Detector], callers: list[Seen], alarmed: 
         detectors: by name.
         callers: honest ones.
         alarmed: share of callers that may be alarmed, all detectors together.
+        secret: as many honest callers by projections that nobody knows, for the detectors that are shown such; none for the same callers.
     """
     share = alarmed / max(1, len(detectors))
     peaks, made = {}, {}
     for name, detector in detectors.items():
-        peaks[name] = sums(detector, callers).max(axis=1)
+        shown = list(secret) if detector.secret_projection and secret else callers
+        peaks[name] = sums(detector, shown).max(axis=1)
         made[name] = msgspec.structs.replace(detector, threshold=_threshold(peaks[name], share))
     over = np.zeros(len(callers), dtype=np.bool_)
     for name, peak in peaks.items():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from garrison.protocol.http_signature import Form, Headers
+
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One request, as it came in.
@@ -16,12 +18,13 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         caller: id of the caller whom the server authenticated.
         remaining: rows that this caller may still ask, -1 for no limit.
         body: an Open Inference Protocol inference request.
-        json_bytes: length of the JSON part of `body` (binary tensor extension), -1 where all of it is JSON.
+        json_bytes: length of the JSON part of `body` (binary tensor extension), -1 where all of it is JSON, -2 where it is a message of gRPC.
         nonce: the client's, bound into the signed statement; may be empty.
         sealed: `body` is a sealed envelope (see `garrison.protocol.sealed`), which only the enclave can open; `json_bytes` and
             `nonce` stand inside it then. The reply's body is sealed to the client too, and so is every refusal after opening.
         fresh: rows that this caller has not asked before and may still ask, -1 for no limit.
         work: the request's proof of work (see `garrison.protocol.work`); "" for none. Stands inside a sealed envelope.
+        form: the HTTP message signature that is wanted beside the proof; None for none.
     """
 
     caller: str
@@ -32,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     sealed: bool = False
     fresh: int = -1
     work: str = ""
+    form: Form | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -43,6 +47,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
         replaced: rows whose answer a defense changed.
         shadow: by shadow defense, rows that it would have changed or refused.
         distinct: of the rows to be charged, those that the caller had not asked before; counted where distinct rows are limited.
+        receipt: of a sealed request, what its client finds the entry by (see `garrison.protocol.statement.receipt_of`).
     """
 
     code: str
@@ -50,6 +55,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     replaced: int = 0
     shadow: dict[str, int] = {}
     distinct: int = 0
+    receipt: bytes = b""
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -59,9 +65,10 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         code: "" where `body` holds an answer, else the error code that the client may see.
         detail: what the client may read about the error.
         body: an Open Inference Protocol inference response; empty for an error.
-        json_bytes: length of the JSON part of `body`, -1 where all of it is JSON.
+        json_bytes: length of the JSON part of `body`, -1 where all of it is JSON, -2 where it is a message of gRPC.
         proof: the signed statement over this answer (see `garrison.protocol.statement`), empty for an error.
         outcome: for the ledger and the budget.
+        signed: the headers of an HTTP message signature over this answer, where it was wanted.
     """
 
     code: str
@@ -70,3 +77,4 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     json_bytes: int
     proof: bytes
     outcome: Outcome
+    signed: Headers = ()

@@ -43,6 +43,8 @@ UNCERTAIN_PARAMETER = "garrison_uncertain_rows"
 """Response parameter: the rows that the owner's policy answers with "uncertain", as "3,7"."""
 ALL_JSON = -1
 """In place of a length: the whole body is JSON."""
+GRPC = -2
+"""In place of a length: the body is a message of gRPC (see `garrison.protocol.oip_grpc`)."""
 
 _SHOWN_CHARACTERS = 64
 _HEAD_BYTES, _MOST_HEADS = 1024, 256
@@ -65,6 +67,7 @@ class InferRequest(msgspec.Struct, frozen=True):
         rows: inputs to be scored, at least 1.
         outputs: what the client asks for; empty for all.
         binary_default: whether outputs go into the binary part where the client says nothing else.
+        grpc: whether it came as a message of gRPC, and is answered with one.
     """
 
     id: str
@@ -72,13 +75,14 @@ class InferRequest(msgspec.Struct, frozen=True):
     rows: int
     outputs: tuple[WantedOutput, ...]
     binary_default: bool
+    grpc: bool = False
 
 
 _ENCODER = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     inputs: dict[str, Want]
     decoder: msgspec.json.Decoder[Message[Any]]
     mixed: bool
@@ -105,7 +109,7 @@ class _Head:
     def read(self, body: bytes, start: int) -> InferRequest:
         inputs: dict[str, Array] = {}
         for want, size in self.tensors:
-            inputs[want.name] = _from_binary(body, start, size, want, self.rows)
+            inputs[want.name] = from_binary(body, start, size, want, self.rows)
             start += size
         return InferRequest("", inputs, self.rows, self.outputs, self.binary_default)
 
@@ -124,7 +128,7 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
         InputError: a tensor that the model does not take: name, datatype, shape, number.
         LimitError: longer than the limits allow.
     """
-    plan = _plan(facts)
+    plan = plan_of(facts)
     known = plan.heads.get(body[:json_bytes]) if 0 < json_bytes <= _HEAD_BYTES else None
     if known is not None and known.limits is limits and known.size == len(body) - json_bytes:
         return known.read(body, json_bytes)
@@ -140,22 +144,22 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
         )
     message = _parse(memoryview(body)[:end] if binary else body, plan)
     request_id = message.id or ""
-    _check_length("the request's id", request_id, limits)
+    check_length("the request's id", request_id, limits)
     inputs: dict[str, Array] = {}
     tensors: list[tuple[Want, int]] = []
     rows = 0
     for tensor in message.inputs:
-        want = _wanted(tensor, plan, inputs)
-        rows = _check_shape(tensor, want, rows, limits)
+        want = wanted_input(tensor, plan, inputs)
+        rows = check_shape(tensor, want, rows, limits)
         size = _binary_size(tensor, binary=binary)
         if size is None:
             inputs[want.name] = array_of(tensor.data, want, rows, limits, mixed=plan.mixed)
         else:
-            inputs[want.name] = _from_binary(body, end, size, want, rows)
+            inputs[want.name] = from_binary(body, end, size, want, rows)
             tensors.append((want, size))
             end += size
     if len(inputs) != len(plan.inputs):
-        raise InputError(f"the model also needs the input {_listed(n for n in plan.inputs if n not in inputs)}")
+        raise InputError(f"the model also needs the input {listed(n for n in plan.inputs if n not in inputs)}")
     if binary and end != len(body):
         raise MalformedRequestError(
             f"the binary part has {len(body) - json_bytes} bytes, but the tensors' binary_data_size add up to "
@@ -178,7 +182,7 @@ def check_outputs(request: InferRequest, offered: Iterable[str]) -> None:
     """
     for wanted in request.outputs:
         if wanted.name not in offered:
-            raise InputError(f"unknown output {_shown(wanted.name)}; this model gives {_listed(offered)}")
+            raise InputError(f"unknown output {shown(wanted.name)}; this model gives {listed(offered)}")
 
 
 def encode_response(
@@ -217,7 +221,7 @@ def encode_response(
 
 
 @lru_cache(maxsize=256)
-def _plan(facts: ModelFacts) -> _Plan:
+def plan_of(facts: ModelFacts) -> Plan:
     inputs = {
         spec.name: Want(
             name=spec.name,
@@ -233,10 +237,10 @@ def _plan(facts: ModelFacts) -> _Plan:
     kinds = {want.types for want in inputs.values()}
     depth = 1 + max(len(want.shape) for want in inputs.values())
     data = data_type(frozenset(chain.from_iterable(kinds)), depth)
-    return _Plan(inputs, msgspec.json.Decoder(Message[data]), len(kinds) > 1)  # type: ignore[valid-type]
+    return Plan(inputs, msgspec.json.Decoder(Message[data]), len(kinds) > 1)  # type: ignore[valid-type]
 
 
-def _parse(data: bytes | memoryview, plan: _Plan) -> Message[Any]:
+def _parse(data: bytes | memoryview, plan: Plan) -> Message[Any]:
     try:
         return plan.decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -245,28 +249,28 @@ def _parse(data: bytes | memoryview, plan: _Plan) -> Message[Any]:
         raise MalformedRequestError("not an inference request in JSON: nested too deeply") from error
 
 
-def _wanted(tensor: InputTensor[Any], plan: _Plan, found: dict[str, Array]) -> Want:
+def wanted_input(tensor: InputTensor[Any], plan: Plan, found: dict[str, Array]) -> Want:
     want = plan.inputs.get(tensor.name)
     if want is None:
-        raise InputError(f"unknown input {_shown(tensor.name)}; this model takes {_listed(plan.inputs)}")
+        raise InputError(f"unknown input {shown(tensor.name)}; this model takes {listed(plan.inputs)}")
     if want.name in found:
         raise MalformedRequestError(f"the input {want.name!r} is given twice")
     if tensor.datatype != want.datatype:
-        raise InputError(f"input {want.name!r}: expected datatype {want.datatype}, found {_shown(tensor.datatype)}")
+        raise InputError(f"input {want.name!r}: expected datatype {want.datatype}, found {shown(tensor.datatype)}")
     return want
 
 
-def _check_shape(tensor: InputTensor[Any], want: Want, rows: int, limits: Limits) -> int:
+def check_shape(tensor: InputTensor[Any], want: Want, rows: int, limits: Limits) -> int:
     """The number of rows; `rows` is that of the inputs before, 0 for none."""
     shape = tensor.shape
     if len(shape) != len(want.shape) + 1 or tuple(shape[1:]) != want.shape:
         expected = ", ".join(["rows", *map(str, want.shape)])
-        raise InputError(f"input {want.name!r}: expected shape [{expected}], found {_shown(shape)}")
+        raise InputError(f"input {want.name!r}: expected shape [{expected}], found {shown(shape)}")
     if shape[0] < 1:
-        raise InputError(f"input {want.name!r}: expected at least 1 row, found {_shown(shape[0])}")
+        raise InputError(f"input {want.name!r}: expected at least 1 row, found {shown(shape[0])}")
     if shape[0] > limits.request_rows:
         raise LimitError(
-            f"input {want.name!r}: a request may have {limits.request_rows} rows, found {_shown(shape[0])}; split it"
+            f"input {want.name!r}: a request may have {limits.request_rows} rows, found {shown(shape[0])}; split it"
         )
     if rows and rows != shape[0]:
         raise InputError(f"all inputs must have equally many rows: found {rows}, and {shape[0]} in {want.name!r}")
@@ -290,26 +294,26 @@ def _binary_size(tensor: InputTensor[Any], *, binary: bool) -> int | None:
     return size
 
 
-def _from_binary(body: bytes, start: int, size: int, want: Want, rows: int) -> Array:
+def from_binary(body: bytes, start: int, size: int, want: Want, rows: int) -> Array:
     expected = rows * want.row_bytes
     if size != expected:
         raise MalformedRequestError(
             f"input {want.name!r}: {rows} rows of {want.datatype} are {expected} bytes, "
-            f"but binary_data_size is {_shown(size)}"
+            f"but binary_data_size is {shown(size)}"
         )
     if start + size > len(body):
         raise MalformedRequestError(
             f"input {want.name!r}: binary_data_size is {size}, but only {len(body) - start} bytes of the body are left"
         )
     if want.dtype.kind == "b":
-        return _booleans(np.frombuffer(body, np.uint8, size, start), want).reshape(rows, *want.shape)
+        return booleans(np.frombuffer(body, np.uint8, size, start), want).reshape(rows, *want.shape)
     values: Array = np.frombuffer(body, want.dtype, rows * want.features, start)
     if start % want.dtype.itemsize:  # the JSON part may have any length, and not all code reads unaligned numbers well
         values = values.copy()
     return values.reshape(rows, *want.shape)
 
 
-def _booleans(data: Array, want: Want) -> Array:
+def booleans(data: Array, want: Want) -> Array:
     if data.max(initial=0) > 1:
         raise InputError(f"input {want.name!r}: a BOOL in binary form is a byte 0 or 1, found another value")
     return data.view(np.bool_)
@@ -320,22 +324,22 @@ def _outputs(found: Sequence[OutputTensor] | None, limits: Limits) -> tuple[Want
         return ()
     wanted: dict[str, WantedOutput] = {}
     for output in found:
-        _check_length("an output's name", output.name, limits)
+        check_length("an output's name", output.name, limits)
         parameters = output.parameters
         if output.name in wanted:
-            raise MalformedRequestError(f"the output {_shown(output.name)} is asked for twice")
+            raise MalformedRequestError(f"the output {shown(output.name)} is asked for twice")
         if parameters is not None and parameters.classification:
-            raise InputError(f"output {_shown(output.name)}: the classification extension is not offered")
+            raise InputError(f"output {shown(output.name)}: the classification extension is not offered")
         wanted[output.name] = WantedOutput(output.name, None if parameters is None else parameters.binary_data)
     return tuple(wanted.values())
 
 
-def _check_length(what: str, text: str, limits: Limits) -> None:
+def check_length(what: str, text: str, limits: Limits) -> None:
     if len(text) > limits.string_bytes or len(text.encode()) > limits.string_bytes:
         raise LimitError(f"{what} may have {limits.string_bytes} bytes, found {len(text.encode())}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """What a client sent, short enough for an error message."""
     try:
         text = repr(value[:_SHOWN_CHARACTERS] if isinstance(value, list | str) else value)
@@ -344,5 +348,5 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))

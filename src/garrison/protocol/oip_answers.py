@@ -1,6 +1,6 @@
 """Writes the answers of a batch. Those that differ in nothing but their tensors' bytes share one JSON part, which is written once.
 
-Invariant: what is written is what `encode_response` writes for the rows of the request.
+Invariant: what is written is what `encode_response`, or for gRPC `encode_message`, writes for the rows of the request.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from garrison.protocol.oip import ALL_JSON, InferRequest, WantedOutput, encode_response
+from garrison.protocol.oip import ALL_JSON, GRPC, InferRequest, WantedOutput, encode_response
+from garrison.protocol.oip_grpc import encode_message
 from garrison.types import Released
 
 _MOST_HEADS = 256
@@ -48,13 +49,15 @@ class BatchAnswers:
         self._rows = {name: (x.tobytes(), x.nbytes // max(1, len(x))) for name, x in released.outputs.items()}
 
     def write(self, request: InferRequest, start: int) -> tuple[bytes, int]:
-        """The body, and the length of its JSON part, -1 where all of it is JSON.
+        """The body, and the length of its JSON part, `ALL_JSON` where all of it is JSON, `GRPC` where it is a message of gRPC.
 
         Args:
             request: the request, as read.
             start: its first row in the batch.
         """
         stop = start + request.rows
+        if request.grpc:
+            return encode_message(request, self._part(start, stop), self._model, self._version), GRPC
         if request.id or not self._plain:
             return self._whole(request, start, stop)
         key = request.outputs, request.binary_default, request.rows
@@ -71,9 +74,11 @@ class BatchAnswers:
         return b"".join(parts), len(head)
 
     def _whole(self, request: InferRequest, start: int, stop: int) -> tuple[bytes, int]:
+        return encode_response(request, self._part(start, stop), self._model, self._version)
+
+    def _part(self, start: int, stop: int) -> Released:
         released = self._released
-        mine = Released({name: x[start:stop] for name, x in released.outputs.items()}, released.uncertain[start:stop])
-        return encode_response(request, mine, self._model, self._version)
+        return Released({name: x[start:stop] for name, x in released.outputs.items()}, released.uncertain[start:stop])
 
     @staticmethod
     def _is_binary(request: InferRequest) -> bool:

@@ -1,18 +1,13 @@
 """The sealed envelope: what a client sends that only the enclave can read, and what comes back. Pure functions over bytes.
 
-    request   "GSR1" | epoch, 4 bytes | key id, 8 bytes | HPKE message over letter
-    letter    length of head, 4 bytes | length of body, 4 bytes | head (MessagePack) | body | zeros up to the bucket
-    answer    "GSA1" | AES-256-GCM, under the letter's one-time key, over a letter with another head
+    request   "GSR2" | epoch, 4 bytes | key id, 8 bytes | HPKE message over letter
+    answer    "GSA2" | AES-256-GCM, under the letter's one-time key, over a letter with another head
 
-All lengths are big endian. The 16 bytes in front of a request are its HPKE `info` (after a label), so that they cannot be changed.
-A refusal is an answer like any other; the host sees that there is one, and its length.
+A letter is a head and a body, padded (`garrison.protocol.letters`). The 16 bytes in front of a request are its HPKE `info` (after a label), so that
+they cannot be changed. A refusal is an answer like any other; the host sees that there is one, and its length.
 
-**What the length tells.** A letter is padded to the next bucket: 1 KiB at least, then eight steps between a power of two and the next
-(1152, 1280, ... 2048, 2304, ...), which costs at most 1/8. So a length tells the size of the content to within 1/8, and whoever
-knows the model learns about how many rows were asked, and whether the answer was longer than a refusal. Everything up to 1 KiB
-looks the same.
-
-Invariant: decoding is strict. Each letter has one form: lengths that fill its bucket, zeros after the body, exactly the known fields.
+This is the first request of a session, with all that is asked in it already; those that follow are in
+`garrison.protocol.sealed_session`. Where no session is offered or granted, each request is a first one.
 """
 
 from __future__ import annotations
@@ -20,22 +15,19 @@ from __future__ import annotations
 import hashlib
 import struct
 from functools import lru_cache
-from typing import TypeVar
 
 import msgspec
 
 from garrison.crypto.hpke import ONE_TIME_KEY_BYTES, encapsulated_bytes, open_answer, seal, seal_answer
 from garrison.errors import ProofError, SealedRequestError
+from garrison.protocol.letters import read_letter, write_letter
 
 CONTENT_TYPE = "application/vnd.garrison.sealed"
 HEADER_BYTES = 16
-LEAST_BUCKET = 1024
-_STEPS_BITS = 3
-_MAGIC, _ANSWER_MAGIC = b"GSR1", b"GSA1"
-_LABEL = b"garrison sealed request v1\0"
-_ANSWER_LABEL = b"garrison sealed answer v1\0"
+_MAGIC, _ANSWER_MAGIC = b"GSR2", b"GSA2"
+_LABEL = b"garrison sealed request v2\0"
+_ANSWER_LABEL = b"garrison sealed answer v2\0"
 _HEADER = struct.Struct(">4sI8s")
-_LENGTHS = struct.Struct(">II")
 _KEY_ID_BYTES, _MARK_BYTES = 8, 16
 
 
@@ -49,6 +41,7 @@ class RequestHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
         answer_key: 32 random bytes, used for this request's answer and never again.
         time: seconds since the epoch, UTC, by the client's clock.
         work: a proof of work over the body (see `garrison.protocol.work`); "" for none.
+        offer: of a session (see `garrison.protocol.sealed_session`); empty for none.
     """
 
     caller: str
@@ -57,6 +50,23 @@ class RequestHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     answer_key: bytes
     time: int
     work: str = ""
+    offer: bytes = b""
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A session that the enclave keeps from now on.
+
+    Attributes:
+        session: its name, random, 16 bytes.
+        requests: counters below this are taken.
+        seconds: how long, from now.
+        secret: the enclave's part of the session's secret, sealed to the key that was offered.
+    """
+
+    session: bytes
+    requests: int
+    seconds: int
+    secret: bytes
 
 
 class AnswerHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -67,16 +77,16 @@ class AnswerHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
         detail: the error, in words.
         json_bytes: length of the body's JSON part, -1 where all of it is JSON.
         proof: the signed statement over request body and answer body; empty for an error.
+        grant: the session that was offered; None where it was not, or there is no room.
     """
 
     code: str
     detail: str
     json_bytes: int
     proof: bytes
+    grant: Grant | None = None
 
 
-Head = TypeVar("Head", RequestHead, AnswerHead)
-_ENCODER = msgspec.msgpack.Encoder()
 _REQUEST_DECODER = msgspec.msgpack.Decoder(RequestHead)
 _ANSWER_DECODER = msgspec.msgpack.Decoder(AnswerHead)
 
@@ -97,14 +107,6 @@ def key_id(suite: str, public: bytes) -> bytes:
     return hashlib.sha256(suite.encode() + b"\0" + public).digest()[:_KEY_ID_BYTES]
 
 
-def bucket(length: int) -> int:
-    """The padded length: the next of 1024, and eight steps between a power of two and the next one from there."""
-    if length <= LEAST_BUCKET:
-        return LEAST_BUCKET
-    step = 1 << ((length - 1).bit_length() - 1 - _STEPS_BITS)
-    return -(-length // step) * step
-
-
 def seal_request(suite: str, public: bytes, epoch: int, head: RequestHead, body: bytes) -> bytes:
     """The envelope over a request.
 
@@ -113,7 +115,7 @@ def seal_request(suite: str, public: bytes, epoch: int, head: RequestHead, body:
         ConfigError: the suite is not known here.
     """
     header = Outside(epoch, key_id(suite, public)).header()
-    return header + seal(suite, public, _letter(head, body), _LABEL + header)
+    return header + seal(suite, public, write_letter(head, body), _LABEL + header)
 
 
 def read_outside(envelope: bytes) -> Outside:
@@ -151,7 +153,7 @@ def read_request(letter: bytes) -> tuple[RequestHead, bytes]:
         SealedRequestError: it is not in its one form.
     """
     try:
-        head, body = _read(letter, _REQUEST_DECODER)
+        head, body = read_letter(letter, _REQUEST_DECODER)
     except ValueError as error:
         raise SealedRequestError(f"the sealed request cannot be read: {error}") from error
     if len(head.answer_key) != ONE_TIME_KEY_BYTES:
@@ -161,7 +163,7 @@ def read_request(letter: bytes) -> tuple[RequestHead, bytes]:
 
 def write_answer(answer_key: bytes, head: AnswerHead, body: bytes) -> bytes:
     """The sealed answer."""
-    return _ANSWER_MAGIC + seal_answer(answer_key, _letter(head, body), _ANSWER_LABEL)
+    return _ANSWER_MAGIC + seal_answer(answer_key, write_letter(head, body), _ANSWER_LABEL)
 
 
 def read_answer(answer_key: bytes, sealed: bytes) -> tuple[AnswerHead, bytes]:
@@ -174,31 +176,6 @@ def read_answer(answer_key: bytes, sealed: bytes) -> tuple[AnswerHead, bytes]:
         raise ProofError("the service's answer is not sealed")
     letter = open_answer(answer_key, sealed[len(_ANSWER_MAGIC) :], _ANSWER_LABEL)
     try:
-        return _read(letter, _ANSWER_DECODER)
+        return read_letter(letter, _ANSWER_DECODER)
     except ValueError as error:
         raise ProofError(f"the sealed answer cannot be read: {error}") from error
-
-
-def _letter(head: RequestHead | AnswerHead, body: bytes) -> bytes:
-    encoded = _ENCODER.encode(head)
-    length = _LENGTHS.size + len(encoded) + len(body)
-    return b"".join((_LENGTHS.pack(len(encoded), len(body)), encoded, body, bytes(bucket(length) - length)))
-
-
-def _read(letter: bytes, decoder: msgspec.msgpack.Decoder[Head]) -> tuple[Head, bytes]:
-    if len(letter) < _LENGTHS.size:
-        raise ValueError("it is too short")
-    head_bytes, body_bytes = _LENGTHS.unpack_from(letter)
-    body_at = _LENGTHS.size + head_bytes
-    end = body_at + body_bytes
-    if end > len(letter) or bucket(end) != len(letter):
-        raise ValueError(f"its lengths do not fill {len(letter)} bytes")
-    if letter.count(b"\0", end) != len(letter) - end:
-        raise ValueError("its padding is not zero")
-    try:
-        head = decoder.decode(memoryview(letter)[_LENGTHS.size : body_at])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError("its head is not what it should be") from error
-    if _ENCODER.encode(head) != letter[_LENGTHS.size : body_at]:
-        raise ValueError("its head is not in its one form")
-    return head, letter[body_at:end]

@@ -19,7 +19,11 @@ from garrison.crypto.signing import verify_ed25519
 from garrison.errors import ProofError
 
 _LABEL = b"garrison signed answers v1\0"
+_RECEIPT = b"garrison receipt v1\0"
 _LEAF, _NODE = b"\0", b"\1"
+_FIRST, _SECOND = b'{"request":"', b'","answer":"'
+_MOST_FRONT = 32
+_HEX_DIGITS = 64
 
 
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -75,6 +79,7 @@ class StatementWriter:
     """
 
     def __init__(self, model: str, guard: str, upstream: str = "") -> None:
+        self.model, self.guard = model, guard
         self._model = b'","model":%b,"guard":%b,"time":' % (canonical_json(model), canonical_json(guard))
         self._end = b',"upstream":%b}' % canonical_json(upstream) if upstream else b"}"
 
@@ -84,6 +89,66 @@ class StatementWriter:
         digests = b'{"request":"%b","answer":"%b' % (asked.encode(), told.encode())
         said = canonical_json(nonce) if nonce else b'""'
         return b"".join((digests, self._model, b'%d,"nonce":' % time, said, self._end))
+
+
+def unverified(proof: bytes) -> Statement:
+    """The statement in a proof that an enclave of one's own made. Nothing is verified.
+
+    Raises:
+        ProofError: it cannot be read.
+    """
+    try:
+        return msgspec.json.decode(_DECODER.decode(proof).statement, type=Statement)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProofError("the answer's proof cannot be read") from error
+
+
+def digests_in(proof: bytes) -> tuple[str, str]:
+    """Digests of request and answer in a proof that an enclave of one's own made, in hex. Nothing is verified.
+
+    Reads them where `StatementWriter` puts them, which costs a tenth of decoding the proof; decodes it where they are not there.
+
+    Raises:
+        ProofError: it cannot be read.
+    """
+    start = proof.find(_FIRST, 0, _MOST_FRONT)
+    asked = start + len(_FIRST)
+    told = asked + _HEX_DIGITS + len(_SECOND)
+    if start >= 0 and proof[asked + _HEX_DIGITS : told] == _SECOND:
+        return proof[asked : asked + _HEX_DIGITS].decode("ascii"), proof[told : told + _HEX_DIGITS].decode("ascii")
+    statement = read_proof(proof)[1]
+    return statement.request, statement.answer
+
+
+def receipt_of(statement: bytes) -> bytes:
+    """What a ledger keeps of the answer to a sealed request: a digest of the signed statement, 32 bytes. Who has the proof finds the entry by it.
+
+    The statement holds the client's nonce: where that cannot be guessed, neither can the rest be by who sees the receipt alone.
+    """
+    return _hash(_RECEIPT + statement)
+
+
+def read_proof(proof: bytes) -> tuple[Proof, Statement]:
+    """A proof and its statement, decoded. Nothing is verified.
+
+    Raises:
+        ProofError: it cannot be read.
+    """
+    try:
+        decoded = _DECODER.decode(proof)
+        return decoded, msgspec.json.decode(decoded.statement, type=Statement)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProofError("the answer's proof cannot be read") from error
+
+
+def check_signature(proof: Proof, public_key: bytes) -> None:
+    """Check that a proof's statement was signed under a key.
+
+    Raises:
+        ProofError: it was not.
+    """
+    root = _root(_hash(_LEAF + proof.statement), proof)
+    verify_ed25519(public_key, proof.signature, _LABEL + root)
 
 
 def verify_answer(proof: bytes, public_key: bytes, *, request: bytes, answer: bytes, nonce: str) -> Statement:
@@ -98,13 +163,8 @@ def verify_answer(proof: bytes, public_key: bytes, *, request: bytes, answer: by
     Raises:
         ProofError: anything does not fit. The caller must not use the answer.
     """
-    try:
-        decoded = _DECODER.decode(proof)
-        statement = msgspec.json.decode(decoded.statement, type=Statement)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProofError("the answer's proof cannot be read") from error
-    root = _root(_hash(_LEAF + decoded.statement), decoded)
-    verify_ed25519(public_key, decoded.signature, _LABEL + root)
+    decoded, statement = read_proof(proof)
+    check_signature(decoded, public_key)
     found = (statement.request, statement.answer, statement.nonce)
     expected = (hashlib.sha256(request).hexdigest(), hashlib.sha256(answer).hexdigest(), nonce)
     for name, mine, theirs in zip(("request", "answer", "nonce"), expected, found, strict=True):

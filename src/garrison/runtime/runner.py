@@ -27,7 +27,7 @@ from garrison.runtime.parting import NOT_PARTED, PART_BYTES
 from garrison.runtime.segments import Pieces, WholeError, cut, optimise
 from garrison.runtime.session import check_signature, open_graph
 from garrison.runtime.store import Budget, OutsideMemory, ParameterSource, Tagger, VerifiedStore
-from garrison.types import FEATURE_SCORES, NUMPY_DTYPES, Array, FloatArray, RawScores, Task
+from garrison.types import FEATURE_SCORES, NUMPY_DTYPES, SQUEEZED, Array, FloatArray, RawScores, Task
 
 VALUES_OUTPUT = {Task.CLASSIFICATION: "probabilities", Task.SCORES: "scores", Task.REGRESSION: "values"}
 
@@ -79,7 +79,7 @@ class Runner:
         manifest = bundle.manifest
         self._slice = limits.compute_rows
         self._values = VALUES_OUTPUT[manifest.task]
-        known = (self._values, LOGITS, MISINFORMATION, *FEATURE_SCORES)
+        known = (self._values, LOGITS, MISINFORMATION, *FEATURE_SCORES, SQUEEZED)
         self._outputs = [name for name in known if name in manifest.graph.outputs]
         self._feature_score = next((name for name in FEATURE_SCORES if name in self._outputs), "")
         self._guarded: Guarded | None = None
@@ -120,7 +120,8 @@ class Runner:
         found = self._found(self._outputs, inputs)
         there = MISINFORMATION in found or self._wrong is not None
         wrong = (lambda rows: self.misinformation(rows, found, inputs)) if there else None
-        return RawScores(found[self._values], found.get(LOGITS), wrong, found.get(self._feature_score))
+        scores = found.get(self._feature_score)
+        return RawScores(found[self._values], found.get(LOGITS), wrong, scores, found.get(SQUEEZED))
 
     def load_ahead(self) -> bool:
         """Let a thread of its own load parameters while others compute, where they come on demand and there is a second core.

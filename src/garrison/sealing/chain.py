@@ -13,6 +13,7 @@ from garrison.errors import ConfigError, GuardError
 from garrison.guard.base import Defense
 from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation
 from garrison.guard.defenses.bounds import Bounds
+from garrison.guard.defenses.drift import Drift
 from garrison.guard.defenses.max_probability import MaxProbability
 from garrison.guard.defenses.projection import Projection
 from garrison.guard.defenses.proof_of_work import ProofOfWork
@@ -61,6 +62,8 @@ def edit_chain(
     for choice in (options.budget, options.release, options.watermark, options.watch):
         if choice is not None:
             chain[choice.name] = choice
+    if not options.drift:
+        chain.pop(Drift.name, None)
     if options.on_ood is not None:
         _exchange(chain, options.on_ood)
     return _finish(chain, frozenset(shadow), options)

@@ -186,5 +186,11 @@ def _needed_first(chain: dict[str, Defense]) -> dict[str, Defense]:
     needed = {signal for defense in chain.values() for signal in defense.needs}
     added = {GIVERS[s]: load_defense(DefenseSpec(name=GIVERS[s])) for s in sorted(needed - given) if s in GIVERS}
     everyone = added | chain
-    ranks = {n: 2 if not d.gives else int(not _made(d)) for n, d in everyone.items()}
-    return dict(sorted(everyone.items(), key=lambda item: ranks[item[0]]))
+    return dict(sorted(everyone.items(), key=lambda item: _rank(item[1])))
+
+
+def _rank(defense: Defense) -> int:
+    """Who makes a signal comes before who makes one of another's, then who only changes one, then all others."""
+    if not defense.gives:
+        return 3
+    return 2 if not _made(defense) else int(bool(defense.needs))

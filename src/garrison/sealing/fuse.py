@@ -32,32 +32,38 @@ def fuse(model: onnx.ModelProto, traced: Traced) -> onnx.ModelProto:
     Raises:
         UntracedError: the model cannot be raised to the guard's operator set, or a name stands in both.
     """
-    raised = _raised(model, _version(traced.before))
+    risen = raised(model, version_of(traced.before))
     before, after = _apart(traced.before, "guard.before/"), _apart(traced.after, "guard.after/")
-    _check_names(raised.graph, before.graph, after.graph)
-    made = {output.name for graph in (before.graph, raised.graph) for output in graph.output}
+    _check_names(risen.graph, before.graph, after.graph)
+    made = {output.name for graph in (before.graph, risen.graph) for output in graph.output}
     graph = onnx.helper.make_graph(
-        [*before.graph.node, *raised.graph.node, *after.graph.node],
+        [*before.graph.node, *risen.graph.node, *after.graph.node],
         "guarded",
         [*before.graph.input, *(value for value in after.graph.input if value.name not in made)],
-        [*_own(before, {value.name for value in raised.graph.input}), *after.graph.output, *raised.graph.output],
-        [*before.graph.initializer, *raised.graph.initializer, *after.graph.initializer],
-        value_info=raised.graph.value_info,
+        [*_own(before, {value.name for value in risen.graph.input}), *after.graph.output, *risen.graph.output],
+        [*before.graph.initializer, *risen.graph.initializer, *after.graph.initializer],
+        value_info=risen.graph.value_info,
     )
     joined = onnx.ModelProto()
-    joined.CopyFrom(raised)
+    joined.CopyFrom(risen)
     joined.graph.CopyFrom(graph)
-    joined.ir_version = max(raised.ir_version, before.ir_version)
+    joined.ir_version = max(risen.ir_version, before.ir_version)
     without_nan_guard(joined.graph, PROBABILITIES)
     return joined
 
 
-def _version(model: onnx.ModelProto) -> int:
+def version_of(model: onnx.ModelProto) -> int:
+    """The operator set of a graph; 0 where it names none."""
     return next((opset.version for opset in model.opset_import if opset.domain in _PLAIN), 0)
 
 
-def _raised(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    found = _version(model)
+def raised(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    """The model in that operator set.
+
+    Raises:
+        UntracedError: it cannot be raised.
+    """
+    found = version_of(model)
     if found == version:
         return model
     if found > version:

@@ -79,9 +79,8 @@ def why_different(bundle: VerifiedBundle, key: bytes | None, rows: dict[str, Arr
         graph = GraphForm(pipeline, Runner(bundle, settings=settings_of(pipeline)))(batch)
     except Exception as error:  # noqa: BLE001  whatever it is, this bundle runs in numpy
         return f"the runtime does not run the traced guard ({type(error).__name__}: {error})"
-    if graph is None:
-        return "the traced guard leaves a plain batch to numpy"
-    return _difference(graph, NumpyForm(pipeline, Runner(bundle).run)(batch))
+    fresh = Pipeline(bundle.manifest.guard, bundle.manifest.facts(), key)  # which remembers nobody yet
+    return _difference(graph, NumpyForm(fresh, Runner(bundle).run)(batch))
 
 
 def _trial(rows: dict[str, Array], facts: ModelFacts) -> Batch:

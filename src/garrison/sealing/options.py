@@ -38,6 +38,7 @@ class SealOptions:
         arm: defenses that hardening put in shadow, and that act from now on, such as "watch".
         watch_action: what an alarm of `watch` does at least; it acts then, unless it is named in `shadow`. None for misinformation, in shadow.
         detectors: calibrate detectors of callers who steal, for a model that was not hardened; they are put into the chain in shadow.
+        drift: put a reference of the rows into the chain, that what callers ask later is compared with; False takes it out.
         watermark: a keyed share of all inputs is answered wrongly, as evidence against clones.
         watch: count callers' repeated rows, and name in the log who repeats itself.
         benign_loss: share of honest rows that the out-of-distribution threshold may cost.
@@ -61,6 +62,7 @@ class SealOptions:
     arm: frozenset[str] = frozenset()
     watch_action: Action | None = None
     detectors: bool = True
+    drift: bool = True
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or not self.name.isprintable():

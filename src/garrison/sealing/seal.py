@@ -55,7 +55,7 @@ from garrison.sealing.place import (
 from garrison.sealing.segments import why_whole
 from garrison.sealing.sign import sign_digests
 from garrison.sealing.tracing import UntracedError
-from garrison.types import DATATYPES, Array, FloatArray
+from garrison.types import DATATYPES, SQUEEZED, Array, FloatArray
 
 try:
     import onnx
@@ -253,7 +253,7 @@ def _own_answers(bundle: VerifiedBundle, rows: dict[str, Array]) -> dict[str, Fl
         return {} if wrong is None else {WRONG_OUTPUT: Misinformation(bundle, wrong).run(rows)}
     raw = Runner(bundle).run(rows)
     found: dict[str, FloatArray | None] = {VALUES_OUTPUT[manifest.task]: raw.values, "logits": raw.logits}
-    found[manifest.facts().feature_score] = raw.feature_score
+    found |= {manifest.facts().feature_score: raw.feature_score, SQUEEZED: raw.squeezed}
     if raw.misinformation is not None:
         found[WRONG_OUTPUT] = raw.misinformation(np.arange(len(raw.values)))
     return found

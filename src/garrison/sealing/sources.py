@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from garrison.bundle.manifest import InputSpec, Provenance, input_facts
 from garrison.errors import ConfigError, MissingExtraError, ModelFileError, SealingError
 from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation
@@ -20,13 +22,15 @@ from garrison.guard.defenses.projection import Projection
 from garrison.guard.pipeline import load_defense
 from garrison.hardening.artifact import Hardened, read_hardened, software_versions
 from garrison.hardening.data import Rows, for_model
+from garrison.hardening.drift import with_drift
 from garrison.hardening.graph_walk import rename
 from garrison.hardening.graphs import load_model, normalise_outputs
 from garrison.hardening.scoring import open_session, score
 from garrison.hardening.watching import Watched, calibrate_watch, why_unwatched
 from garrison.runtime.runner import VALUES_OUTPUT
 from garrison.sealing.chain import build_chain, edit_chain
-from garrison.sealing.chosen import Answers
+from garrison.sealing.chosen import Answers, choices_of
+from garrison.sealing.completing import complete
 from garrison.sealing.draft import Draft
 from garrison.sealing.formats.source import Source, check_against_reference
 from garrison.sealing.inputs import check_rows, describe_inputs, drawn_rows, model_inputs
@@ -62,34 +66,41 @@ def draft_from_hardened(path: Path, options: SealOptions, rows: Rows | None = No
             "no enclave can open sealed requests for a model that another server runs: no --require-sealed"
         )
     model = None if found.model is None else load_model(path / found.model)
-    answers = None if model is None or rows is None else _answers(model, found.task, _inputs(found, model, rows))
+    held = None if rows is None else _inputs(found, model, rows)
+    answers = None if model is None or held is None else _answers(model, found.task, held)
     chain = edit_chain(found.guard, options, answers)
     used = any(isinstance(load_defense(spec), AdaptiveMisinformation) for spec in chain)
     wrong = load_model(path / found.misinformation) if found.misinformation is not None and used else None
-    tried = drawn_rows(found.inputs) if rows is None else check_rows(_inputs(found, model, rows))
+    tried = drawn_rows(found.inputs) if held is None else check_rows(held)
     origin = found.upstream.metadata_sha256 if found.upstream is not None else found.sha256[str(found.model)]
+    columns = None if model is None else _in_columns(model, found.task, tried)
+    done = complete(columns, chain, found.task, found.inputs, held, tried, _chosen(options))
     return Draft(
         name=options.name,
         version=options.version,
-        model=None if model is None else _in_columns(model, found.task, tried),
+        model=done.model,
         upstream=found.upstream,
         misinformation=wrong,
         task=found.task,
         labels=_labels(options.labels, found.labels, len(found.labels)),
         inputs=found.inputs,
-        guard=chain,
+        guard=done.specs,
         provenance=Provenance(
             created=_now(),
             source_format="onnx" if found.upstream is None else UPSTREAM_FORMAT,
             source_sha256=origin,
             data_sha256=found.data_sha256,
-            metrics=found.metrics,
+            metrics={**found.metrics, **done.metrics},
             versions={**found.versions, **software_versions(_PACKAGES)},
             outlier_exposure=found.outlier_exposure,
         ),
         rows=tried,
         require_sealed=options.require_sealed,
     )
+
+
+def _chosen(options: SealOptions) -> frozenset[str]:
+    return frozenset(choice.name for choice in choices_of(options.defenses))
 
 
 def _answers(model: onnx.ModelProto, task: Task, inputs: dict[str, Array]) -> Answers:
@@ -130,22 +141,26 @@ def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft
         check_against_reference(source, inputs, values)
     watched = _watched(session, task, specs, values, inputs) if options.detectors else None
     chain = build_chain(found, task, rows.y, options, VALUES_OUTPUT[task], watched)
+    guard, drifting = chain.specs, dict[str, float]()
+    if options.drift and np.isfinite(values).all():
+        guard, drifting = with_drift(guard, _facts(task, specs, values), inputs, values)
+    done = complete(model, guard, task, specs, inputs, sample, _chosen(options))
     return Draft(
         name=options.name,
         version=options.version,
-        model=model,
+        model=done.model,
         task=task,
         labels=_labels(
             options.labels, source.labels or rows.labels or (), 0 if task is Task.REGRESSION else values.shape[1]
         ),
         inputs=specs,
-        guard=chain.specs,
+        guard=done.specs,
         provenance=Provenance(
             created=_now(),
             source_format=source.format,
             source_sha256=source.sha256,
             data_sha256={"calibration": rows.sha256},
-            metrics=chain.metrics,
+            metrics=chain.metrics | drifting | done.metrics,
             versions=software_versions((*_PACKAGES, *source.packages)),
         ),
         rows=sample,
@@ -158,19 +173,24 @@ def _watched(
     session: Any, task: Task, specs: tuple[InputSpec, ...], values: Array, inputs: dict[str, Array]
 ) -> Watched | None:
     """Calibrated detectors, where such a model and so many rows allow them."""
-    facts = ModelFacts(
+    facts = _facts(task, specs, values)
+    if why_unwatched(facts, len(values)):
+        return None
+    looks = (DefenseSpec(name=Projection.name), DefenseSpec(name=MaxProbability.name))
+    return calibrate_watch(lambda x: score(session, x, ["probabilities"]), facts, looks, inputs)
+
+
+def _facts(task: Task, specs: tuple[InputSpec, ...], values: Array) -> ModelFacts:
+    """What is known of a model that is not sealed yet."""
+    return ModelFacts(
         task=task,
         inputs=tuple(input_facts(spec) for spec in specs),
-        labels=tuple(str(k) for k in range(values.shape[1])),
+        labels=() if task is Task.REGRESSION else tuple(str(k) for k in range(values.shape[1])),
         outputs=values.shape[1],
         value_dtype=values.dtype,
         has_logits=False,
         has_misinformation=False,
     )
-    if why_unwatched(facts, len(values)):
-        return None
-    looks = (DefenseSpec(name=Projection.name), DefenseSpec(name=MaxProbability.name))
-    return calibrate_watch(lambda x: score(session, x, ["probabilities"]), facts, looks, inputs)
 
 
 def _task_of(y: Array | None) -> Task | None:

@@ -20,11 +20,13 @@ import numpy as np
 from garrison.bundle.manifest import asked
 from garrison.errors import GarrisonError, MissingExtraError
 from garrison.guard import marks
-from garrison.guard.base import Marks, ReleaseDefense, RowDefense, Rows, View
+from garrison.guard.base import Marks, RecordDefense, ReleaseDefense, RowDefense, Rows, View
+from garrison.guard.defenses.feature_squeezing import FeatureSqueezing
+from garrison.guard.defenses.release import OUTPUT_NAME
 from garrison.guard.pipeline import load_defense
 from garrison.runtime.runner import LOGITS, MISINFORMATION, VALUES_OUTPUT
 from garrison.sealing.unbranch import unbranch
-from garrison.types import Array, Batch, DefenseSpec, InputFacts, ModelFacts, Phase, RawScores
+from garrison.types import SQUEEZED, Array, Batch, DefenseSpec, InputFacts, ModelFacts, Phase, RawScores
 
 try:
     import ndonnx as ndx
@@ -74,7 +76,8 @@ class _State:
     refused: dict[int, Any] = field(default_factory=dict)
 
     def add(self, number: int, found: Marks, *, shadow: bool) -> None:
-        self.signals |= found.signals
+        # In shadow no signal takes the place of an earlier one.
+        self.signals = {**found.signals, **self.signals} if shadow else {**self.signals, **found.signals}
         minds = marks.minds(number)
         if shadow:
             minded = [rows for rows in (found.refuse, found.replace) if rows is not None]
@@ -113,6 +116,8 @@ class _Tracer:
         self._watching = [
             defense for _, _, defense in self._links if isinstance(defense, RowDefense) and defense.only_signals
         ]
+        self._recorded = any(d.looks_at_scores for _, _, d in self._links if isinstance(d, RecordDefense))
+        self._copies = next((d.copies for _, _, d in self._links if isinstance(d, FeatureSqueezing)), 1)
         self._check_outside()
 
     def _check_outside(self) -> None:
@@ -146,7 +151,9 @@ class _Tracer:
         facts, scores = self._facts, self._scores()
         values = scores[VALUES_OUTPUT[facts.task]]
         signals = {name: scores[marks.signal(name)] for name in self._early_signals}
-        raw = RawScores(values, scores.get(LOGITS), feature_score=scores.get(facts.feature_score))
+        raw = RawScores(
+            values, scores.get(LOGITS), feature_score=scores.get(facts.feature_score), squeezed=scores.get(SQUEEZED)
+        )
         state, answer = _State(signals), values
         for i, shadow, defense in self._rows_of(Phase.ANSWER):
             seen = None if self._draws else answer
@@ -166,7 +173,12 @@ class _Tracer:
 
     def drawn_from(self) -> tuple[str, ...]:
         values = VALUES_OUTPUT[self._facts.task]
-        return (values, MISINFORMATION) if self._draws else (values,) if self._watching else ()
+        if self._draws:
+            return values, MISINFORMATION
+        release = next(d for _, _, d in self._links if isinstance(d, ReleaseDefense))
+        said = {name for name, _, _ in release.describe_outputs(self._facts)}
+        hidden = OUTPUT_NAME[self._facts.task] not in said  # what labels are made of is looked at before they leave
+        return (values,) if self._watching or self._recorded or hidden else ()
 
     @property
     def _draws(self) -> bool:
@@ -190,6 +202,8 @@ class _Tracer:
             found[LOGITS] = _argument_of(facts.value_dtype, (facts.outputs,))
         if facts.feature_score:
             found[facts.feature_score] = _argument_of(facts.value_dtype, (1,))
+        if facts.has_squeezed:
+            found[SQUEEZED] = _argument_of(facts.value_dtype, (self._copies * facts.outputs,))
         return found | {
             marks.signal(name): _argument_of(np.dtype(np.float32), shape) for name, shape in self._early_signals.items()
         }

@@ -10,6 +10,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -18,10 +19,8 @@ from garrison import __version__
 from garrison.attest.evidence import NONCE_BYTES, Evidence
 from garrison.bundle.manifest import InputSpec
 from garrison.enclave.host import OutputSpec, ServiceCard
-from garrison.errors import BudgetExhaustedError, LimitError, MalformedRequestError, NotFoundError
+from garrison.errors import MalformedRequestError, NotFoundError
 from garrison.limits import Limits
-from garrison.protocol.messages import Reply
-from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_metadata import (
     BATCH_DIMENSION,
     GATEWAY_NOTE,
@@ -35,26 +34,18 @@ from garrison.protocol.oip_metadata import (
     TensorMetadata,
     WorkMetadata,
 )
-from garrison.protocol.sealed import CONTENT_TYPE as SEALED_TYPE
+from garrison.server.admission import allow
 from garrison.server.hosting import Hosting, Model
-from garrison.server.http_errors import Answer, Headers, error_answer, json_answer
-from garrison.server.waiting import NEVER, Waiting
+from garrison.server.http_errors import Answer, json_answer
+from garrison.server.identity import ALL, Scopes
+from garrison.server.openapi import OPENAPI_PATH, openapi_document
 from garrison.types import ANYBODY
 
-LENGTH_HEADER = "inference-header-content-length"
-PROOF_HEADER = "garrison-proof"
-NONCE_HEADER = "garrison-nonce"
-TIMEOUT_HEADER = "request-timeout"
-WORK_HEADER = "garrison-work"
 KEYS_PATH = "/.well-known/garrison/keys"
 ATTESTATION_PATH = "/.well-known/garrison/attestation"
 
 _GET, _POST = ("GET", "HEAD"), ("POST",)
-_MOST_DIGITS = 15
-_MOST_WORK = 64
 _JSON_TYPE = ("content-type", "application/json")
-_BINARY_TYPE = ("content-type", "application/octet-stream")
-_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{43}=?")
 
 Page = Callable[[], Answer]
@@ -67,6 +58,8 @@ class Route:
 
     Attributes:
         open: whether it is shown without a key.
+        about: the model that a page is about.
+        listing: a page of models, for what the caller sees.
         pages_of: by caller, the page that it gets in place of `page`; `ANYBODY` for whoever is not named.
     """
 
@@ -75,10 +68,14 @@ class Route:
     model: Model | None = None
     evidence: bool = False
     open: bool = False
+    about: Model | None = None
+    listing: Callable[[Scopes], Answer] | None = None
     pages_of: Mapping[str, Page] = field(default_factory=dict)
 
-    def page_for(self, caller: str) -> Page | None:
+    def page_for(self, caller: str, scopes: Scopes = ALL) -> Page | None:
         """What this caller is shown."""
+        if self.listing is not None:
+            return partial(self.listing, scopes)
         return self.pages_of.get(caller, self.pages_of.get(ANYBODY, self.page)) if self.pages_of else self.page
 
 
@@ -98,28 +95,49 @@ class App:
     def route(self, path: str) -> Route | None:
         return self._routes.get(path)
 
-    def why_not_found(self, path: str) -> NotFoundError:
-        """For a caller who may know which models there are."""
+    def why_not_found(self, path: str, scopes: Scopes = ALL) -> NotFoundError:
+        """For a caller who may know of the models that its scopes cover."""
         parts = path.split("/")
-        if parts[:3] == ["", "v2", "models"] and len(parts) > 3 and parts[3] not in self.hosting.names:
-            return NotFoundError(f"unknown model {parts[3][:64]!r}; this server has {', '.join(self.hosting.names)}")
+        names = self._names(scopes)
+        if parts[:3] == ["", "v2", "models"] and len(parts) > 3 and parts[3] not in names:
+            return NotFoundError(
+                f"unknown model {parts[3][:64]!r}; this server has {', '.join(names) or 'none for you'}"
+            )
         if parts[:3] == ["", "v2", "models"] and len(parts) > 5 and parts[4] == "versions":
-            versions = ", ".join(map(str, self.hosting.versions(parts[3])))
+            seen = [version for version in self.hosting.versions(parts[3]) if scopes.sees(parts[3], version)]
+            versions = ", ".join(map(str, seen))
             return NotFoundError(f"unknown version {parts[5][:64]!r} of {parts[3]!r}; this server has {versions}")
         return NotFoundError(f"nothing is here: {path[:128]!r}")
 
-    def read_challenge(self, query: str) -> tuple[Model, bytes]:
+    def allow(self, route: Route, scopes: Scopes, path: str) -> None:
+        """Whether a caller may do what a path is for.
+
+        Raises:
+            NotFoundError: it is about a model that the caller does not see, and so as if it were not there.
+            ForbiddenError: the caller sees it, and may not do this.
+        """
+        model = route.model or route.about
+        if model is not None and not scopes.everything:
+            allow("metadata" if route.model is None else "infer", model, scopes, self.why_not_found(path, scopes))
+
+    def _names(self, scopes: Scopes) -> tuple[str, ...]:
+        if scopes.everything:
+            return self.hosting.names
+        return tuple(dict.fromkeys(m.name for m in self.hosting if scopes.sees(m.name, m.version)))
+
+    def read_challenge(self, query: str, scopes: Scopes = ALL) -> tuple[Model, bytes]:
         """Whose evidence is wanted, and the nonce, from the query string `nonce=BASE64URL&model=NAME&version=N`.
 
         Raises:
             MalformedRequestError: no nonce of 32 bytes in base64url, or a parameter that is not known or comes twice.
             NotFoundError: no such model; or none is named, and there are several.
+            ForbiddenError: the caller sees the model, and may not ask for evidence.
         """
         given = _parameters(query)
         nonce = given.get("nonce", "")
         if not _NONCE.fullmatch(nonce):
             raise MalformedRequestError(f"nonce must be {NONCE_BYTES} random bytes in base64url (43 characters)")
-        names = self.hosting.names
+        names = self._names(scopes)
         name = given.get("model", names[0] if len(names) == 1 else "")
         if not name:
             raise NotFoundError(f"the server has {len(names)} models; name one of {', '.join(names)}")
@@ -128,7 +146,8 @@ class App:
             f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
         )
         if route is None or route.model is None:
-            raise self.why_not_found(f"/v2/models/{name}" + (f"/versions/{version}" if version else ""))
+            raise self.why_not_found(f"/v2/models/{name}" + (f"/versions/{version}" if version else ""), scopes)
+        allow("attest", route.model, scopes, self.why_not_found(f"/v2/models/{name}", scopes))
         return route.model, binascii.a2b_base64(nonce.rstrip("=").translate(_FROM_URL) + "=")
 
     def _all_routes(self) -> dict[str, Route]:
@@ -137,9 +156,10 @@ class App:
             "/v2/health/ready": Route(_GET, self._ready, open=True),
             "/v2": Route(_GET, lambda: json_answer(self._server()), open=True),
             "/v2/": Route(_GET, lambda: json_answer(self._server()), open=True),
-            "/v2/repository/index": Route(_POST, self._index),
-            KEYS_PATH: Route(_GET, lambda: json_answer(self._keys())),
+            "/v2/repository/index": Route(_POST, listing=self._index),
+            KEYS_PATH: Route(_GET, listing=lambda scopes: json_answer(self._keys(scopes))),
             ATTESTATION_PATH: Route(_GET, evidence=True),
+            OPENAPI_PATH: Route(_GET, self._fixed(openapi_document()), open=True),
         }
         for name in self.hosting.names:
             default = self.hosting.default(name)
@@ -156,8 +176,8 @@ class App:
             for caller, outputs in model.card.outputs_of.items()
         }
         return {
-            path: Route(_GET, self._fixed(metadata), pages_of=pages),
-            f"{path}/ready": Route(_GET, lambda: self._model_ready(model)),
+            path: Route(_GET, self._fixed(metadata), about=model, pages_of=pages),
+            f"{path}/ready": Route(_GET, lambda: self._model_ready(model), about=model),
             f"{path}/infer": Route(_POST, model=model),
         }
 
@@ -167,7 +187,7 @@ class App:
         return lambda: answer
 
     def _ready(self) -> Answer:
-        ready = not self.stopping and all(model.enclave.ready for model in self.hosting)
+        ready = not any(self._why_not_ready(model) for model in self.hosting)
         return json_answer({"ready": ready}, 200 if ready else 503)
 
     def _model_ready(self, model: Model) -> Answer:
@@ -184,9 +204,9 @@ class App:
         )
         return ServerMetadata(name="garrison", version=__version__, garrison=extras)
 
-    def _index(self) -> Answer:
+    def _index(self, scopes: Scopes) -> Answer:
         entries = []
-        for model in self.hosting:
+        for model in self._seen(scopes):
             reason = self._why_not_ready(model)
             state = "UNAVAILABLE" if reason else "READY"
             entries.append({"name": model.name, "version": str(model.version), "state": state, "reason": reason})
@@ -195,10 +215,13 @@ class App:
     def _why_not_ready(self, model: Model) -> str:
         if self.stopping:
             return "the server is stopping"
-        return "" if model.enclave.ready else "the enclave is being started anew"
+        return model.batcher.why_not() if model.enclave.ready else "the enclave is being started anew"
 
-    def _keys(self) -> KeySet:
-        return KeySet(keys=tuple(_model_key(model) for model in self.hosting))
+    def _keys(self, scopes: Scopes) -> KeySet:
+        return KeySet(keys=tuple(_model_key(model) for model in self._seen(scopes)))
+
+    def _seen(self, scopes: Scopes) -> list[Model]:
+        return [model for model in self.hosting if scopes.sees(model.name, model.version)]
 
 
 def _common_capabilities(cards: Sequence[ServiceCard]) -> dict[str, str]:
@@ -223,108 +246,6 @@ def _parameters(query: str) -> dict[str, str]:
 def write_evidence(evidence: Evidence) -> Answer:
     """Evidence as JSON, bytes in base64. Never to be kept by a cache: it belongs to one nonce."""
     return Answer(200, [_JSON_TYPE, ("cache-control", "no-store")], msgspec.json.encode(evidence))
-
-
-def read_deadline(timeout: str | None, arrived: float) -> float:
-    """When a client gives up, from the seconds that its header names.
-
-    Args:
-        timeout: value of `TIMEOUT_HEADER`.
-        arrived: when the request's head was here, by `time.monotonic`.
-
-    Raises:
-        MalformedRequestError: it is no number of seconds.
-    """
-    if timeout is None:
-        return NEVER
-    if not _SECONDS.fullmatch(timeout):
-        raise MalformedRequestError(
-            f"the header {TIMEOUT_HEADER} must be seconds, such as 2 or 0.25; found {timeout[:32]!r}"
-        )
-    return arrived + float(timeout)
-
-
-def read_sealed(model: Model, caller: str, body: bytes, length: str | None, deadline: float = NEVER) -> Waiting:
-    """A sealed inference request, ready for the queue. What is in it, nobody here can tell.
-
-    Raises:
-        MalformedRequestError: it says outside what belongs inside.
-    """
-    if length is not None:
-        raise MalformedRequestError(f"a sealed request has no header {LENGTH_HEADER}: the length stands inside")
-    return Waiting(caller, body, ALL_JSON, "", model.sealed_cost(len(body)), sealed=True, deadline=deadline)
-
-
-def is_sealed(content_type: str | None) -> bool:
-    """Whether a request's body is a sealed envelope."""
-    return content_type is not None and content_type.partition(";")[0].strip().lower() == SEALED_TYPE
-
-
-def rate_limits(model: Model, request: Waiting, reply: Reply) -> Headers:
-    """The headers that say what the caller has left; none where the model has no budget."""
-    return model.rate_limits.headers(request.left, refused=reply.code == BudgetExhaustedError.code)
-
-
-def write_sealed(reply: Reply, more: Headers) -> Answer:
-    """The response to a sealed request: an answer or a refusal, which only the client can tell apart.
-
-    Args:
-        more: further headers.
-    """
-    if reply.code:
-        return error_answer(reply.code, reply.detail, more)
-    return Answer(200, [("content-type", SEALED_TYPE), *more], reply.body)
-
-
-def read_question(
-    model: Model,
-    caller: str,
-    body: bytes,
-    length: str | None,
-    nonce: str | None,
-    limits: Limits,
-    deadline: float = NEVER,
-    work: str | None = None,
-) -> Waiting:
-    """An inference request, ready for the queue.
-
-    Args:
-        length, nonce, work: the headers of these names.
-
-    Raises:
-        MalformedRequestError, LimitError: a header makes no sense.
-    """
-    json_bytes = ALL_JSON
-    if length is not None:
-        if not (length.isascii() and length.isdigit() and len(length) <= _MOST_DIGITS):
-            raise MalformedRequestError(f"the header {LENGTH_HEADER} must be a number of bytes, found {length[:32]!r}")
-        json_bytes = int(length)
-    if nonce is None:
-        nonce = ""
-    elif len(nonce) > limits.string_bytes:
-        raise LimitError(f"the header {NONCE_HEADER} may have {limits.string_bytes} bytes, found {len(nonce)}")
-    elif not (nonce.isascii() and nonce.isprintable()):
-        raise MalformedRequestError(f"the header {NONCE_HEADER} must be printable ASCII")
-    if work is not None and len(work) > _MOST_WORK:
-        raise LimitError(f"the header {WORK_HEADER} may have {_MOST_WORK} characters, found {len(work)}")
-    cost = model.cost(len(body), json_bytes)
-    return Waiting(caller, body, json_bytes, nonce, cost, deadline=deadline, work=work or "")
-
-
-def write_answer(reply: Reply, more: Headers) -> Answer:
-    """The response for what the enclave replied.
-
-    Args:
-        more: further headers.
-    """
-    if reply.code:
-        return error_answer(reply.code, reply.detail, more)
-    headers: Headers = [*more, (PROOF_HEADER, binascii.b2a_base64(reply.proof, newline=False).decode())]
-    if reply.json_bytes == ALL_JSON:
-        headers.append(_JSON_TYPE)
-    else:
-        headers += [_BINARY_TYPE, (LENGTH_HEADER, str(reply.json_bytes))]
-    return Answer(200, headers, reply.body)
 
 
 def _model_metadata(model: Model, versions: tuple[int, ...]) -> ModelMetadata:

@@ -1,185 +1,200 @@
-"""Who asks: API keys, kept as hashes in one file, and the caller's address where no keys are used.
+"""Who asks: by API key, by the token of an identity provider, by the client's certificate, or by address where none of these is used.
 
-A key reads `gk_<caller>_<secret>`, the secret 32 random bytes in hex, so that one SHA-256 is enough to keep it by. Invariants: the
-file never holds a secret; a key file that cannot be read lets nobody in; comparisons take the same time wherever they fail.
+    key            `Authorization: Bearer gk_<caller>_<secret>`: the caller's name (garrison.server.key_file)
+    token          `Authorization: Bearer <JWT>`: `oidc:SUBJECT` (garrison.server.tokens)
+    certificate    `cert:NAME` (garrison.server.client_names); where keys or tokens are used too, both must name the same caller
+    address        `ip:ADDRESS`, of IPv6 the /64 network
 
-Not checked: whether two callers are one person. Without keys a caller is an address (of IPv6 the /64 network), which anybody who
-has many of them can change; `X-Forwarded-For` is not believed.
+Invariants: a key file that cannot be read lets nobody in; comparisons take the same time wherever they fail; what was found good is remembered by the whole
+header, until it ends or the keys change.
+
+Not checked: whether two callers are one person. Without keys a caller is an address, which anybody who has many of them can change; `X-Forwarded-For` is not
+believed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
 import logging
-import os
-import re
-import secrets
-import tempfile
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-import msgspec
-
+from garrison.config import OidcConfig
 from garrison.errors import AuthenticationError, ConfigError
+from garrison.server.identity import NEVER, Identity, read_scopes
+from garrison.server.key_file import PREFIX, KeyEntry, KeyRing, add_key, digest, read_keys, revoke_key, rotate_key
+from garrison.server.tokens import SUBJECT, Tokens
+
+__all__ = [
+    "ADDRESS",
+    "CERTIFICATE",
+    "SUBJECT",
+    "Authenticator",
+    "KeyEntry",
+    "KeyRing",
+    "add_key",
+    "read_keys",
+    "revoke_key",
+    "rotate_key",
+]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "garrison-keys/1"
-SECRET_BYTES = 32
-MOST_FILE_BYTES = 64 * 1024**2
-_CALLER = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
-_PREFIX = "gk_"
-_SCHEME = "Bearer "
 ADDRESS = "ip:"
 """What the id of a caller without a key begins with."""
-_NOBODY = hashlib.sha256(b"").hexdigest()
+CERTIFICATE = "cert:"
+"""What the id of a caller begins with who is named by its certificate."""
+_SCHEME = "Bearer "
+_NOBODY = digest("")
 _MOST_CACHED = 4096
-_MOST_HEADER_CHARACTERS = 256
+_MOST_KEY_CHARACTERS = 256
 _HELP = "send 'Authorization: Bearer gk_...', as `garrison keys add` printed it"
 
-
-class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of a key: SHA-256 of its secret in hex, when it was made (UTC)."""
-
-    sha256: str
-    created: str
-
-
-class KeyRing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of a key file: keys by caller."""
-
-    format: str = FORMAT
-    keys: dict[str, KeyEntry] = {}
-
-
-def read_keys(path: Path) -> KeyRing:
-    """The keys in a file.
-
-    Raises:
-        ConfigError: the file is not there or not a key file.
-    """
-    try:
-        if path.exists() and not path.is_file():  # a device or a pipe may never end
-            raise ConfigError(f"{path} is not a key file: expected a regular file")
-        with path.open("rb") as file:
-            data = file.read(MOST_FILE_BYTES + 1)
-        if len(data) > MOST_FILE_BYTES:
-            raise ConfigError(f"{path} is not a key file: expected at most {MOST_FILE_BYTES:,} bytes")
-        ring = msgspec.json.decode(data, type=KeyRing)
-    except OSError as error:
-        raise ConfigError(
-            f"the key file {path} cannot be read: {error.strerror}; `garrison keys add` makes one"
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a key file: {error}") from error
-    if ring.format != FORMAT:
-        raise ConfigError(f"{path}: expected format {FORMAT!r}, found {ring.format!r}")
-    return ring
-
-
-def add_key(path: Path, caller: str) -> str:
-    """Make a key for a caller and keep its hash; the file is made where there is none.
-
-    Returns:
-        The key. It is kept nowhere else.
-
-    Raises:
-        ConfigError: the caller has a key, or the name cannot be used.
-    """
-    if not _CALLER.fullmatch(caller):
-        raise ConfigError(
-            f"a caller's name is 1 to 64 of a-z, 0-9, '.' and '-', beginning with a letter or digit; found {caller!r}"
-        )
-    ring = read_keys(path) if path.exists() else KeyRing()
-    if caller in ring.keys:
-        raise ConfigError(f"{caller!r} has a key in {path}; revoke it first")
-    secret = secrets.token_hex(SECRET_BYTES)
-    entry = KeyEntry(_digest(secret), datetime.now(UTC).isoformat(timespec="seconds"))
-    _write(path, KeyRing(keys={**ring.keys, caller: entry}))
-    return f"{_PREFIX}{caller}_{secret}"
-
-
-def revoke_key(path: Path, caller: str) -> None:
-    """Forget a caller's key. A running server notices within seconds.
-
-    Raises:
-        ConfigError: the caller has no key.
-    """
-    ring = read_keys(path)
-    if caller not in ring.keys:
-        raise ConfigError(f"{caller!r} has no key in {path}; it holds {', '.join(sorted(ring.keys)) or 'none'}")
-    _write(path, KeyRing(keys={name: entry for name, entry in ring.keys.items() if name != caller}))
+NameOf = Callable[[str], str | None]
+"""From "address:port" of a connection to the name in its client's certificate."""
 
 
 class Authenticator:
     """Tells callers apart.
 
     Args:
-        path: the key file, or None where callers are told apart by address.
+        path: the key file, or None where there are no keys.
+        oidc: whose tokens are taken; None, or without an issuer, for nobody's.
+        name_of: says whose certificate a connection showed; None where certificates name nobody.
+        clock: seconds since the epoch.
 
     Raises:
-        ConfigError: the key file cannot be read.
+        ConfigError: the key file cannot be read, or the issuer's keys cannot be had as set.
+        MissingExtraError: tokens are to be taken, and their library is not installed.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        oidc: OidcConfig | None = None,
+        name_of: NameOf | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._path = path
-        self._ring = KeyRing() if path is None else read_keys(path)
+        self._clock = clock
+        self.limits = (False, False)
+        """Whether the key file limits anybody's rows a day, and anybody's requests a second."""
+        self._take(KeyRing() if path is None else read_keys(path))
         self._stamp = _stamp(path)
-        self._known: dict[str, str] = {}
+        self._tokens = Tokens(oidc, clock) if oidc is not None and oidc.issuer else None
+        self._generation = 0 if self._tokens is None else self._tokens.keys.generation
+        self._name_of = name_of
+        self._known: dict[str, Identity] = {}
 
     @property
     def uses_keys(self) -> bool:
         return self._path is not None
 
+    def entry(self, caller: str) -> KeyEntry | None:
+        """What the key file says of a caller."""
+        return self._ring.keys.get(caller)
+
     def caller(self, header: str | None, peer: str) -> str:
-        """The caller's id.
+        """The caller's id; see `identify`."""
+        return self.identify(header, peer).name
+
+    def identify(self, header: str | None, peer: str) -> Identity:
+        """Who asks.
 
         Args:
             header: value of `Authorization`.
             peer: "address:port".
 
         Raises:
-            AuthenticationError: keys are used and this is none.
+            AuthenticationError: nobody who may ask.
+            UnavailableError: it is a token, and the issuer's keys are not known just now.
         """
-        if self._path is None:
-            return _address(peer.rpartition(":")[0])
+        named = None if self._name_of is None else self._named(peer)
+        if self._path is None and self._tokens is None:
+            return _by_address(peer.rpartition(":")[0]) if named is None else named
         if header is None:
             raise AuthenticationError(f"a key is needed: {_HELP}")
         # Only headers that were found good are remembered. A dict compares a string only after its keyed hash fits.
         known = self._known.get(header)
-        return known if known is not None else self._check(header)
+        if known is None or known.until <= self._clock():
+            known = self._check(header)
+        if named is not None and named.name.removeprefix(CERTIFICATE) != known.name.removeprefix(SUBJECT):
+            raise AuthenticationError("the key or token is not that of the client certificate's owner")
+        return known
 
-    def refresh(self) -> None:
-        """Read the key file again if it has changed; called now and then while serving."""
+    def refresh(self, *, now: bool = False) -> None:
+        """Look for changed keys; called now and then while serving.
+
+        Args:
+            now: read the key file again even where it looks unchanged.
+        """
+        if self._tokens is not None:
+            self._tokens.keys.refresh()
+            if self._generation != self._tokens.keys.generation or not self._tokens.keys.usable:
+                self._generation = self._tokens.keys.generation
+                self._known.clear()
         stamp = _stamp(self._path)
-        if self._path is None or stamp == self._stamp:
+        if self._path is None or (stamp == self._stamp and not now):
             return
         self._stamp = stamp
         self._known.clear()
         try:
-            self._ring = read_keys(self._path)
-            logger.info("the key file has changed; it holds %d keys", len(self._ring.keys))
+            self._take(read_keys(self._path))
+            logger.info("the key file was read again; it holds %d keys", len(self._ring.keys))
         except ConfigError:
-            self._ring = KeyRing()
+            self._take(KeyRing())
             logger.exception("the key file cannot be read; until it can, no key is good")
 
-    def _check(self, header: str) -> str:
-        if len(header) <= _MOST_HEADER_CHARACTERS and header.startswith(_SCHEME + _PREFIX) and header.isascii():
-            caller, _, secret = header[len(_SCHEME + _PREFIX) :].strip().rpartition("_")
-            entry = self._ring.keys.get(caller)
-            good = hmac.compare_digest(_digest(secret), _NOBODY if entry is None else entry.sha256)
+    def _take(self, ring: KeyRing) -> None:
+        self._ring = ring
+        entries = ring.keys.values()
+        self.limits = any(e.rows_per_day for e in entries), any(e.requests_per_second for e in entries)
+
+    def _named(self, peer: str) -> Identity:
+        name = self._name_of(peer) if self._name_of is not None else None
+        if name is None:  # somebody of this machine found the inner socket
+            raise AuthenticationError("the connection did not come with a client certificate")
+        return Identity(CERTIFICATE + name)
+
+    def _check(self, header: str) -> Identity:
+        self._known.pop(header, None)
+        if header.startswith(_SCHEME + PREFIX):
+            found = self._by_key(header)
+        elif self._tokens is not None and header.startswith(_SCHEME):
+            found = self._tokens.identify(header[len(_SCHEME) :].strip())
+        else:
+            raise AuthenticationError(f"the key is not known: {_HELP}")
+        if found.until <= self._clock():
+            raise AuthenticationError("the key or token has ended")
+        if len(self._known) >= _MOST_CACHED:
+            self._known.clear()
+        self._known[header] = found
+        return found
+
+    def _by_key(self, header: str) -> Identity:
+        if len(header) <= _MOST_KEY_CHARACTERS and header.isascii():
+            caller, _, secret = header[len(_SCHEME + PREFIX) :].strip().rpartition("_")
+            entry, found = self._ring.keys.get(caller), digest(secret)
+            kept = [(_NOBODY, NEVER)] if entry is None else [(s.sha256, _seconds(s.ends)) for s in entry.secrets]
+            good = [ends for sha256, ends in kept if hmac.compare_digest(found, sha256)]
             if good and entry is not None:
-                if len(self._known) >= _MOST_CACHED:
-                    self._known.clear()
-                self._known[header] = caller
-                return caller
+                return Identity(caller, read_scopes(entry.scopes), max(good))
         raise AuthenticationError(f"the key is not known: {_HELP}")
 
 
+def _seconds(ends: datetime | None) -> float:
+    return NEVER if ends is None else ends.astimezone(UTC).timestamp()
+
+
 @lru_cache(maxsize=_MOST_CACHED)
+def _by_address(host: str) -> Identity:
+    return Identity(_address(host))
+
+
 def _address(host: str) -> str:
     try:
         address = ipaddress.ip_address(host.strip("[]"))
@@ -192,34 +207,9 @@ def _address(host: str) -> str:
     return f"{ADDRESS}{address}"
 
 
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
 def _stamp(path: Path | None) -> tuple[int, int, int] | None:
     try:
         found = None if path is None else path.stat()
     except OSError:
         return None
     return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
-
-
-def _write(path: Path, ring: KeyRing) -> None:
-    """Replace the file in one step, readable for its owner only."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ConfigError(f"the key file {path} cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(ring), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise ConfigError(f"the key file {path} cannot be written: {error.strerror}") from error
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -5,17 +5,15 @@ computed on the loop's own thread, which saves two thread switches; any other go
 goes on answering. One batch a model is computed at a time; what comes meanwhile forms the next. Callers take turns
 (`garrison.server.waiting`), and a batch is no larger than pays (`garrison.server.batch_size`).
 
-Invariants: an answer leaves only after its rows are charged; a request whose client has gone, or whose deadline has passed, is dropped before
-it is computed, and costs nothing; the queue is bounded, in number and in time; the loop waits for no disk, no lock, and for an enclave
+Invariants: an answer leaves only after its rows are charged, and where a ledger is kept, after its entry is on the disk; a request whose client has
+gone, or whose deadline has passed, is dropped before it is computed, and costs nothing; the queue is bounded, in number and in time; the loop waits for no disk, no lock, and for an enclave
 no longer than `INLINE_SECONDS`; whatever fails, every request gets an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,13 +23,13 @@ from typing import TypeVar
 from garrison.enclave.host import Pending
 from garrison.errors import BudgetExhaustedError, UnavailableError
 from garrison.limits import Limits
-from garrison.protocol.http_status import INTERNAL
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.server.batch_size import CHEAP_SECONDS, BatchSize
+from garrison.server.delivering import failed, failure, finish, hold_back
+from garrison.server.ledger.recorder import Recorder
 from garrison.server.model_budget import Left, ModelBudget
+from garrison.server.tally import ModelCount
 from garrison.server.waiting import FairQueue, Waiting
-
-logger = logging.getLogger(__name__)
 
 INLINE_SECONDS = CHEAP_SECONDS
 """A batch that is expected to take longer is not computed on the event loop's thread."""
@@ -72,18 +70,30 @@ class Batcher:
         worker: threads, for what is not cheap.
         limits: `queue_requests`, `queue_seconds`, `inline_rows` and `compute_rows` count here.
         begin: begins to compute a batch elsewhere; where it is left out, `call` keeps its thread busy.
+        recorder: writes down what is answered; None where no ledger is kept.
+
+    Attributes:
+        count: of what was answered, for metrics.
     """
 
     def __init__(
-        self, call: Call, budget: ModelBudget, worker: Executor, limits: Limits, begin: Begin | None = None
+        self,
+        call: Call,
+        budget: ModelBudget,
+        worker: Executor,
+        limits: Limits,
+        begin: Begin | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._call = call
         self._begin = begin
+        self._recorder = recorder
         self._budget = budget
         self._worker = worker
         self._limits = limits
         self._queue = FairQueue(limits.queue_requests)
         self._size = BatchSize()
+        self.count = ModelCount()
         self._scheduled = False
         self._seen = 0
         self._working = False
@@ -91,6 +101,25 @@ class Batcher:
         self._asides: deque[asyncio.Future[None]] = deque()
         self._aside_last = False
         self._owed: list[tuple[str, int]] = []
+
+    def use(self, limits: Limits) -> None:
+        """Take these limits in place of those before."""
+        self._limits = limits
+        self._queue.most = limits.queue_requests
+
+    def why_not(self) -> str:
+        """Why no question would be taken now; "" where it would."""
+        try:
+            if self._recorder is not None:
+                self._recorder.check()
+        except UnavailableError as error:
+            return str(error)
+        return ""
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
 
     @property
     def busy(self) -> bool:
@@ -101,9 +130,12 @@ class Batcher:
         """Put a request into the next batch.
 
         Raises:
-            UnavailableError: too many are waiting, or it would wait for too long.
+            UnavailableError: too many are waiting, or it would wait for too long; or what is answered cannot be written down.
         """
+        if self._recorder is not None:
+            self._recorder.check()
         now = time.monotonic()
+        request.since = now
         request.deadline = min(request.deadline, now + self._limits.queue_seconds)
         wait = self._queue.rows_before(request.caller) * self._size.least_row_seconds
         if now + wait >= request.deadline:
@@ -114,7 +146,9 @@ class Batcher:
 
     def sweep(self) -> None:
         """Answers those who have waited too long; to be called now and then."""
-        _dismiss(self._queue.sweep())
+        self._dismiss(self._queue.sweep())
+        if self._recorder is not None:
+            self._recorder.sweep(self._limits.queue_seconds)
 
     async def between(self, call: Callable[[], Result]) -> Result:
         """Run something on the worker thread while no batch is computed. Takes turns with batches, where there are both.
@@ -174,11 +208,13 @@ class Batcher:
             return
         self._scheduled, self._seen = False, 0
         if self._give_turn():
+            self._write_down()
             return
         batch, late = self._queue.take(self._size.most(self._limits.compute_rows))
-        _dismiss(late)
+        self._dismiss(late)
         if batch:
             self._answer(_Job(batch))
+        self._write_down()
         if self._queue or self._asides:
             self._schedule()
 
@@ -198,10 +234,30 @@ class Batcher:
     def _answer(self, job: _Job) -> None:
         replies = self._at_once(job) if self._is_quick(job.rows) else None
         if replies is not None:
-            _finish(job.batch, replies)
+            self._finish(job.batch, replies)
             return
         self._working = True
         self._task = asyncio.get_running_loop().create_task(self._aside(job))
+
+    def _finish(self, batch: list[Waiting], replies: list[Reply]) -> None:
+        if self._recorder is None:
+            self._deliver(batch, replies)
+        else:
+            self._recorder.record(batch, replies, self._deliver, hold_back)
+            self._write_down()
+
+    def _write_down(self) -> None:
+        """Whatever is answered; but where the next batch is computed at once, together with that."""
+        if self._recorder is not None:
+            self._recorder.flush(more=len(self._queue) > 0 and not self._working)
+
+    def _deliver(self, batch: Sequence[Waiting], replies: Sequence[Reply]) -> None:
+        self.count.note(batch, replies)
+        finish(batch, replies)
+
+    def _dismiss(self, late: list[Waiting]) -> None:
+        self.count.dismissed += len(late)
+        _dismiss(late)
 
     def _is_quick(self, rows: float) -> bool:
         """Whether a batch may begin on the loop's thread. One that is begun elsewhere can be left to another thread still."""
@@ -232,14 +288,14 @@ class Batcher:
             granted = self._budget.charge_at_once(_wants(job.batch, job.answered))
             return None if granted is None else self._charged(job, job.answered, job.fresh, granted)
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
-            return _failure(job.batch, error)
+            return failure(job.batch, error)
 
     async def _aside(self, job: _Job) -> None:
-        replies = _failed(job.batch)
+        replies = failed(job.batch)
         try:
             replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._work, job)
         finally:
-            _finish(job.batch, replies)
+            self._finish(job.batch, replies)
             self._rest()
 
     def _work(self, job: _Job) -> list[Reply]:
@@ -256,7 +312,7 @@ class Batcher:
             fresh = self._charge_fresh(_news(job.batch, replies)) if job.fresh is None else job.fresh
             return self._charged(job, replies, fresh, self._budget.charge(_wants(job.batch, replies)))
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
-            return _failure(job.batch, error)
+            return failure(job.batch, error)
 
     def _charge_fresh(self, news: list[tuple[str, int]]) -> list[bool]:
         """Charge new rows, and those of earlier batches that could not be: to the enclave they are not new any more."""
@@ -267,7 +323,7 @@ class Batcher:
         return granted[len(owed) :]
 
     def _charged(self, job: _Job, replies: list[Reply], fresh: list[bool], granted: list[bool]) -> list[Reply]:
-        if self._budget.rows:
+        if self._budget.counts:
             _note_left(job, replies)
         if all(fresh) and all(granted):
             return replies
@@ -283,7 +339,7 @@ class Batcher:
 
 def _ask(request: Waiting, left: Left) -> Ask:
     r = request
-    return Ask(r.caller, left.rows, r.body, r.json_bytes, r.nonce, r.sealed, left.fresh, r.work)
+    return Ask(r.caller, left.allowed, r.body, r.json_bytes, r.nonce, r.sealed, left.fresh, r.work, r.form)
 
 
 def _wants(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
@@ -303,38 +359,16 @@ def _news(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
 
 
 def _note_left(job: _Job, replies: list[Reply]) -> None:
-    """What each caller has left after each of its requests. Where a charge failed in the end, it is less."""
+    """What each caller has left after each of its requests."""
     left = job.left
     for request, reply in zip(job.batch, replies, strict=True):
         before, outcome = left[request.caller], reply.outcome
         if outcome.rows:
-            fresh = before.fresh if before.fresh < 0 else max(0, before.fresh - outcome.distinct)
-            before = left[request.caller] = Left(max(0, before.rows - outcome.rows), fresh)
+            before = left[request.caller] = before.after(outcome.rows, outcome.distinct)
         request.left = before
-
-
-def _finish(batch: list[Waiting], replies: list[Reply]) -> None:
-    for request, reply in zip(batch, replies, strict=True):
-        if not request.reply.done():
-            request.reply.set_result(reply)
 
 
 def _dismiss(late: list[Waiting]) -> None:
     if late:
         detail = "the model had no time for this request within the time that its client waits; try again"
-        _finish(late, _failed(late, UnavailableError.code, detail))
-
-
-def _failure(batch: list[Waiting], error: Exception) -> list[Reply]:
-    """What callers are told when nothing could be answered, or charged."""
-    if isinstance(error, UnavailableError):  # the enclave has died or is being started anew
-        return _failed(batch, error.code, str(error))
-    if isinstance(error, sqlite3.OperationalError):
-        logger.error("the budgets cannot be read or written: %s", error)
-        return _failed(batch, UnavailableError.code, "the budgets cannot be kept just now; try again")
-    logger.error("a batch of %d requests could not be answered or charged", len(batch), exc_info=error)
-    return _failed(batch)
-
-
-def _failed(batch: list[Waiting], code: str = INTERNAL, detail: str = "") -> list[Reply]:
-    return [Reply(code, detail, b"", -1, b"", Outcome(code=code, rows=0)) for _ in batch]
+        finish(late, failed(late, UnavailableError.code, detail))

@@ -1,14 +1,14 @@
 """Rows that callers have used: durable, charged before an answer leaves.
 
-The counts lie in SQLite (write-ahead log, synchronised at each commit). To keep the disk off the path of most requests, rows
-are taken from a caller's budget in blocks (leases) and used up in memory. Invariants: what stands in the database is never less
+The counts lie in a store (`garrison.server.stores`): SQLite, or a database that several machines share. To keep the disk and the network off the path of most
+requests, rows are taken from a caller's budget in blocks (leases) and used up in memory. Invariants: what stands in the store is never less
 than what was used, so a crash can cost a caller the rest of a lease (at most 1/64 of its budget) and can never give rows back;
-a graceful stop gives unused leases back, and so does one that nobody has used for a while; several servers may share one database, and
+a graceful stop gives unused leases back, and so does one that nobody has used for a while; several servers may share one store, and
 together never allow more than the limit; memory holds a bounded number of callers.
 
-What ends in `_at_once` waits for neither disk nor lock, so that an event loop may call it.
+What ends in `_at_once` waits for neither disk, network nor lock, so that an event loop may call it.
 
-Grows on disk with the number of callers; counts of past days are dropped.
+The store grows with the number of callers; counts of past days are dropped.
 """
 
 from __future__ import annotations
@@ -19,36 +19,34 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from garrison.errors import ConfigError, UnavailableError
+from garrison.errors import UnavailableError
+from garrison.server.stores.base import EVER, NEAR_END, Counts, Key, Store
+from garrison.server.stores.sqlite import FILE_NAME, SqliteStore
+
+__all__ = ["CALLERS_IN_MEMORY", "FILE_NAME", "NO_LIMIT", "BudgetBook", "default_folder"]
 
 logger = logging.getLogger(__name__)
 
 CALLERS_IN_MEMORY = 65_536
-FILE_NAME = "budgets.sqlite3"
 NO_LIMIT = -1
 
-_SCHEMA_VERSION = 1
 _LEASES = 64
 _MOST_LEASED = 4_096
-_BUSY_SECONDS = 1.0
-"""So long a request waits for another program's lock; its client is told to try again then."""
-_OPENING_SECONDS = 10.0
-_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _FRESH_SECONDS = 0.25
 """Near its end, a count is read again after this: other servers may have used rows, or given some back."""
-_NEAR_END = 4
-_EVER, _DAY = "ever", "day"
+_DAY = "day"
 
-Key = tuple[str, str, str]
-"""Model, caller, period."""
+Wants = Sequence[tuple[str, int]]
+"""Callers and rows."""
+Charge = tuple[str, str, int, Wants]
+"""Model, period, limit, and who wants what; a count (model, caller) may stand in one of several charges only once."""
 
 
 class _Account:
-    """What is known of one caller: rows in the database (leases included), and of those leased here and not yet used."""
+    """What is known of one caller: rows in the store (leases included), and of those leased here and not yet used."""
 
     __slots__ = ("idle", "read", "recorded", "unused")
 
@@ -62,14 +60,14 @@ class _Account:
         return max(least, limit - self.recorded + self.unused)
 
     def is_stale(self, limit: int) -> bool:
-        return self.left(limit) * _NEAR_END < limit and time.monotonic() - self.read > _FRESH_SECONDS
+        return self.left(limit) * NEAR_END < limit and time.monotonic() - self.read > _FRESH_SECONDS
 
 
 class BudgetBook:
     """The counts of all models and callers. Safe to use from several threads.
 
     Args:
-        folder: where the database lies; made where it is not there.
+        store: where the counts lie, closed with the book; or a folder, for SQLite.
         clock: seconds since the epoch.
         callers_in_memory: how many callers' leases are held at once.
 
@@ -78,7 +76,7 @@ class BudgetBook:
     """
 
     def __init__(
-        self, folder: Path, clock: Callable[[], float] = time.time, callers_in_memory: int = CALLERS_IN_MEMORY
+        self, store: Store | Path, clock: Callable[[], float] = time.time, callers_in_memory: int = CALLERS_IN_MEMORY
     ) -> None:
         self._clock = clock
         self._most = callers_in_memory
@@ -86,26 +84,32 @@ class BudgetBook:
         self._lock = threading.Lock()
         self._day = ""
         self._next_day = 0.0
-        self._database = _open(folder)
-        self._begun = False
+        self._store = SqliteStore(store) if isinstance(store, Path) else store
+
+    @property
+    def words(self) -> str:
+        """Where the counts lie, without a password."""
+        return self._store.words
 
     def remaining(self, model: str, caller: str, period: str, limit: int, least: int = 0) -> int:
         """Rows that a caller may still ask; `least` where they are fewer, as they are below 0 for who was charged beyond the limit.
 
         Raises:
-            UnavailableError: another program holds the database for longer than a request waits.
+            UnavailableError: another program holds the store for longer than a request waits, or it cannot be reached.
         """
-        with self._lock, _no_long_wait():
+        with self._lock:
             key = model, caller, self._period(period)
-            account = self._account(key)
-            if account.is_stale(limit):
-                account.recorded, account.read = self._recorded(key), time.monotonic()
+            self._make_room()
+            with self._store.transaction() as counts:
+                account = self._account(counts, key)
+                if account.is_stale(limit):
+                    account.recorded, account.read = counts.read(key), time.monotonic()
             return account.left(limit, least)
 
     def remaining_at_once(
         self, model: str, callers: Iterable[str], period: str, limit: int, least: int = 0
     ) -> dict[str, int] | None:
-        """As `remaining`, for several callers; None where that takes the disk, or another thread is at it."""
+        """As `remaining`, for several callers; None where that takes the store, or another thread is at it."""
         if not self._lock.acquire(blocking=False):
             return None
         try:
@@ -122,19 +126,28 @@ class BudgetBook:
         finally:
             self._lock.release()
 
-    def charge_at_once(
-        self, model: str, period: str, limit: int, wants: Sequence[tuple[str, int]]
-    ) -> list[bool] | None:
-        """As `charge`, from what was leased before; None, and nothing is charged, where that takes the disk."""
+    def charge_at_once(self, model: str, period: str, limit: int, wants: Wants) -> list[bool] | None:
+        """As `charge`, from what was leased before; None, and nothing is charged, where that takes the store."""
+        return [True] * len(wants) if self.charge_all_at_once([(model, period, limit, wants)]) else None
+
+    def charge_all_at_once(self, charges: Sequence[Charge]) -> bool:
+        """Several charges (model, period, limit, wants) at once, from what was leased before; False, and nothing is charged, where that takes the store."""
         if not self._lock.acquire(blocking=False):
-            return None
+            return False
         try:
-            now = self._period_at_once(period)
-            return None if now is None else self._take_leased(model, now, limit, wants)
+            taken: list[tuple[_Account, int]] = []
+            for model, period, limit, wants in charges:
+                now = self._period_at_once(period)
+                if now is None or not self._find_leased(model, now, limit, wants, taken):
+                    return False
+            for account, rows in taken:
+                account.unused -= rows
+                account.idle = False
+            return True
         finally:
             self._lock.release()
 
-    def charge(self, model: str, period: str, limit: int, wants: Sequence[tuple[str, int]]) -> list[bool]:
+    def charge(self, model: str, period: str, limit: int, wants: Wants) -> list[bool]:
         """Charge callers with rows; what is charged is on the disk when this returns.
 
         Args:
@@ -147,16 +160,21 @@ class BudgetBook:
             For each whether it was charged; a caller who has not enough left is not charged at all.
 
         Raises:
-            UnavailableError: another program holds the database for longer than a request waits; nothing may be answered.
+            UnavailableError: the store cannot be used for longer than a request waits; nothing may be answered.
             sqlite3.Error: the disk failed; nothing that was asked for may be answered.
         """
-        with self._lock, _no_long_wait():
+        with self._lock:
             now = self._period(period)
+            self._make_room()
+            granted = [True] * len(wants)
+            touched: list[Key] = []
             try:
-                granted = [rows == 0 or self._take((model, caller, now), rows, limit) for caller, rows in wants]
-                self._commit()
+                with self._store.transaction() as counts:
+                    for k in sorted(range(len(wants)), key=lambda k: wants[k][0]):  # see `Counts`
+                        caller, rows = wants[k]
+                        granted[k] = rows == 0 or self._take(counts, (model, caller, now), rows, limit, touched)
             except BaseException:
-                self._forget_unwritten()
+                self._forget(touched)
                 raise
             return granted
 
@@ -164,132 +182,95 @@ class BudgetBook:
         """Give back leases of which nothing was used since this was called last, so that other servers may use them."""
         with self._lock:
             leased = [(key, account) for key, account in self._accounts.items() if account.unused]
-            try:
-                self._give_back([key for key, account in leased if account.idle])
-                self._commit()
-            except BaseException:
-                self._forget_unwritten()
-                raise
+            self._give_back([key for key, account in leased if account.idle])
             for _, account in leased:
                 account.idle = True
 
     def close(self) -> None:
-        """Give unused leases back, if the disk allows, and close the database."""
+        """Give unused leases back, if the store allows, and close it."""
         with self._lock:
             try:
-                _wait_at_most(self._database, _OPENING_SECONDS)  # nobody waits for an answer
-                self._give_back(list(self._accounts))
-                self._commit()
-            except sqlite3.Error as error:
+                self._give_back(list(self._accounts), patient=True)
+            except (sqlite3.Error, UnavailableError) as error:
                 logger.warning("unused budgets could not be given back: %s", error)
             finally:
-                self._database.close()
+                self._store.close()
 
-    def _take(self, key: Key, rows: int, limit: int) -> bool:
-        account = self._account(key)
+    def _take(self, counts: Counts, key: Key, rows: int, limit: int, touched: list[Key]) -> bool:
+        account = self._account(counts, key)
         account.idle = False
-        if rows <= account.unused and account.recorded - account.unused + rows <= limit:
-            account.unused -= rows
-            return True
-        return self._lease(key, account, rows, limit)
+        if rows > account.unused or account.recorded - account.unused + rows > limit:
+            if not self._store.rolls_back:
+                touched.append(key)
+            found = counts.lease(key, rows - account.unused, min(limit // _LEASES, _MOST_LEASED), limit)
+            touched.append(key)
+            account.recorded, account.read = found.recorded, time.monotonic()  # another server may have charged too
+            account.unused += found.taken
+            if rows > account.unused or account.recorded - account.unused + rows > limit:
+                return False
+        account.unused -= rows
+        return True
 
-    def _take_leased(self, model: str, period: str, limit: int, wants: Sequence[tuple[str, int]]) -> list[bool] | None:
-        """Charge all or none."""
+    def _find_leased(
+        self, model: str, period: str, limit: int, wants: Wants, taken: list[tuple[_Account, int]]
+    ) -> bool:
+        """Whether leases cover these rows; what is to be taken of them is added to `taken`."""
         totals: dict[str, int] = {}
         for caller, rows in wants:
             totals[caller] = totals.get(caller, 0) + rows
-        taken = []
         for caller, rows in totals.items():
             if rows:
                 account = self._accounts.get((model, caller, period))
                 if account is None or rows > account.unused or account.recorded - account.unused + rows > limit:
-                    return None
+                    return False
                 taken.append((account, rows))
-        for account, rows in taken:
-            account.unused -= rows
-            account.idle = False
-        return [True] * len(wants)
-
-    def _lease(self, key: Key, account: _Account, rows: int, limit: int) -> bool:
-        self._begin()
-        account.recorded, account.read = self._recorded(key), time.monotonic()  # another server may have charged too
-        needed, free = rows - account.unused, limit - account.recorded
-        if needed > free or account.recorded - account.unused + rows > limit:
-            return False
-        # Near the end leases become small, so that little lies unused where nobody asks for it.
-        lease = min(max(needed, min(limit // _LEASES, _MOST_LEASED, free // _NEAR_END)), free)
-        self._add(key, lease)
-        account.recorded += lease
-        account.unused += lease - rows
         return True
 
-    def _account(self, key: Key) -> _Account:
+    def _account(self, counts: Counts, key: Key) -> _Account:
         account = self._accounts.get(key)
         if account is not None:
             self._accounts.move_to_end(key)
             return account
-        if len(self._accounts) >= self._most:
-            oldest = [k for k, _ in zip(self._accounts, range(max(1, self._most // 8)), strict=False)]
-            began = self._begun
-            self._give_back(oldest)
-            if not began:
-                self._commit()
-        account = self._accounts[key] = _Account(self._recorded(key))
+        account = self._accounts[key] = _Account(counts.read(key))
         return account
 
-    def _give_back(self, keys: Sequence[Key]) -> None:
+    def _make_room(self) -> None:
+        if len(self._accounts) >= self._most:
+            self._give_back([k for k, _ in zip(self._accounts, range(max(1, self._most // 8)), strict=False)])
+
+    def _give_back(self, keys: Sequence[Key], *, patient: bool = False) -> None:
+        """Forget callers, and give back what they have not used."""
+        given = []
+        try:
+            with self._store.transaction(patient=patient) as counts:
+                for key in sorted(keys):
+                    unused = self._accounts[key].unused
+                    if unused:
+                        given.append(key)
+                        counts.give_back(key, unused)
+        except BaseException as error:
+            if not (self._store.rolls_back and isinstance(error, UnavailableError)):
+                self._forget(given)  # it is not known what the store holds; to forget can only cost callers rows
+            raise
+        self._forget(keys)
+
+    def _forget(self, keys: Iterable[Key]) -> None:
         for key in keys:
-            if self._accounts[key].unused:
-                self._begin()  # may fail, and nothing is forgotten then
-            unused = self._accounts.pop(key).unused
-            if unused:
-                self._database.execute(
-                    "UPDATE spent SET rows = rows - ? WHERE model = ? AND caller = ? AND period = ?", (unused, *key)
-                )
-
-    def _recorded(self, key: Key) -> int:
-        found = self._database.execute(
-            "SELECT rows FROM spent WHERE model = ? AND caller = ? AND period = ?", key
-        ).fetchone()
-        return 0 if found is None else int(found[0])
-
-    def _add(self, key: Key, rows: int) -> None:
-        self._database.execute(
-            "INSERT INTO spent (model, caller, period, rows) VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (model, caller, period) DO UPDATE SET rows = rows + excluded.rows",
-            (*key, rows),
-        )
-
-    def _begin(self) -> None:
-        if not self._begun:
-            self._database.execute("BEGIN IMMEDIATE")
-            self._begun = True
-
-    def _commit(self) -> None:
-        if self._begun:
-            self._database.execute("COMMIT")
-            self._begun = False
-
-    def _forget_unwritten(self) -> None:
-        """After a failed write it is not known which leases the disk holds. Forgetting them all can only cost callers rows."""
-        if self._begun:
-            self._accounts.clear()
-            self._begun = False
-            self._database.rollback()
+            self._accounts.pop(key, None)
 
     def _period_at_once(self, period: str) -> str | None:
         if period != _DAY:
-            return _EVER
+            return EVER
         return self._day if self._day and self._clock() < self._next_day else None
 
     def _period(self, period: str) -> str:
         if period != _DAY:
-            return _EVER
+            return EVER
         now = self._clock()
         if not self._day or now >= self._next_day:
             self._day = time.strftime("day %Y-%m-%d", time.gmtime(now))
             self._next_day = (now // 86_400 + 1) * 86_400
-            self._database.execute("DELETE FROM spent WHERE period <> ? AND period < ?", (_EVER, self._day))
+            self._store.forget(self._day)
         return self._day
 
 
@@ -297,42 +278,3 @@ def default_folder() -> Path:
     """The user's own state folder, where budgets are kept unless another is named."""
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if base else Path.home() / ".local" / "state") / "garrison"
-
-
-@contextmanager
-def _no_long_wait() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BUSY:  # the low byte says what, the rest where
-            raise
-        logger.warning("another program holds the budgets for longer than %g s", _BUSY_SECONDS)
-        raise UnavailableError("the budgets are in use elsewhere just now; try again") from error
-
-
-def _wait_at_most(database: sqlite3.Connection, seconds: float) -> None:
-    database.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
-
-
-def _open(folder: Path) -> sqlite3.Connection:
-    path = folder / FILE_NAME
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        database = sqlite3.connect(path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS spent (model TEXT, caller TEXT, period TEXT, rows INTEGER NOT NULL, "
-            "PRIMARY KEY (model, caller, period)) WITHOUT ROWID"
-        )
-        found = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if found not in {0, _SCHEMA_VERSION}:
-            raise ConfigError(f"{path} is of version {found}, this program knows version {_SCHEMA_VERSION}")
-        database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        _wait_at_most(database, _BUSY_SECONDS)
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigError(
-            f"the budgets cannot be kept in {path}: {error}; choose a folder with server.state or --state"
-        ) from error
-    return database

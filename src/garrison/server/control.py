@@ -19,6 +19,7 @@ from garrison.enclave.talk import Failed
 from garrison.errors import FrameError
 from garrison.limits import MIB
 from garrison.protocol.frames import Channel
+from garrison.server.tally import Counted
 
 MOST_BYTES = 64 * MIB
 _MARK = b"\0"
@@ -32,6 +33,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, k
         bundles: folders.
         trusted: public keys, PEM.
         signing_keys: one a bundle, so that all workers sign alike.
+        counts: whether the server wants to know what the worker counts, every second.
     """
 
     config: Config
@@ -39,6 +41,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, k
     bundles: tuple[str, ...] = ()
     trusted: tuple[bytes, ...] = ()
     signing_keys: tuple[bytes, ...] = ()
+    counts: bool = False
 
 
 class Line(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -82,7 +85,7 @@ class Wish(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 ToFront = Setup | Line | Stop | Told
-FromFront = Listening | Failed | Lost | Wish
+FromFront = Listening | Failed | Lost | Wish | Counted
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
 FROM_FRONT: msgspec.msgpack.Decoder[FromFront] = msgspec.msgpack.Decoder(FromFront)
 

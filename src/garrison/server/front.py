@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from garrison.attest.evidence import Evidence
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.confine.kernel import PR_SET_PDEATHSIG, prctl
+from garrison.enclave.log import write_server_log
 from garrison.enclave.talk import failure, raised_again
 from garrison.errors import FrameError, GarrisonError, UnavailableError
 from garrison.server.control import FrontEnd, Line, Listening, Lost, Setup, Stop, Told, Wish
@@ -26,6 +28,8 @@ from garrison.server.line import LineEnclave
 from garrison.server.root import Assembly, assemble, assemble_enclaves, run
 
 logger = logging.getLogger(__name__)
+
+_COUNT_SECONDS = 1.0
 
 
 class Front:
@@ -59,6 +63,8 @@ class Front:
         except GarrisonError as error:
             self._end.send(failure(error))
             return
+        if setup.counts:
+            threading.Thread(target=self._count, args=(assembly,), name="garrison-count", daemon=True).start()
         cards = tuple(enclave.card for enclave in assembly.enclaves)
         run(assembly, lambda _: self._end.send(Listening(cards)), self._listener, self._attend)
 
@@ -97,6 +103,13 @@ class Front:
             raise UnavailableError("the server has no evidence to show; try again")
         return told.evidence
 
+    def _count(self, assembly: Assembly) -> None:
+        """Tell the server what this worker has counted, until it has gone."""
+        with suppress(FrameError):
+            while True:
+                self._end.send(assembly.rsgi.counted())
+                time.sleep(_COUNT_SECONDS)
+
     def _attend(self, stop: Callable[[], None]) -> None:
         threading.Thread(target=self._listen, args=(stop,), name="garrison-front", daemon=True).start()
 
@@ -123,12 +136,9 @@ class Front:
 def main(words: Sequence[str]) -> None:
     """The program."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # where the server had died before, the connection says so
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is served, when it means to read the keys again
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it reaches the server too, which tells us
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s [%(process)d]: %(message)s",
-    )
+    write_server_log(text="%(asctime)s %(levelname)s %(name)s [%(process)d]: %(message)s")
     control, listener = (socket.socket(fileno=int(word)) for word in words)
     try:
         Front(FrontEnd(control), listener).run()

@@ -15,7 +15,9 @@ from garrison.limits import Limits
 from garrison.protocol.oip import ALL_JSON
 from garrison.server.batching import Batcher
 from garrison.server.budgets import BudgetBook
+from garrison.server.ledger.ledger import Ledger
 from garrison.server.model_budget import ModelBudget
+from garrison.server.quotas import Quotas
 from garrison.server.rate_limits import RateLimits
 from garrison.types import NUMPY_DTYPES
 
@@ -35,6 +37,7 @@ class Model:
         row_bytes: size of one row in binary form.
         features: values in one row.
         rate_limits: says what a caller has left.
+        budget: what callers may ask.
     """
 
     enclave: Enclave
@@ -43,6 +46,7 @@ class Model:
     row_bytes: int
     features: int
     rate_limits: RateLimits
+    budget: ModelBudget
 
     @property
     def card(self) -> ServiceCard:
@@ -77,17 +81,24 @@ class Model:
         return max(1.0, in_json / (_JSON_BYTES_A_VALUE * self.features) + binary / self.row_bytes)
 
 
-def make_model(enclave: Enclave, book: BudgetBook | None, worker: Executor, limits: Limits) -> Model:
+def make_model(
+    enclave: Enclave,
+    book: BudgetBook | None,
+    worker: Executor,
+    limits: Limits,
+    quotas: Quotas | None = None,
+    ledger: Ledger | None = None,
+) -> Model:
     """Put a queue and a budget before a started enclave."""
     card = enclave.card
     manifest = parse_manifest(card.manifest_json)
-    counted = book if card.budget_rows else None
-    budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, counted, card.budget_distinct)
+    budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, book, card.budget_distinct, quotas)
     features = sum(math.prod(spec.shape) for spec in manifest.inputs)
     row_bytes = sum(map(_row_bytes, manifest.inputs))
     begin = enclave.begin if isinstance(enclave, Elsewhere) else None
-    batcher = Batcher(enclave.call, budget, worker, limits, begin)
-    return Model(enclave, manifest, batcher, row_bytes, features, RateLimits(budget))
+    recorder = None if ledger is None else ledger.recorder(manifest.name, manifest.version)
+    batcher = Batcher(enclave.call, budget, worker, limits, begin, recorder)
+    return Model(enclave, manifest, batcher, row_bytes, features, RateLimits(budget), budget)
 
 
 def _row_bytes(spec: InputSpec) -> int:

@@ -49,11 +49,22 @@ def json_answer(value: object, status: int = 200, headers: Headers | None = None
     return Answer(status, [_JSON, *(headers or [])], msgspec.json.encode(value))
 
 
-def error_answer(code: str, message: str, headers: Headers | None = None) -> Answer:
-    """The response for an error code. The message of what is our own fault, or not in the table, is not shown."""
+def shown(code: str, message: str) -> tuple[str, str]:
+    """What a client is told. The message of what is our own fault, or not in the table, is not shown."""
     if code not in STATUS or code == INTERNAL:
-        code, message = INTERNAL, "the service failed on this request"
-    return json_answer(_ErrorBody(message, code), STATUS[code], [*_EXTRA.get(code, []), *(headers or [])])
+        return INTERNAL, "the service failed on this request"
+    return code, message
+
+
+def extra_headers(code: str) -> Headers:
+    """Headers that go with an error."""
+    return _EXTRA.get(code, [])
+
+
+def error_answer(code: str, message: str, headers: Headers | None = None) -> Answer:
+    """The response for an error code."""
+    code, message = shown(code, message)
+    return json_answer(_ErrorBody(message, code), STATUS[code], [*extra_headers(code), *(headers or [])])
 
 
 def answer_of(error: GarrisonError) -> Answer:

@@ -22,8 +22,9 @@ from garrison.enclave.host import Enclave, Launch, launch
 from garrison.enclave.program import Program
 from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError
 from garrison.limits import MIB
-from garrison.server.auth import ADDRESS, read_keys
+from garrison.server.auth import ADDRESS, CERTIFICATE, SUBJECT, read_keys
 from garrison.server.budgets import default_folder
+from garrison.server.stores import scheme_of
 from garrison.types import ANYBODY
 from garrison.upstream.target import Target
 
@@ -92,14 +93,29 @@ def stop_all(enclaves: Sequence[Enclave]) -> None:
 
 
 def check_exposure(config: Config) -> None:
-    """Raise `ConfigError` where strangers could reach a server that knows no keys, unless that is asked for."""
+    """Raise `ConfigError` where strangers could reach a server that knows nobody, or read what passes, unless that is asked for."""
     server = config.server
-    if server.keys or server.allow_anonymous or _is_loopback(server.host):
+    if server.store:
+        scheme_of(server.store)
+    if _is_loopback(server.host):
         return
-    raise ConfigError(
-        f"listening at {server.host} would let anybody ask without a key: give a key file (server.keys, --keys), "
-        "or say that this is meant (server.allow_anonymous, --allow-anonymous)"
-    )
+    if not (server.keys or config.oidc.issuer or server.tls_client_names or server.allow_anonymous):
+        raise ConfigError(
+            f"listening at {server.host} would let anybody ask without a key: give a key file (server.keys, --keys), "
+            "or say that this is meant (server.allow_anonymous, --allow-anonymous)"
+        )
+    if not (server.tls_cert or server.insecure_plaintext):
+        raise ConfigError(
+            f"listening at {server.host} without TLS would show keys and inputs to whoever is on the way: give a certificate (server.tls_cert and "
+            "server.tls_key, --tls-cert and --tls-key), or say that this is meant (server.insecure_plaintext, --insecure-plaintext)"
+        )
+
+
+def check_models(config: Config, names: Sequence[str]) -> None:
+    """Raise `ConfigError` for quotas of a model that is not served: a misspelt name must not leave one without."""
+    unknown = sorted(config.models.keys() - set(names))
+    if unknown:
+        raise ConfigError(f"models.{unknown[0]}: no such model is served, only {', '.join(names)}")
 
 
 def state_folder(config: Config) -> Path:
@@ -137,20 +153,24 @@ def _check_state(named: str) -> None:
 
 
 def _check_callers(config: Config) -> None:
-    """Raise `ConfigError` for a release policy of a caller who cannot come: a misspelt name must not leave it without one."""
-    named = {name for name in config.callers if name != ANYBODY}
-    if not config.server.keys:
-        unknown = sorted(name for name in named if not name.startswith(ADDRESS))
-        if unknown:
+    """Raise `ConfigError` for a policy or quota of a caller who cannot come: a misspelt name must not leave it without one."""
+    server = config.server
+    shown = bool(server.keys or config.oidc.issuer)
+    # Where a key or token is shown too, its name counts.
+    kinds = {SUBJECT: bool(config.oidc.issuer), CERTIFICATE: server.tls_client_names and not shown}
+    by_address = not (shown or server.tls_client_names)
+    known = read_keys(Path(server.keys)).keys if server.keys else {}
+    for name in sorted(name for name in config.callers if name != ANYBODY):
+        kind = name.partition(":")[0] + ":"
+        if kinds.get(kind, False) or name in known or (by_address and name.startswith(ADDRESS)):
+            continue
+        if by_address:
             raise ConfigError(
-                f'callers.{unknown[0]}: there are no keys (server.keys), so callers are addresses, such as "{ADDRESS}127.0.0.1"'
+                f'callers.{name}: there are no keys (server.keys), so callers are addresses, such as "{ADDRESS}127.0.0.1"'
             )
-        return
-    known = read_keys(Path(config.server.keys)).keys
-    unknown = sorted(named - known.keys())
-    if unknown:
         raise ConfigError(
-            f"callers.{unknown[0]}: {config.server.keys} holds no key of that name, only {', '.join(sorted(known)) or 'none'}"
+            f"callers.{name}: {server.keys or 'no key file'} holds no key of that name, only {', '.join(sorted(known)) or 'none'}; tokens name "
+            f'"{SUBJECT}SUBJECT" (oidc), certificates "{CERTIFICATE}NAME" (server.tls_client_names)'
         )
 
 
@@ -173,7 +193,7 @@ def _start(config: Config, bundle: Path, peek: _Peek, trusted: Sequence[OwnerPub
         upstream=_upstream(server),
         address=server.enclave,
         snapshots=state_folder(config) / _SNAPSHOTS,
-        callers={name: caller.policy for name, caller in config.callers.items()},
+        callers={name: caller.policy for name, caller in config.callers.items() if caller.policy is not None},
     )
 
 

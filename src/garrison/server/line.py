@@ -12,6 +12,7 @@ from garrison.enclave.conversation import Asked, Conversation, is_at_fault
 from garrison.enclave.host import ServiceCard
 from garrison.errors import FrameError, UnavailableError
 from garrison.limits import Limits
+from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.messages import Ask, Reply
 
 _AWAY = "the enclave is being started anew; try again"
@@ -72,6 +73,9 @@ class LineEnclave:
 
     def begin(self, asks: Sequence[Ask]) -> Asked | None:
         return self._present().begin(asks)
+
+    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+        return self._present().witness(ledger, at, head)
 
     def evidence(self, nonce: bytes) -> Evidence:
         return self._evidence(nonce)

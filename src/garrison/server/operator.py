@@ -20,8 +20,9 @@ from pathlib import Path
 import msgspec
 
 from garrison.bundle.manifest import parse_manifest
-from garrison.enclave.host import Alarm, Enclave, Watching
+from garrison.enclave.host import Alarm, Drifting, DriftReport, Enclave, Watching
 from garrison.errors import ConfigError, GarrisonError, UnavailableError
+from garrison.server.ledger.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,21 @@ class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         clear: forget what is known of this caller; "" to see the alarms.
+        drift: see how far callers have drifted, in place of the alarms.
         model: of this model alone; "" for all.
     """
 
     clear: str = ""
     model: str = ""
+    drift: bool = False
+
+
+class ModelDrift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far the callers of one model have drifted."""
+
+    model: str
+    version: int
+    report: DriftReport
 
 
 class ModelAlarms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,11 +68,13 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         models: that watch their callers.
         cleared: models that knew the caller.
+        drift: of the models that look for drift.
         error: why there is no answer; "" where there is one.
     """
 
     models: tuple[ModelAlarms, ...] = ()
     cleared: tuple[str, ...] = ()
+    drift: tuple[ModelDrift, ...] = ()
     error: str = ""
 
 
@@ -71,10 +84,12 @@ class OperatorSocket:
     Args:
         folder: the state folder.
         enclaves: whose callers are watched.
+        ledger: where what an operator does is written down before it is done; None for nowhere.
     """
 
-    def __init__(self, folder: Path, enclaves: Sequence[Enclave]) -> None:
+    def __init__(self, folder: Path, enclaves: Sequence[Enclave], ledger: Ledger | None = None) -> None:
         self._enclaves = tuple(enclaves)
+        self._ledger = ledger
         self._path = folder / f"operator.{os.getpid()}.sock"
         self._socket = socket.socket(socket.AF_UNIX)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,23 +119,38 @@ class OperatorSocket:
                 return
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SECONDS)
-                if _is_operator(connection):
-                    connection.sendall(msgspec.json.encode(self._told(_line(connection, MOST_BYTES))) + b"\n")
+                user = _user_of(connection)
+                if user in {0, os.geteuid()}:
+                    connection.sendall(msgspec.json.encode(self._told(_line(connection, MOST_BYTES), user)) + b"\n")
 
-    def _told(self, line: bytes) -> Told:
+    def _told(self, line: bytes, user: int) -> Told:
         try:
             wish = msgspec.json.decode(line, type=Wish)
+            if wish.drift:
+                return self._drift(wish.model)
             watching = [(name, version, e) for name, version, e in self._named() if wish.model in {"", name}]
             if not watching:
                 return Told(error=f"no model here watches its callers{f', named {wish.model!r}' if wish.model else ''}")
             if not wish.clear:
                 return Told(models=tuple(ModelAlarms(n, v, tuple(e.alarms())) for n, v, e in watching))
+            self._write_down("alarms.clear", user, wish, [f"{n}, version {v}" for n, v, _ in watching])
             return Told(cleared=tuple(f"{n}, version {v}" for n, v, e in watching if e.clear_alarm(wish.clear)))
         except (GarrisonError, msgspec.DecodeError, UnicodeDecodeError) as error:
             return Told(error=str(error))
         except Exception:
             logger.exception("an operator's wish could not be answered")
             return Told(error="the server failed on this; its log says why")
+
+    def _write_down(self, act: str, user: int, wish: Wish, models: Sequence[str]) -> None:
+        """Raises `UnavailableError` where it cannot be; then it is not done either."""
+        if self._ledger is not None:
+            self._ledger.act(act, user, caller=wish.clear, models="; ".join(models))
+
+    def _drift(self, model: str) -> Told:
+        found = [(n, v, e.drift()) for n, v, e in drifting(self._enclaves) if model in {"", n}]
+        if not found:
+            return Told(error=f"no model here looks for drift{f', named {model!r}' if model else ''}")
+        return Told(drift=tuple(ModelDrift(n, v, report) for n, v, report in found if report is not None))
 
     def _named(self) -> Iterator[tuple[str, int, Watching]]:
         for enclave in self._enclaves:
@@ -129,15 +159,31 @@ class OperatorSocket:
                 yield manifest.name, manifest.version, enclave
 
 
-def open_operator(folder: Path, enclaves: Sequence[Enclave]) -> OperatorSocket | None:
+def open_operator(folder: Path, enclaves: Sequence[Enclave], ledger: Ledger | None = None) -> OperatorSocket | None:
     """The socket of a server some of whose models watch their callers; None where none does, or it cannot be made."""
-    if not any(_is_watched(enclave) for enclave in enclaves):
+    if not any(_is_watched(enclave) for enclave in enclaves) and not any(drifting(enclaves)):
         return None
     try:
-        return OperatorSocket(folder, enclaves)
+        return OperatorSocket(folder, enclaves, ledger)
     except OSError as error:
         logger.warning("alarms cannot be seen or cleared: no socket in %s: %s", folder, error)
         return None
+
+
+def watching(enclaves: Sequence[Enclave]) -> Iterator[tuple[str, int, Watching]]:
+    """Name, version and enclave of each model that watches its callers."""
+    for enclave in enclaves:
+        if isinstance(enclave, Watching) and _is_watched(enclave):
+            manifest = parse_manifest(enclave.card.manifest_json)
+            yield manifest.name, manifest.version, enclave
+
+
+def drifting(enclaves: Sequence[Enclave]) -> Iterator[tuple[str, int, Drifting]]:
+    """Name, version and enclave of each model that looks for drift."""
+    for enclave in enclaves:
+        if isinstance(enclave, Drifting) and any(spec.name == "drift" for spec in enclave.card.chain):
+            manifest = parse_manifest(enclave.card.manifest_json)
+            yield manifest.name, manifest.version, enclave
 
 
 def ask_servers(folder: Path, wish: Wish) -> list[Told]:
@@ -149,7 +195,9 @@ def ask_servers(folder: Path, wish: Wish) -> list[Told]:
     """
     found = [told for path in sorted(folder.glob("operator.*.sock")) if (told := _ask(path, wish)) is not None]
     if not found:
-        raise UnavailableError(f"no server that watches its callers runs with the state folder {folder} (--state)")
+        raise UnavailableError(
+            f"no server that watches its callers, or looks for drift, runs with the state folder {folder} (--state)"
+        )
     errors = [told.error for told in found if told.error]
     if len(errors) == len(found):
         raise ConfigError(errors[0])
@@ -176,9 +224,10 @@ def _is_watched(enclave: Enclave) -> bool:
     return any(spec.name == "watch" for spec in enclave.card.chain)
 
 
-def _is_operator(connection: socket.socket) -> bool:
+def _user_of(connection: socket.socket) -> int:
+    """Number of the user at the other end, as the kernel says."""
     _, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return user in {0, os.geteuid()}
+    return int(user)
 
 
 def _line(connection: socket.socket, most: int) -> bytes:

@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from granian._granian import RSGIProtocolClosed, SocketHolder
 from granian.constants import HTTPModes, Interfaces
@@ -24,33 +24,42 @@ from garrison.errors import (
     MalformedRequestError,
     MethodError,
     SlowRequestError,
-    UnavailableError,
 )
+from garrison.limits import Limits
+from garrison.protocol.http_signature import ACCEPT_HEADER, DIGEST_HEADER
 from garrison.protocol.http_status import INTERNAL
 from garrison.protocol.messages import Reply
-from garrison.server.app import (
+from garrison.server.admission import Admission
+from garrison.server.app import App, Route, write_evidence
+from garrison.server.batching import Batcher
+from garrison.server.half_open import HalfOpen
+from garrison.server.held import HeldBytes
+from garrison.server.hosting import Model
+from garrison.server.http_errors import Answer, answer_of, error_answer
+from garrison.server.identity import ANYONE, Identity
+from garrison.server.listening import BACKLOG
+from garrison.server.questions import (
     LENGTH_HEADER,
     NONCE_HEADER,
     TIMEOUT_HEADER,
     WORK_HEADER,
-    App,
-    Route,
     is_sealed,
     rate_limits,
     read_deadline,
     read_question,
     read_sealed,
     write_answer,
-    write_evidence,
     write_sealed,
 )
-from garrison.server.auth import Authenticator
-from garrison.server.batching import Batcher
-from garrison.server.http_errors import Answer, answer_of, error_answer
-from garrison.server.listening import BACKLOG
+from garrison.server.signing import Signatures
+from garrison.server.tally import Counted
+from garrison.server.tls import Certificates
 
 logger = logging.getLogger(__name__)
 
+WebServer: TypeAlias = Server
+
+AUTHORIZATION = "authorization"
 _SMALL_BODY_BYTES = 64 * 1024
 _PAGE_BODY_BYTES = 64 * 1024
 _SWEEP_SECONDS = 0.5
@@ -66,21 +75,29 @@ class RsgiApp:
 
     Attributes:
         in_flight: requests that are being answered.
+        half_open: is told who has brought a request, where somebody wants to know.
+        held: what their bodies take.
+        tracing: see `garrison.server.tracing`; None for no traces.
     """
 
-    def __init__(self, app: App, authenticator: Authenticator) -> None:
+    def __init__(self, app: App, admission: Admission, signatures: Signatures | None = None) -> None:
         self._app = app
+        self._signatures = signatures or Signatures()
         self._limits = app.limits
-        self._auth = authenticator
-        self._held_bytes = 0
-        self._held_by: dict[str, int] = {}
+        self._admission = admission
+        self.held = HeldBytes(self._limits.queue_bytes)
         self._reading: dict[asyncio.Task[Any], float] = {}
         self._waiting: dict[asyncio.Future[Reply], Any] = {}
         self._watches: set[asyncio.Task[None]] = set()
         self.in_flight = 0
+        self.half_open: HalfOpen | None = None
+        self._errors: dict[str, int] = {}
+        self.tracing: Any = None
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         self.in_flight += 1
+        if self.half_open is not None:
+            self.half_open.note(scope.client)
         try:
             answer = await self._answer(scope, protocol)
             if scope.method == "HEAD":
@@ -92,6 +109,19 @@ class RsgiApp:
         finally:
             self.in_flight -= 1
 
+    def use(self, limits: Limits) -> None:
+        """Take these limits in place of those before; see `garrison.server.reload`."""
+        self._limits = self._app.limits = limits
+        self.held.most = limits.queue_bytes
+        for model in self._app.hosting:
+            model.batcher.use(limits)
+
+    def counted(self) -> Counted:
+        """What this process has counted so far. May be called from any thread."""
+        hosting = self._app.hosting
+        models = [m.batcher.count.copied(m.name, m.version, m.batcher.queued) for m in hosting]
+        return Counted(models, dict(self._errors), self.in_flight)
+
     async def sweep(self) -> None:
         """Ends what has taken too long, gives back what nobody uses, and looks for new keys; until cancelled."""
         loop = asyncio.get_running_loop()
@@ -100,29 +130,31 @@ class RsgiApp:
             now = loop.time()
             for task in [task for task, deadline in self._reading.items() if deadline <= now]:
                 task.cancel()
-            for model in self._app.hosting:
-                model.batcher.sweep()
-            self._watch()
-            self._auth.refresh()
+            try:
+                for model in self._app.hosting:
+                    model.batcher.sweep()
+                self._watch()
+                self._admission.sweep()
+            except Exception:  # without this task a key that was revoked would stay good
+                logger.exception("a look at what takes too long, and for new keys, failed")
 
     async def _answer(self, scope: Any, protocol: Any) -> Answer:
         try:
             route = self._app.route(scope.path)
-            caller = "" if route and route.open else self._auth.caller(scope.headers.get("authorization"), scope.client)
+            who = ANYONE
+            if route is None or not route.open:
+                who = self._admission.identify(_single(scope.headers, AUTHORIZATION), scope.client)
             if route is None:
-                raise self._app.why_not_found(scope.path)
+                raise self._app.why_not_found(scope.path, who.scopes)
+            self._app.allow(route, who.scopes, scope.path)
             if scope.method not in route.methods:
                 return _wrong_method(scope.method, route)
-            page = route.page_for(caller)
-            if page is not None:
-                if scope.method == "POST":
-                    await self._read(scope, protocol, _PAGE_BODY_BYTES, caller)
-                return page()
-            if route.evidence:
-                model, nonce = self._app.read_challenge(scope.query_string)
-                return write_evidence(await model.evidence(nonce))
-            return await self._infer(route, caller, scope, protocol)
+            if route.model is not None:
+                away = self.turned_away(who.name, route.model)
+                return away or await self._traced(route.model, who.name, scope, protocol)
+            return await self._show(route, who, scope, protocol)
         except GarrisonError as error:
+            self._errors[error.code] = self._errors.get(error.code, 0) + 1
             return answer_of(error)
         except (_ClientGoneError, RSGIProtocolClosed, asyncio.CancelledError):
             raise
@@ -130,48 +162,53 @@ class RsgiApp:
             logger.exception("a request to %r failed", scope.path)
             return error_answer(INTERNAL, "")
 
-    async def _infer(self, route: Route, caller: str, scope: Any, protocol: Any) -> Answer:
-        model, headers = route.model, scope.headers
-        if model is None:
-            raise GarrisonError("a route leads to neither page nor model")
-        if headers.get("content-encoding", "identity") != "identity":
+    async def _show(self, route: Route, who: Identity, scope: Any, protocol: Any) -> Answer:
+        """A page, or evidence."""
+        page = route.page_for(who.name, who.scopes)
+        if page is not None:
+            if scope.method == "POST":
+                await self._read(scope, protocol, _PAGE_BODY_BYTES, who.name)
+            return page()
+        model, nonce = self._app.read_challenge(scope.query_string, who.scopes)
+        away = self._admission.too_fast(who.name, model)
+        return error_answer(*away) if away is not None else write_evidence(await model.evidence(nonce))
+
+    def turned_away(self, caller: str, model: Model) -> Answer | None:
+        """The answer for whom the operator's quotas keep out now, before anything of a request is read; None for all others."""
+        away = self._admission.too_fast(caller, model) or self._admission.used_up(caller, model)
+        return error_answer(*away) if away is not None else None
+
+    async def _traced(self, model: Model, caller: str, scope: Any, protocol: Any) -> Answer:
+        if self.tracing is None:
+            return await self._infer(model, caller, scope, protocol)
+        parents = scope.headers.get_all("traceparent")
+        answer: Answer = await self.tracing.around(parents, model, self._infer(model, caller, scope, protocol))
+        return answer
+
+    async def _infer(self, model: Model, caller: str, scope: Any, protocol: Any) -> Answer:
+        headers = scope.headers
+        if (_single(headers, "content-encoding") or "identity") != "identity":
             raise MalformedRequestError("compressed bodies are not read; send this one as it is")
         deadline = read_deadline(_single(headers, TIMEOUT_HEADER), time.monotonic())
         body = await self._read(scope, protocol, self._limits.request_body_bytes, caller)
-        self._hold(caller, len(body))
+        self.held.take(caller, len(body))
         try:
             length = _single(headers, LENGTH_HEADER)
-            if is_sealed(headers.get("content-type")):
+            if is_sealed(_single(headers, "content-type")):
                 sealed = read_sealed(model, caller, body, length, deadline)
                 reply = await self._reply(model.batcher.submit(sealed), model.batcher, protocol)
                 return write_sealed(reply, rate_limits(model, sealed, reply))
             nonce = _single(headers, NONCE_HEADER)
             work = None if model.card.work is None else _single(headers, WORK_HEADER)
+            accept = _single(headers, ACCEPT_HEADER)
+            form = self._signatures.form(accept, _single(headers, DIGEST_HEADER), scope.path, body)
+            nonce = self._signatures.nonce(nonce, accept)
             question = read_question(model, caller, body, length, nonce, self._limits, deadline, work)
+            question.form = form
             reply = await self._reply(model.batcher.submit(question), model.batcher, protocol)
-            return write_answer(reply, rate_limits(model, question, reply))
+            return self._signatures.signed(write_answer(reply, rate_limits(model, question, reply)), form, reply)
         finally:
-            self._let_go(caller, len(body))
-
-    def _hold(self, caller: str, length: int, own: int = 0) -> None:
-        """Count bytes of a body, of which `own` are counted already.
-
-        Raises:
-            UnavailableError: the memory for bodies is full, or the caller's other bodies take more than is left of it.
-        """
-        mine, free = self._held_by.get(caller, 0), self._limits.queue_bytes - self._held_bytes
-        if length > free or mine - own > free:
-            raise UnavailableError("the requests that are being answered fill the memory for them; try again")
-        self._held_bytes += length
-        self._held_by[caller] = mine + length
-
-    def _let_go(self, caller: str, length: int) -> None:
-        self._held_bytes -= length
-        left = self._held_by.get(caller, 0) - length
-        if left > 0:
-            self._held_by[caller] = left
-        else:
-            self._held_by.pop(caller, None)
+            self.held.give_back(caller, len(body))
 
     async def _reply(self, future: asyncio.Future[Reply], batcher: Batcher, protocol: Any) -> Reply:
         if not batcher.busy:
@@ -224,16 +261,26 @@ class RsgiApp:
             async for part in protocol:
                 if length + len(part) > most:
                     raise _too_long(most, length + len(part))
-                self._hold(caller, len(part), length)
+                self.held.take(caller, len(part), length)
                 length += len(part)
                 parts.append(bytes(part))
             return b"".join(parts)
         finally:
-            self._let_go(caller, length)
+            self.held.give_back(caller, length)
 
 
-def make_server(application: RsgiApp, listener: socket.socket, header_read_seconds: float, connections: int) -> Server:
-    """A web server on a socket that listens already. `serve()` runs until `stop()`, and then finishes what is in flight."""
+def make_server(
+    application: RsgiApp,
+    listener: socket.socket,
+    header_read_seconds: float,
+    connections: int,
+    tls: Certificates | None = None,
+) -> Server:
+    """A web server on a socket that listens already. `serve()` runs until `stop()`, and then finishes what is in flight.
+
+    Args:
+        tls: what it shows and asks of clients; None for plain HTTP.
+    """
     return _ListeningServer(
         listener,
         application,
@@ -244,6 +291,7 @@ def make_server(application: RsgiApp, listener: socket.socket, header_read_secon
         backpressure=connections,
         http1_settings=HTTP1Settings(header_read_timeout=int(header_read_seconds * 1000)),
         log_enabled=False,
+        **({} if tls is None else tls.of_granian()),
     )
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from garrison.errors import UnavailableError
+from garrison.protocol.http_signature import Form
 from garrison.protocol.messages import Reply
 from garrison.server.model_budget import Left
 
@@ -25,10 +26,25 @@ class Waiting:
     Attributes:
         deadline: by `time.monotonic`, when its client gives up; `NEVER` where it does not say.
         work: its proof of work; "" for none.
+        form: the HTTP message signature that is wanted for its answer; None for none.
+        since: by `time.monotonic`, when it came into the queue.
         left: what its caller has left after it; None until that is known.
     """
 
-    __slots__ = ("body", "caller", "deadline", "json_bytes", "left", "nonce", "reply", "rows", "sealed", "work")
+    __slots__ = (
+        "body",
+        "caller",
+        "deadline",
+        "form",
+        "json_bytes",
+        "left",
+        "nonce",
+        "reply",
+        "rows",
+        "sealed",
+        "since",
+        "work",
+    )
 
     def __init__(
         self,
@@ -50,7 +66,9 @@ class Waiting:
         self.sealed = sealed
         self.deadline = deadline
         self.work = work
+        self.form: Form | None = None
         self.left: Left | None = None
+        self.since = 0.0
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
 
@@ -62,7 +80,7 @@ class FairQueue:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._callers: dict[str, deque[Waiting]] = {}  # in the order of their turns
         self._count = 0
         self._rows = 0.0
@@ -82,10 +100,10 @@ class FairQueue:
         Raises:
             UnavailableError: too many are waiting.
         """
-        free = self._most - self._count
+        free = self.most - self._count
         mine = self._callers.get(request.caller)
         if free <= 0:
-            raise UnavailableError(f"{self._most} requests are waiting already; try again")
+            raise UnavailableError(f"{self.most} requests are waiting already; try again")
         if mine is None:
             mine = self._callers[request.caller] = deque()
         elif len(mine) >= free:

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from garrison.config import Config
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.backends.process import YOUNG_SECONDS, pause
@@ -34,8 +36,11 @@ from garrison.enclave.talk import Failed, failure, raised_again
 from garrison.errors import ConfigError, FrameError, GarrisonError, UnavailableError
 from garrison.server.control import Line, Listening, Lost, ServerEnd, Setup, Stop, Told, Wish
 from garrison.server.launching import check_exposure, launch_all, state_folder, stop_all
+from garrison.server.ledger.ledger import open_ledger
 from garrison.server.listening import listen, url_of
+from garrison.server.operations import Operations
 from garrison.server.operator import open_operator
+from garrison.server.tally import Counted, added, ended
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +70,7 @@ class _Front:
     Attributes:
         number: its place, 0 to N-1.
         keys: by enclave, the public key of the one that its latest pipe leads to.
+        counted: what it said last that it has counted.
         failed: why it did not start.
     """
 
@@ -75,6 +81,7 @@ class _Front:
     lock: threading.Lock = field(default_factory=threading.Lock)
     keys: dict[int, bytes] = field(default_factory=dict)
     cards: tuple[ServiceCard, ...] = ()
+    counted: Counted = field(default_factory=Counted)
     failed: Failed | None = None
 
 
@@ -95,6 +102,7 @@ class Workers:
         self._events: queue.SimpleQueue[_Front | None] = queue.SimpleQueue()
         self._fronts: dict[int, _Front] = {}
         self._failures: dict[int, int] = {}
+        self._ended = Counted()
         self._due: dict[int, float] = {}
         self._stopping = False
         for number in range(config.server.workers):
@@ -143,6 +151,16 @@ class Workers:
             if front.process.returncode is not None:
                 self._bury(front)
 
+    def counted(self) -> list[Counted]:
+        """What the front workers have counted, those that have ended too; a second old, at most. May be called from any thread."""
+        return [self._ended, *(front.counted for front in list(self._fronts.values()))]
+
+    def hand_on(self, number: signal.Signals) -> None:
+        """Give a signal to all front workers. May be called from a signal handler."""
+        for front in list(self._fronts.values()):
+            with suppress(ProcessLookupError):
+                front.process.send_signal(number)
+
     def tell_to_stop(self) -> None:
         """Let `serve` end. May be called from a signal handler, and from any thread."""
         self._events.put(None)
@@ -175,6 +193,7 @@ class Workers:
         if self._fronts.get(front.number) is not front:
             return
         del self._fronts[front.number]
+        self._ended = added([self._ended, ended(front.counted)])
         young = time.monotonic() - front.born < YOUNG_SECONDS
         failures = self._failures[front.number] = self._failures.get(front.number, 0) + 1 if young else 0
         logger.error("front worker %d has ended (%d); another is started", front.process.pid, front.process.returncode)
@@ -222,6 +241,8 @@ class Workers:
             case Failed() as failed:
                 front.failed = failed
                 self._events.put(front)
+            case Counted() as counted:
+                front.counted = counted
             case Lost(k, key, hung) if k < len(self._enclaves):
                 if hung:
                     self._enclaves[k].end_hung(key)
@@ -278,31 +299,42 @@ def run_workers(
     check_exposure(config)
     alone = config.server.isolation == NONE
     listener = listen(config.server.host, config.server.port)
-    url, enclaves = url_of(listener), list[Enclave]()
-    workers, operator = Workers(config, listener), None
+    url, enclaves = url_of(listener, tls=bool(config.server.tls_cert)), list[Enclave]()
+    workers, operator, ledger, operations = Workers(config, listener), None, None, None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: workers.tell_to_stop())
+    signal.signal(signal.SIGHUP, lambda *_: workers.hand_on(signal.SIGHUP))
     try:
         if not alone:
             enclaves = launch_all(config, bundles, trusted, lines=config.server.workers, programs=programs)
         shared = [enclave for enclave in enclaves if isinstance(enclave, Shared)]
         if len(shared) < len(enclaves):
             raise ConfigError(f"--isolation {config.server.isolation} takes one worker")
-        operator = open_operator(state_folder(config), enclaves)
+        ledger = (
+            open_ledger(config, enclaves) if enclaves else None
+        )  # of what operators do; each front worker has its own
+        operator = open_operator(state_folder(config), enclaves, ledger)
+        operations = Operations(config.operations, enclaves, workers.counted)
         on_ready(url, workers.start(_setup(config, bundles, trusted, alone=alone), shared))
         workers.serve()
     finally:
+        if operations is not None:
+            operations.close()
         if operator is not None:
             operator.close()
         workers.stop()
+        if ledger is not None:
+            ledger.close()
         stop_all(enclaves)
 
 
 def _setup(config: Config, bundles: Sequence[Path], trusted: Sequence[OwnerPublicKey], *, alone: bool) -> Setup:
     if not alone:
-        return Setup(config=config, enclaves=len(bundles))
+        return Setup(config=config, enclaves=len(bundles), counts=bool(config.operations.metrics))
+    watched = msgspec.structs.replace(config.operations, metrics="")  # what it counts, this server tells
     return Setup(
-        config=config,
+        config=msgspec.structs.replace(config, operations=watched),
+        counts=bool(config.operations.metrics),
         bundles=tuple(str(bundle.absolute()) for bundle in bundles),
         trusted=tuple(key.pem for key in trusted),
         signing_keys=tuple(secrets.token_bytes(_SIGNING_KEY_BYTES) for _ in bundles),

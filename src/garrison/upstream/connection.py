@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
 
 import h11
 
 from garrison.errors import UnavailableError, UpstreamError
+from garrison.protocol.http_messages import Request, Response
 from garrison.upstream.stream import receive, send
 
 _HEAD_BYTES = 32 * 1024
@@ -34,25 +35,11 @@ SLOW = "the model's server did not answer in time; try again"
 BROKEN = "the model's server does not speak HTTP/1.1 as it should"
 DROPPED = "the model's server ended the connection in place of an answer"
 LONG = "the model's server answers with more than is read here"
+NEVER = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One request; header names in lower case."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What came back; header names in lower case, the last of a name counts."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+class WaitingError(BaseException):
+    """No answer yet. No error of anybody: it goes through all that catches errors, up to who may wait on."""
 
 
 class Connection:
@@ -62,13 +49,16 @@ class Connection:
         self._stream = stream
         self._heads: dict[tuple[str, str, tuple[tuple[str, str], ...]], bytes] = {}
         self._method, self._reusable, self._fresh = "", False, True
+        self._data, self._deadline = b"", NEVER
+        self._rest: list[bytes] = []
 
-    def begin(self, question: Question, target: str, headers: Sequence[tuple[str, str]], deadline: float) -> bool:
+    def begin(self, question: Request, target: str, headers: Sequence[tuple[str, str]], deadline: float) -> bool:
         """Send a request; False where the connection has ended."""
         sent = (*headers, *question.headers.items())
         key = question.method, target, sent
         head = self._heads.get(key)
-        self._reusable = False
+        self._reusable, self._data = False, b""
+        self._rest.clear()
         if head is None:
             if len(self._heads) >= _MOST_HEADS:
                 self._heads.clear()
@@ -84,31 +74,50 @@ class Connection:
             return False
         return True
 
-    def finish(self, deadline: float, most: int) -> Response | None:
+    def finish(self, deadline: float, most: int, until: float = NEVER) -> Response | None:
         """The answer; None where a kept connection has ended before its first byte.
 
+        Args:
+            deadline: by `time.monotonic`, when to give up.
+            most: longest body.
+            until: when to stop waiting for now; what came so far is kept, and `finish` may be called again.
+
         Raises:
+            WaitingError: not by `until`.
             UnavailableError, UpstreamError: see `Connections.ask`.
         """
         try:
-            return self._finish(deadline, most)
+            return self._finish(deadline, most, until)
         except h11.RemoteProtocolError as error:
             raise UpstreamError(BROKEN) from error
         except TimeoutError as error:
+            if time.monotonic() < deadline:
+                raise WaitingError from error
             raise UnavailableError(SLOW) from error
         except OSError as error:
             raise UpstreamError(DROPPED) from error
 
-    def _finish(self, deadline: float, most: int) -> Response | None:
-        kept, self._fresh = not self._fresh, False
-        data = self._first(deadline, kept=kept)
-        if not data:
-            return None
-        return self._plain(data, deadline, most) or self._by_h11(data, deadline, most)
+    def _finish(self, deadline: float, most: int, until: float) -> Response | None:
+        self._deadline = min(deadline, until)
+        if not self._data:
+            self._data = self._first()
+            if not self._data:
+                return None
+            self._fresh = False
+        elif self._rest:
+            self._data = b"".join((self._data, *self._rest))
+            self._rest.clear()
+        return self._plain(most) or self._by_h11(most)
 
-    def _plain(self, data: bytes, deadline: float, most: int) -> Response | None:
+    def _more(self) -> bytes:
+        """What comes next; kept, for an answer that is read in several goes."""
+        part = receive(self._stream, self._deadline)
+        self._rest.append(part)
+        return part
+
+    def _plain(self, most: int) -> Response | None:
         """An answer of the plainest form; None for h11 to read."""
-        found = _PLAIN.match(data, 0, _MOST_PLAIN_HEAD)
+        found = _PLAIN.match(self._data, 0, _MOST_PLAIN_HEAD)
         if found is None or self._method == "HEAD":
             return None
         lines = [line.split(": ", 1) for line in found[1].decode("ascii").split("\r\n")[1:]]
@@ -123,32 +132,37 @@ class Connection:
         end = found.end() + int(length)
         if int(length) > most:
             raise UpstreamError(LONG)
-        if len(data) < end:
-            parts, size = [data], len(data)
+        self._up_to(end)
+        self._reusable = len(self._data) == end  # else there is an answer that nobody asked for
+        return Response(200, headers, self._data[found.end() : end])
+
+    def _up_to(self, end: int) -> None:
+        """Read so many bytes at least. A long answer comes in many parts, which are joined once."""
+        parts, size = [self._data], len(self._data)
+        try:
             while size < end:
-                part = receive(self._stream, deadline)
+                part = receive(self._stream, self._deadline)
                 if not part:
                     raise UpstreamError(DROPPED)
                 parts.append(part)
                 size += len(part)
-            data = b"".join(parts)
-        self._reusable = len(data) == end  # else there is an answer that nobody asked for
-        return Response(200, headers, data[found.end() : end])
+        finally:
+            self._data = b"".join(parts)
 
-    def _by_h11(self, data: bytes, deadline: float, most: int) -> Response:
+    def _by_h11(self, most: int) -> Response:
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         http.send(
             h11.Request(method=self._method, target="/", headers=[("host", "h")])
         )  # as it was sent: its end is known
         http.send(h11.EndOfMessage())
-        http.receive_data(data)
+        http.receive_data(self._data)
         head: h11.Response | None = None
         parts: list[bytes] = []
         size = 0
         while True:
             event = http.next_event()
             if event is h11.NEED_DATA:
-                http.receive_data(receive(self._stream, deadline))
+                http.receive_data(self._more())
             elif isinstance(event, h11.Response):
                 head = event
             elif isinstance(event, h11.Data):
@@ -167,13 +181,13 @@ class Connection:
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
         return Response(head.status_code, headers, b"".join(parts))
 
-    def _first(self, deadline: float, *, kept: bool) -> bytes:
+    def _first(self) -> bytes:
         """The first bytes of an answer; empty where a kept connection has ended."""
         try:
-            data = receive(self._stream, deadline)
+            data = receive(self._stream, self._deadline)
         except ConnectionError:
             data = b""
-        if not data and not kept:  # nobody is known to be at fault; but whoever asks again is dropped again
+        if not data and self._fresh:  # nobody is known to be at fault; but whoever asks again is dropped again
             raise UpstreamError(DROPPED)
         return data
 

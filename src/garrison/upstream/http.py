@@ -13,13 +13,14 @@ import socket
 import ssl
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from garrison.errors import ConfigError, UnavailableError, UpstreamError
 from garrison.limits import Limits
-from garrison.upstream.connection import DOWN, DROPPED, Connection, Question, Response
+from garrison.protocol.http_messages import Request, Response
+from garrison.upstream.connection import DOWN, DROPPED, NEVER, Connection, WaitingError
 from garrison.upstream.stream import after, left
 from garrison.upstream.target import Target
 
@@ -67,6 +68,21 @@ def parse_url(url: str) -> Address:
     return Address(parts.hostname, port or _PORTS[parts.scheme], parts.scheme == "https", parts.path.rstrip("/"))
 
 
+@dataclass(slots=True, eq=False)
+class Asked:
+    """Exchanges under way, each over a connection of its own."""
+
+    questions: Sequence[Request]
+    deadline: float
+    begun: list[Connection] = field(default_factory=list)
+    found: list[Response] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Nobody waits for the answers any more."""
+        for connection in self.begun:
+            connection.close()
+
+
 class Connections:
     """Kept connections to one server. Safe to use from several threads.
 
@@ -78,6 +94,7 @@ class Connections:
         most: connections that are kept, and exchanges under way in `ask_many`.
 
     Attributes:
+        most: as given.
         opened: connections opened so far. While it stays the same, it is the same server that answers.
 
     Raises:
@@ -89,7 +106,7 @@ class Connections:
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError("the key for the model's server must be printable ASCII without spaces or line ends")
         self.opened = 0
-        self._most, self._most_bytes = most, most_bytes
+        self.most, self._most_bytes = most, most_bytes
         self._tls = _tls(authorities) if self.address.tls else None
         self._headers = [("host", self.address.name), ("accept-encoding", "identity")]
         if key:
@@ -98,7 +115,7 @@ class Connections:
         self._lock = threading.Lock()
         self._closed = False
 
-    def ask(self, question: Question, seconds: float) -> Response:
+    def ask(self, question: Request, seconds: float) -> Response:
         """One exchange, within so many seconds.
 
         Raises:
@@ -107,17 +124,57 @@ class Connections:
         """
         return self.ask_many([question], seconds)[0]
 
-    def ask_many(self, questions: Sequence[Question], seconds: float) -> list[Response]:
+    def ask_many(self, questions: Sequence[Request], seconds: float) -> list[Response]:
         """Exchanges side by side, so many at a time as connections are kept, all within so many seconds.
 
         Raises:
             UnavailableError, UpstreamError: as `ask`, if one of them fails.
         """
-        deadline = after(seconds)
         found: list[Response] = []
-        for start in range(0, len(questions), self._most):
-            found += self._side_by_side(questions[start : start + self._most], deadline)
+        deadline = after(seconds)
+        for start in range(0, len(questions), self.most):
+            found += self.finish(self.begin(questions[start : start + self.most], deadline))
         return found
+
+    def begin(self, questions: Sequence[Request], deadline: float) -> Asked:
+        """Send requests, no more than connections are kept, each over one of its own.
+
+        Args:
+            deadline: by `time.monotonic`, for sending and for the answers.
+
+        Raises:
+            UnavailableError, UpstreamError: as `ask`.
+        """
+        asked = Asked(questions, deadline)
+        try:
+            for question in questions:
+                asked.begun.append(self._begin(question, deadline))
+        except BaseException:
+            asked.close()
+            raise
+        return asked
+
+    def finish(self, asked: Asked, until: float = NEVER) -> list[Response]:
+        """The answers.
+
+        Args:
+            until: by `time.monotonic`, when to stop waiting for now.
+
+        Raises:
+            WaitingError: not by `until`; this may be called again.
+            UnavailableError, UpstreamError: as `ask`, if one of them fails.
+        """
+        try:
+            for number in range(len(asked.found), len(asked.questions)):
+                asked.found.append(self._answer(asked, number, until))
+        except WaitingError:
+            raise
+        except BaseException:
+            asked.close()
+            raise
+        for connection in asked.begun:
+            self._keep(connection)
+        return asked.found
 
     def close(self) -> None:
         with self._lock:
@@ -125,31 +182,19 @@ class Connections:
         for connection in idle:
             connection.close()
 
-    def _side_by_side(self, questions: Sequence[Question], deadline: float) -> list[Response]:
-        begun: list[Connection] = []
-        try:
-            for question in questions:
-                begun.append(self._begin(question, deadline))  # noqa: PERF401  those begun must be known if one fails
-            found = []
-            for number, question in enumerate(questions):
-                response = begun[number].finish(deadline, self._most_bytes)
-                if response is None:  # a kept connection that had ended
-                    begun[number].close()
-                    begun[number] = self._open(deadline)
-                    begun[number].begin(question, self._target(question), self._headers, deadline)
-                    response = begun[number].finish(deadline, self._most_bytes)
-                if response is None:
-                    raise UpstreamError(DROPPED)
-                found.append(response)
-        except BaseException:
-            for connection in begun:
-                connection.close()
-            raise
-        for connection in begun:
-            self._keep(connection)
-        return found
+    def _answer(self, asked: Asked, number: int, until: float) -> Response:
+        response = asked.begun[number].finish(asked.deadline, self._most_bytes, until)
+        if response is None:  # a kept connection that had ended
+            question = asked.questions[number]
+            asked.begun[number].close()
+            asked.begun[number] = self._open(asked.deadline)
+            asked.begun[number].begin(question, self._target(question), self._headers, asked.deadline)
+            response = asked.begun[number].finish(asked.deadline, self._most_bytes, until)
+        if response is None:
+            raise UpstreamError(DROPPED)
+        return response
 
-    def _begin(self, question: Question, deadline: float) -> Connection:
+    def _begin(self, question: Request, deadline: float) -> Connection:
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is not None:
@@ -162,7 +207,7 @@ class Connections:
             raise UnavailableError(DOWN)
         return connection
 
-    def _target(self, question: Question) -> str:
+    def _target(self, question: Request) -> str:
         return self.address.path + question.path
 
     def _open(self, deadline: float) -> Connection:
@@ -190,7 +235,7 @@ class Connections:
 
     def _keep(self, connection: Connection) -> None:
         with self._lock:
-            if connection.reusable and not self._closed and len(self._idle) < self._most:
+            if connection.reusable and not self._closed and len(self._idle) < self.most:
                 self._idle.append(connection)
                 return
         connection.close()

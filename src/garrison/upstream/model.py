@@ -8,7 +8,7 @@ parameters that its owner means, and what it does with the inputs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -19,11 +19,13 @@ import numpy as np
 from garrison.bundle.manifest import UpstreamEntry
 from garrison.crypto.canonical import canonical_json, sha256_hex
 from garrison.errors import ServiceError, UnavailableError, UpstreamError
+from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.types import DATATYPES, Array, FloatArray
-from garrison.upstream.connection import Question, Response
-from garrison.upstream.http import Connections
+from garrison.upstream.connection import NEVER
+from garrison.upstream.http import Asked, Connections
+from garrison.upstream.stream import after
 
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of one row may be from a sum of 1."""
@@ -135,9 +137,21 @@ def _tensors(found: list[_Tensor] | None) -> tuple[Tensor, ...]:
 def is_ready(connections: Connections, model: str, version: str, seconds: float) -> bool:
     """Whether the server says that it would answer for the model now."""
     try:
-        return connections.ask(Question("GET", f"{_path(model, version)}/ready"), seconds).status == _OK
+        return connections.ask(Request("GET", f"{_path(model, version)}/ready"), seconds).status == _OK
     except (UnavailableError, UpstreamError):
         return False
+
+
+Parts = Sequence[Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A question under way: the rows of each request, its id, and the exchanges."""
+
+    parts: Parts
+    ids: Sequence[str]
+    asked: Asked
 
 
 class UpstreamModel:
@@ -178,25 +192,47 @@ class UpstreamModel:
             UnavailableError: try again later; nothing is known to be wrong with the request.
             UpstreamError: no answer that can be used.
         """
+        parts, questions, ids = self._questions(inputs)
+        return self._joined(self._connections.ask_many(questions, self._seconds), parts, ids)
+
+    def begin(self, inputs: Mapping[str, Array]) -> Begun | None:
+        """Ask without waiting for the answer; None where that takes more requests than may be under way at once."""
+        parts, questions, ids = self._questions(inputs)
+        if len(questions) > self._connections.most:
+            return None
+        return Begun(parts, ids, self._connections.begin(questions, after(self._seconds)))
+
+    def finish(self, begun: Begun, until: float = NEVER) -> FloatArray:
+        """The answer to `begin`; as `ask`.
+
+        Raises:
+            WaitingError: not by `until`; this may be called again.
+        """
+        return self._joined(self._connections.finish(begun.asked, until), begun.parts, begun.ids)
+
+    def _questions(self, inputs: Mapping[str, Array]) -> tuple[Parts, list[Request], list[str]]:
         most = self._entry.most_rows
         rows = len(next(iter(inputs.values())))
-        parts = [{n: x[i : i + most] for n, x in inputs.items()} for i in range(0, rows, most)]
+        parts: Parts = [inputs]
+        if rows > most:
+            parts = [{n: x[i : i + most] for n, x in inputs.items()} for i in range(0, rows, most)]
         ids = [f"garrison-{next(self._numbers)}" for _ in parts]
-        questions = [self._question(part, number) for part, number in zip(parts, ids, strict=True)]
-        responses = self._connections.ask_many(questions, self._seconds)
+        return parts, [self._question(part, number) for part, number in zip(parts, ids, strict=True)], ids
+
+    def _joined(self, responses: Sequence[Response], parts: Parts, ids: Sequence[str]) -> FloatArray:
         found = [
             self._answer(response, number, len(next(iter(part.values()))))
             for response, number, part in zip(responses, ids, parts, strict=True)
         ]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _question(self, inputs: Mapping[str, Array], number: str) -> Question:
+    def _question(self, inputs: Mapping[str, Array], number: str) -> Request:
         tensors = inputs if self._entry.batched else {name: x[0] for name, x in inputs.items()}
         body, json_bytes = encode_request(tensors, binary=self.binary, outputs=(self._entry.output,), request_id=number)
         if json_bytes == ALL_JSON:
-            return Question("POST", self._path, {"content-type": "application/json"}, body)
+            return Request("POST", self._path, {"content-type": "application/json"}, body)
         headers = {"content-type": "application/octet-stream", LENGTH_HEADER: str(json_bytes)}
-        return Question("POST", self._path, headers, body)
+        return Request("POST", self._path, headers, body)
 
     def _answer(self, response: Response, number: str, rows: int) -> FloatArray:
         body = _body(response)
@@ -252,7 +288,7 @@ def _path(model: str, version: str) -> str:
 
 
 def _get(connections: Connections, path: str, seconds: float) -> bytes:
-    return _body(connections.ask(Question("GET", path), seconds))
+    return _body(connections.ask(Request("GET", path), seconds))
 
 
 def _body(response: Response) -> bytes:

@@ -18,8 +18,9 @@ from garrison.errors import ConfigError, UnavailableError, UpstreamError
 from garrison.limits import DEFAULT_LIMITS, Limits
 from garrison.runtime.misinformation import Misinformation
 from garrison.types import NUMPY_DTYPES, Array, FloatArray, RawScores
+from garrison.upstream.connection import NEVER, WaitingError
 from garrison.upstream.http import connect
-from garrison.upstream.model import UpstreamModel, describe, is_ready, softmax
+from garrison.upstream.model import Begun, UpstreamModel, describe, is_ready, softmax
 from garrison.upstream.target import Target
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class UpstreamScorer:
 
     Attributes:
         reachable: whether the server answered when it was last asked.
+        until: by `time.monotonic`, when `run` is to stop waiting for now. To be set by who calls `run`, one at a time.
 
     Raises:
         ConfigError: the bundle holds a model of its own, or the target cannot be used.
@@ -64,6 +66,8 @@ class UpstreamScorer:
             seconds=limits.upstream_seconds,
         )
         self._agreed = -1
+        self.until = NEVER
+        self._left: tuple[dict[str, Array], Begun] | None = None
         try:
             self._agree(limits.upstream_seconds)
         except UnavailableError as error:
@@ -80,13 +84,14 @@ class UpstreamScorer:
             inputs: by name, each (rows, ...) in the manifest's dtype and shape; at least one row.
 
         Raises:
+            WaitingError: not by `until`. Whoever asks for the same rows next gets the answer that is on its way.
             UnavailableError: the server cannot answer now.
             UpstreamError: it gave no answer that can be used, or runs another model.
         """
         try:
             if self._agreed < 0:
                 self._agree(self._limits.upstream_seconds)
-            values = self._model.ask(inputs)
+            values = self._ask(inputs)
             if self._agreed != self._connections.opened:
                 self._agree(self._limits.upstream_seconds)
         except UnavailableError:
@@ -97,6 +102,28 @@ class UpstreamScorer:
         if self.entry.gives == "logits":
             logits, values = values, softmax(values)
         return RawScores(values, logits, self._misinformation(inputs))
+
+    def _ask(self, inputs: dict[str, Array]) -> FloatArray:
+        begun = self._left_over(inputs)
+        if begun is None:
+            begun = self._model.begin(inputs)
+        if begun is None:
+            return self._model.ask(inputs)
+        try:
+            return self._model.finish(begun, self.until)
+        except WaitingError:
+            self._left = inputs, begun
+            raise
+
+    def _left_over(self, inputs: dict[str, Array]) -> Begun | None:
+        """The question that is under way, where it is this one."""
+        if self._left is None:
+            return None
+        (rows, begun), self._left = self._left, None
+        if all(rows[name].tobytes() == x.tobytes() for name, x in inputs.items()):
+            return begun
+        begun.asked.close()
+        return None
 
     def probe(self) -> None:
         """See whether a server that was away is back; waits for a second at most."""

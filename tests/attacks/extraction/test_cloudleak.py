@@ -101,7 +101,7 @@ def test_a_smaller_budget_asks_the_first_rows_of_a_larger_one(monkeypatch: pytes
     asked = []
     for budget in (70, 110):
         Recording.rows = []
-        monkeypatch.setattr(malicious, "_MADE", Kept(0))  # nothing is remembered between the two
+        monkeypatch.setattr(malicious, "MADE", Kept(0))  # nothing is remembered between the two
         steal(with_(), Recording(), budget=budget)
         asked.append(np.concatenate(Recording.rows))
     assert np.array_equal(asked[0], asked[1][:70])

@@ -6,7 +6,7 @@ import numpy as np
 from tests.attacks.services import Linear, facts, rows, softmax
 
 from garrison.attacks.exam import Exam
-from garrison.attacks.extraction.copycat import Copycat, changed
+from garrison.attacks.extraction.copycat import Copycat, changed, copied
 from garrison.attacks.extraction.random_labels import RandomLabels
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
@@ -44,6 +44,14 @@ def test_a_copy_is_moved_or_mirrored_and_nothing_else() -> None:
     assert set(height) == {4, 5, 6, 7, 8}
     assert set(width) == {2, 3, 4, 5, 6} | {5, 6, 7, 8, 9}  # at 4, or mirrored at 7
     assert (changed(x, 0, np.random.default_rng(0))[..., 4].sum(axis=(1, 2)) > 0).mean() < 0.7
+
+
+def test_a_copy_is_the_same_wherever_the_channels_stand() -> None:
+    x = np.random.default_rng(0).random((9, 3, 14, 13), dtype=np.float32)
+    first = copied(x, 2, np.random.default_rng(1))
+    last = copied(np.moveaxis(x, 1, -1), 2, np.random.default_rng(1))
+    assert np.array_equal(np.moveaxis(last, -1, 1), first)
+    assert np.array_equal(copied(x[:, 0], 2, np.random.default_rng(1)), first[:, 0])
 
 
 def test_copies_are_not_asked() -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tests.attacks.services import CLASSES, FEATURES, Linear, facts, rows
 
+from garrison.attacks.draws import uniform_rows
 from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.clones import Recipe
-from garrison.attacks.extraction.data_free import DataFree, Slope, disagreement, evenly
+from garrison.attacks.extraction.data_free import DataFree, Slope, disagreement
 from garrison.attacks.extraction.generators import Generator
 from garrison.attacks.extraction.students import Student
 from garrison.attacks.knowledge import Knowledge
@@ -103,7 +104,7 @@ def test_the_budget_is_asked_and_no_more(slope: str, *, labels: bool) -> None:
 
 
 def test_even_rows_are_even() -> None:
-    x = evenly(facts(), 4000, np.random.default_rng(0))
+    x = uniform_rows(np.random.default_rng(0), 4000, facts())
     assert np.abs(x.mean(axis=0) - 0.5).max() < 0.03
     assert disagreement(np.array([[0.5, 0.5]]), np.array([[0.5, 0.5]])).tolist() == [0.0]
 

@@ -92,7 +92,19 @@ def test_targets_are_probabilities_again_after_rounding() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "image"),
-    [((1, 28, 28), True), ((3, 96, 64), True), ((1, 12, 12), True), ((1, 8, 8), False), ((5,), False), ((2, 3), False)],
+    [
+        ((1, 28, 28), True),
+        ((3, 96, 64), True),
+        ((1, 12, 12), True),
+        ((5, 12, 14), True),
+        ((28, 24), True),
+        ((24, 28, 3), True),
+        ((70, 66, 1), True),
+        ((1, 8, 8), False),
+        ((40, 9), False),
+        ((5,), False),
+        ((2, 3), False),
+    ],
 )
 def test_a_network_fits_every_shape(shape: tuple[int, ...], *, image: bool) -> None:
     assert is_image(shape) is image
@@ -101,6 +113,16 @@ def test_a_network_fits_every_shape(shape: tuple[int, ...], *, image: bool) -> N
     p = clone(x[:7])
     assert p.shape == (7, 3)
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
+
+
+def test_channels_may_stand_last_or_nowhere() -> None:
+    """The same pictures in another order of axes give the same clone."""
+    x = np.random.default_rng(0).random((40, 1, 16, 14), dtype=np.float32)
+    goals = one_hot((x.mean(axis=(1, 2, 3)) > 0.5).astype(np.int64), 2)
+    forms = {(1, 16, 14): x, (16, 14): x[:, 0], (16, 14, 1): x[:, 0, :, :, None]}
+    found = [train_clone(rows, goals, facts(shape, 2), RECIPE, seed=0)(rows) for shape, rows in forms.items()]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-5)
 
 
 def test_lenet_has_the_published_size() -> None:

@@ -42,6 +42,16 @@ def trial(tactic: Tactic, service: Oracle, seed: int = 1, budget: int = 40) -> T
     return ATTACK.carry_out(service, knows(), exam, budget=budget, seed=seed, tactics=(tactic,))
 
 
+def test_a_service_that_refuses_whole_requests_is_no_crash(tactic: Tactic) -> None:
+    """Each such request is asked again row by row, so that the meter behind the tactic runs out before the attack's own."""
+    service = Accounts(refuses_above=0.9)
+    found = trial(tactic, service, budget=190)
+    assert found.queries == 190 or found.unanswered < 20
+    assert found.queries + found.cover == sum(len(part) for part in service.asked)
+    assert found.unanswered > 0
+    assert found.failed == 0
+
+
 def test_the_registered_name_is_the_tactics_own(tactic: Tactic) -> None:
     assert TACTICS[tactic.name].endswith(f":{type(tactic).__name__}")
     assert type(tactic).around is not Tactic.around

@@ -181,19 +181,24 @@ class Load:
             thread.join()
 
     def _ask(self, first: int) -> None:
-        row = first
-        while not self._done.is_set():
-            row = (row + 1) % len(self._x)
-            answer = self._served.infer(self._x[row : row + 1], "/v2/models/mlp/infer")
-            with self._lock:
-                self.told[answer.status_code] += 1
-                if answer.status_code == 200:
-                    self.good_times.append(time.monotonic())
-                    got = np.frombuffer(answer.content[-4 * CLASSES :], dtype=np.float32)
-                    if not np.allclose(got, self._expected[row], atol=1e-5):
-                        self.wrong.append(f"row {row}")
-                elif answer.json()["code"] != "unavailable":
-                    self.wrong.append(answer.text)
+        with httpx.Client(base_url=self._served.url, timeout=60) as http:
+            row = first
+            while not self._done.is_set():
+                row = (row + 1) % len(self._x)
+                body, json_bytes = encode_request({"image": self._x[row : row + 1]})
+                headers = {"inference-header-content-length": str(json_bytes)}
+                self._note(row, http.post("/v2/models/mlp/infer", content=body, headers=headers))
+
+    def _note(self, row: int, answer: httpx.Response) -> None:
+        with self._lock:
+            self.told[answer.status_code] += 1
+            if answer.status_code == 200:
+                self.good_times.append(time.monotonic())
+                got = np.frombuffer(answer.content[-4 * CLASSES :], dtype=np.float32)
+                if not np.allclose(got, self._expected[row], atol=1e-5):
+                    self.wrong.append(f"row {row}")
+            elif answer.json()["code"] != "unavailable":
+                self.wrong.append(answer.text)
 
 
 @pytest.mark.slow
@@ -205,36 +210,50 @@ def test_a_dead_worker_is_replaced_in_time(sealed: Sealed) -> None:
 
 
 def test_killed_under_load_it_serves_again_and_nobody_is_told_anything_wrong(tmp_path: Path) -> None:
+    assert max(killed_under_load(tmp_path, kills=2)) < PATIENT_SECONDS
+
+
+@pytest.mark.slow
+def test_killed_under_load_it_serves_again_in_time(tmp_path: Path) -> None:
+    """The figure that is asked for, with the clients on the same machine: from the kill to the first good answer."""
+    recoveries = killed_under_load(tmp_path, kills=2)  # later ones wait on purpose: it dies young
+    assert max(recoveries) < RECOVERY_SECONDS, recoveries
+
+
+def killed_under_load(folder: Path, kills: int) -> list[float]:
+    """Seconds from each kill to the next good answer; checks on the way that nobody is told anything wrong, and what was charged."""
     owner = OwnerKey.generate()
-    sealed = seal_mlp(tmp_path / "mlp", chain=(BOUNDS, budget(ROWS), RELEASE), owner=owner)
+    sealed = seal_mlp(folder / "mlp", chain=(BOUNDS, budget(ROWS), RELEASE), owner=owner)
     plain = launch("none", Launch(sealed.path, [owner.public]))
     x = images(64, seed=8)
     (reply,) = plain.call([Ask("caller", -1, *encode_request({"image": x}))])
     expected = np.frombuffer(reply.body[-4 * CLASSES * len(x) :], dtype=np.float32).reshape(len(x), CLASSES)
-    config = Config(server=ServerConfig(port=0, state=str(tmp_path / "state"), isolation="process"))
+    config = Config(server=ServerConfig(port=0, state=str(folder / "state"), isolation="process"))
     assembly = assemble(config, [sealed.path], [owner.public])
     with background(assembly) as url:
         (inside,) = assembly.enclaves
         assert isinstance(inside, ProcessEnclave)
-        served = Served(url, assembly)
         recoveries = []
-        with Load(served, expected, x) as load:
-            for _ in range(2):
+        with Load(Served(url, assembly), expected, x) as load:
+            for _ in range(kills):
                 time.sleep(1.5)
-                keys = inside.card.public_key
-                killed = time.monotonic()
-                os.kill(inside.process_id, signal.SIGKILL)
-                wait_until(lambda keys=keys: inside.ready and inside.card.public_key != keys)
-                wait_until(lambda killed=killed: load.good_times and load.good_times[-1] > killed + 0.1)
-                recoveries.append(min(t for t in load.good_times if t > killed + 0.1) - killed)
+                recoveries.append(_kill(inside, load))
         assert load.wrong == []
         assert set(load.told) == {200, 503}
-        assert max(recoveries) < PATIENT_SECONDS, recoveries
         book = assembly.book
         assert book is not None
         assert ROWS - book.remaining("mlp", "ip:127.0.0.1", "ever", ROWS) == load.told[200]
         published = httpx.get(f"{url}/.well-known/garrison/keys").json()["keys"][0]["public_key"]
         assert published == inside.card.public_key.hex()
+    return recoveries
+
+
+def _kill(inside: ProcessEnclave, load: Load) -> float:
+    keys, killed = inside.card.public_key, time.monotonic()
+    os.kill(inside.process_id, signal.SIGKILL)
+    wait_until(lambda: inside.ready and inside.card.public_key != keys)
+    wait_until(lambda: bool(load.good_times) and load.good_times[-1] > killed + 0.1)
+    return min(t for t in load.good_times if t > killed + 0.1) - killed
 
 
 def test_a_sealing_client_goes_on_by_itself_after_its_enclave_died(tmp_path: Path) -> None:

@@ -465,6 +465,31 @@ def test_a_dump_is_bounded_and_keeps_the_notable_first(monkeypatch: pytest.Monke
     assert ask(again, 1, "thief", seed=99)[0]
 
 
+def test_who_is_alarmed_is_dumped_before_who_asked_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone or with others; of the rest the latest."""
+    linking = {"tiny": BASE["detectors"]["tiny"], "linking": {"threshold": 1.0}}
+    state = state_of(callers=64, detectors=linking)
+    ask(state, 20, "thief", first=-5.0)
+    for i in range(4):
+        x = make_inputs(3, seed=i)
+        state.observe(
+            [f"account {i}"],
+            np.zeros(3, np.intp),
+            Rows({"x": x}, np.zeros((3, 8), np.float32), np.full(3, 0.1), make_scores(3).values),
+        )
+    for i in range(50):
+        ask(state, 1, f"caller {i}", low=False, seed=i, first=float(i + 1))
+    monkeypatch.setattr(dump, "MOST_BYTES", 10_000)
+    again = state_of(callers=64, detectors=linking)
+    again.load(state.dump())
+    assert len(again) < 40
+    wanted = {alarm.caller for alarm in state.alarms() if alarm.detector == "tiny"}
+    assert {alarm.caller for alarm in again.alarms() if alarm.active} == wanted
+    assert len(wanted) == 5
+    kept = sorted(int(name.split()[1]) for name, _ in again.places if name.startswith("caller"))
+    assert kept == list(range(50 - len(kept), 50)), "control: of the others the latest"
+
+
 @pytest.mark.parametrize("bad", ["", "junk", "cut", "version", "detector", "callers"])
 def test_what_is_no_dump_is_refused_and_nothing_of_it_used(bad: str) -> None:
     state, other = state_of(), state_of()

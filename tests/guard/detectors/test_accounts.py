@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from garrison.guard.detectors.accounts import FEWEST, MOST, Accounts, summed
+from garrison.guard.detectors.accounts import FEWEST, MOST, Accounts
 from garrison.guard.detectors.base import Seen
-from garrison.guard.detectors.near_duplicates import TERMS
+from garrison.guard.detectors.steps import TERMS
+from garrison.guard.detectors.turns import summed
 from garrison.hardening.near import empty
 from garrison.types import Array, FloatArray
 
@@ -113,6 +114,28 @@ class TestSybils:
             _, pairs = service.ask(np.array([0, 1]), rows[start : start + 2], ODD)
             service.ask(np.array([1] * 6), far_rows(6, start), PLAIN_ROW)
             assert not pairs
+
+
+class TestFraming:
+    """Somebody asks odd rows beside those that an honest caller asked before, who is under some suspicion already."""
+
+    def links(self, steps: int, rounds: int = 40) -> set[tuple[int, int]]:
+        weights = (0.5, -2.0, 5.0, *[0.0] * (TERMS - 3))
+        service = Service(detector(steps=steps, each=1.0, suspect=2.0, weights=weights), 3)
+        service.ask(np.full(FEWEST, 2), far_rows(FEWEST, 7), ODD)
+        honest, rng, found = far_rows(rounds, 8), np.random.default_rng(9), set()
+        for row in honest:
+            service.columns["suspicion"][0] = 5.0
+            service.ask(np.array([0]), row[np.newaxis], ODD)
+            beside = row + 0.3 / np.sqrt(WIDTH) * rng.normal(size=WIDTH)
+            found |= service.ask(np.array([1]), beside[np.newaxis], ODD)[1]
+        return found
+
+    def test_whose_rows_others_ask_beside_is_not_linked_for_that(self) -> None:
+        assert not self.links(steps=2)
+
+    def test_control_without_that_rule_it_would_be(self) -> None:
+        assert self.links(steps=0) == {(0, 1)}
 
 
 class TestMemory:

@@ -46,6 +46,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "bounded-prada": {"edges": (0.1, 0.5), "nats": (-0.1, 0.1, 0.5)},
     "near-duplicates": _STEPS,
+    "small-steps": {"unit": 0.02, "edges": (0.5, 2.0), "nats": (1.0, 0.2, -0.3)},
     "accounts": _STEPS
     | {"mean": [0.0] * WIDTH, "whiten": _WHITEN, "out": 20.0, "edges": (0.5, 0.9), "nats": (1.0, 0.2, -0.3)},
 }

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from garrison.guard.detectors.base import Seen
-from garrison.guard.detectors.near_duplicates import FEWEST, MOST_SLOTS, SLOTS, TERMS, NearDuplicates, drawn, terms
+from garrison.guard.detectors.near_duplicates import FEWEST, MOST_SLOTS, SLOTS, NearDuplicates, drawn
+from garrison.guard.detectors.steps import TERMS, terms
 from garrison.hardening.near import empty, fit_near_duplicates, logistic
 from garrison.hardening.shifts import PLAIN
 from garrison.types import Array, FloatArray
@@ -29,6 +30,12 @@ def seen_of(projection: FloatArray, place: Array | None = None) -> Seen:
     return Seen(where, asked, projection.astype(np.float32), nothing, nothing, nothing.astype(np.intp))
 
 
+def distances(of: NearDuplicates, seen: Seen, memory: Memory) -> tuple[FloatArray, FloatArray]:
+    """To the nearest and the second nearest."""
+    nearest, second = np.sqrt(of.apart(seen, memory.columns, memory.shared).squares) * of.unit
+    return nearest, second
+
+
 class Memory:
     def __init__(self, of: NearDuplicates, callers: int = 1) -> None:
         self.columns = {name: empty(column, callers) for name, column in of.columns(WIDTH).items()}
@@ -45,7 +52,7 @@ class TestDistances:
     def test_are_those_to_the_nearest_two_rows_asked_before(self) -> None:
         x, one = whole_rows(150), detector()
         memory = Memory(one)
-        nearest, second = one.distances(seen_of(x), memory.columns, memory.shared)
+        nearest, second = distances(one, seen_of(x), memory)
         apart = np.sqrt(((x[:, np.newaxis] - x) ** 2).sum(axis=2))
         apart[np.triu_indices(len(x))] = np.inf
         expected = np.sort(apart, axis=1)
@@ -59,9 +66,9 @@ class TestDistances:
         again = np.concatenate([x, x[:1] + 1e-4])
         one = detector()
         memory, control = Memory(one), Memory(one)
-        nearest, _ = one.distances(seen_of(again), memory.columns, memory.shared)
+        nearest, _ = distances(one, seen_of(again), memory)
         assert nearest[-1] > 1.0
-        moved, _ = one.distances(seen_of(np.concatenate([x, x[:1] + UNIT])), control.columns, control.shared)
+        moved, _ = distances(one, seen_of(np.concatenate([x, x[:1] + UNIT])), control)
         assert moved[-1] == pytest.approx(UNIT * np.sqrt(WIDTH), rel=1e-4), "control: a step is seen"
 
     def test_are_to_rows_of_the_same_caller(self) -> None:
@@ -69,7 +76,7 @@ class TestDistances:
         both, place = np.repeat(x, 2, axis=0), np.tile([0, 1], len(x))
         one = detector()
         memory = Memory(one, 2)
-        nearest, _ = one.distances(seen_of(both, place), memory.columns, memory.shared)
+        nearest, _ = distances(one, seen_of(both, place), memory)
         np.testing.assert_array_equal(nearest[::2], nearest[1::2])
         assert np.isfinite(nearest[2:]).all()
 
@@ -77,7 +84,7 @@ class TestDistances:
         x = whole_rows(4 * SLOTS, spread=6.0)
         one = detector()
         memory = Memory(one)
-        one.distances(seen_of(x), memory.columns, memory.shared)
+        distances(one, seen_of(x), memory)
         kept = {tuple(row) for row in memory.columns["rows"][0].tolist()}
         known = np.array([tuple(row) in kept for row in np.rint(x / UNIT).astype(int).tolist()])
         assert known[-40:].mean() > 0.85
@@ -91,12 +98,12 @@ class TestDistances:
         one = detector()
         long, short = Memory(one, 3), Memory(one, 3)
         seen = seen_of(x, place)
-        found = one.distances(seen, long.columns, long.shared)
+        found = distances(one, seen, long)
         parts = []
         for turn in range(100):
             rows = np.array([turn, 100 + turn, 200 + turn])
             part = Seen(*(getattr(seen, field)[rows] for field in Seen.__struct_fields__))
-            parts.append(np.stack(one.distances(part, short.columns, short.shared)))
+            parts.append(np.stack(distances(one, part, short)))
         np.testing.assert_array_equal(np.stack(found).reshape(2, 3, 100), np.stack(parts, axis=2))
 
 

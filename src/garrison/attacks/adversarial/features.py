@@ -8,7 +8,7 @@ Examples" (NDSS 2020): minimise `|x' - x_s|^2 + lambda max(D(phi(x'), phi(x_t)) 
 `|phi(x') - phi(x_t)|^2` with every value within epsilon of the source.
 
 Features are brought to unit length, so that distances lie in 0 to 2 and alpha means the same on every network. Images are
-optimised together, a fixed number at a time: one line search serves all of them, and each loss is its own image's alone.
+optimised together, some at a time: one line search serves all of them, and each loss is its own image's alone.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ except ImportError as error:
 
 ALPHA = 0.5
 """The paper's alpha."""
-AT_ONCE = 64
-"""Images that are optimised together."""
+AT_ONCE, MOST_VALUES = 64, 1_000_000
+"""Images that are optimised together, and values of all of them: the optimiser keeps some 25 double numbers a value."""
 _EVALUATIONS_A_STEP = 2
 
 
 def unit_features(phi: Network) -> Network:
     """phi, flattened and brought to unit length: (n, features)."""
     return lambda images: functional.normalize(phi(images).flatten(1), dim=1, eps=1e-6)
+
+
+def _together(images: torch.Tensor) -> int:
+    return max(1, min(AT_ONCE, MOST_VALUES // images[0].numel())) if len(images) else AT_ONCE
 
 
 def intra_class_distance(features: torch.Tensor, labels: torch.Tensor) -> float:
@@ -94,7 +98,8 @@ def featurefool(
     unit = unit_features(phi)
     margins = torch.as_tensor(margin, dtype=torch.float32).expand(len(sources))
     found = []
-    for source, guide, m in zip(*(torch.split(t, AT_ONCE) for t in (sources, guides, margins)), strict=True):
+    size = _together(sources)
+    for source, guide, m in zip(*(torch.split(t, size) for t in (sources, guides, margins)), strict=True):
         with torch.inference_mode():
             near, far = unit(guide), unit(source)
         near, far = near.clone(), far.clone()
@@ -119,7 +124,8 @@ def feature_adversary(
     """Images within epsilon of the sources, value by value, whose features are as near to the guides' as that allows."""
     unit = unit_features(phi)
     found = []
-    for source, guide in zip(*(torch.split(t, AT_ONCE) for t in (sources, guides)), strict=True):
+    size = _together(sources)
+    for source, guide in zip(*(torch.split(t, size) for t in (sources, guides)), strict=True):
         with torch.inference_mode():
             near = unit(guide)
         near = near.clone()

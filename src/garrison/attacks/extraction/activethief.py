@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.attacks.base import Goal
+from garrison.attacks.checks import at_least, positive, share
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.clusters import distances
@@ -85,10 +86,9 @@ class ActiveThief(Knockoff, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.rounds, self.candidates, self.round_epochs) < 1:
-            raise ValueError("rounds, candidates and round_epochs must be at least 1")
-        if not 0 < self.initial <= 1 or not self.wider >= 1:
-            raise ValueError("initial must lie above 0 and at most at 1, wider at least at 1")
+        at_least(self, 1, "rounds", "candidates", "round_epochs", "wider")
+        positive(self, "wider")
+        share(self, "initial")
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         pool, held = knowledge.surrogate, TransferSet(oracle)

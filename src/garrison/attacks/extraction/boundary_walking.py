@@ -15,11 +15,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from garrison.attacks.checks import at_least, share
 from garrison.attacks.exam import Loot
-from garrison.attacks.extraction.ground import Ground, Notebook, SpentError, between_classes
+from garrison.attacks.extraction.ground import Ground, Notebook, between_classes
 from garrison.attacks.extraction.retraining import LabelOnly
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import Labels, MeteredOracle
+from garrison.attacks.oracle import Labels, MeteredOracle, SpentError
 from garrison.types import BoolArray, FloatArray
 
 _REACHES = (1.0, -1.0, 3.0, -3.0, 9.0, -9.0)
@@ -46,10 +47,9 @@ class BoundaryWalking(LabelOnly, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.walkers, self.halvings) < 1:
-            raise ValueError("walkers and halvings must be at least 1")
-        if not 0 < self.first < 1 or not 0 < self.stride <= 1:
-            raise ValueError("first must lie between 0 and 1, stride in 0 to 1")
+        at_least(self, 1, "walkers", "halvings")
+        share(self, "first", one=False)
+        share(self, "stride")
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         ground = Ground.of(oracle.facts, knowledge)

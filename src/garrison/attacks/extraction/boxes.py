@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from garrison.attacks.draws import within
 from garrison.attacks.oracle import OracleFacts
 from garrison.types import Array, BoolArray, FloatArray
 
@@ -125,9 +126,7 @@ class Space:
     def rows(self, points: FloatArray) -> Array:
         """As the service takes them. Whole numbers are rounded down, as a tree's comparison would have it."""
         exact = np.floor(points) if self.facts.dtype.kind in "iub" else points
-        # Rounding to a narrower dtype must not leave the range.
-        found: Array = np.clip(exact.astype(self.facts.dtype), self.low, self.high).astype(self.facts.dtype)
-        return found.reshape(len(points), *self.facts.shape)
+        return within(exact.reshape(len(points), *self.facts.shape), self.facts)
 
     def draw(self, rng: np.random.Generator, region: Region) -> FloatArray:
         """A point drawn evenly from a box, whole numbers where the features are; shape (features,)."""

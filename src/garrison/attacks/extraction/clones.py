@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from garrison.attacks.exam import Clone
+from garrison.attacks.extraction.pixels import picture_shape
 from garrison.attacks.oracle import OracleFacts
 from garrison.errors import MissingExtraError
 from garrison.types import Array, FloatArray
@@ -70,21 +71,42 @@ class Scale(nn.Module):
         return torch.nan_to_num((x - self.shift) * self.factor)
 
 
+class ChannelsFirst(nn.Module):
+    """Rows (n, height, width) or (n, height, width, channels) as (n, channels, height, width)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1) if x.dim() == 3 else x.movedim(-1, 1)
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(channels, height, width) of rows that are treated as images; None for all others.
+
+    Channels stand first, in any number; or last or nowhere, as `picture_shape` has it.
+    """
+    first = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
+    for found in (first, picture_shape(shape)):
+        if found is not None and min(found[1:]) >= SMALLEST_IMAGE:
+            return found
+    return None
+
+
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether a row of this shape is treated as an image (channels, height, width)."""
-    return len(shape) == 3 and min(shape[1:]) >= SMALLEST_IMAGE
+    """Whether a row of this shape is treated as an image."""
+    return image_shape(shape) is not None
 
 
 def network(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """LeNet-5 (LeCun et al. 1998, with max pooling) for images, a dense network for all else; gives logits."""
-    if is_image(shape):
-        return _lenet(shape, classes)
+    image = image_shape(shape)
+    if image is not None:
+        net = _lenet(image, classes)
+        return net if image == shape else nn.Sequential(ChannelsFirst(), *net)
     width = max(64, min(256, 4 * math.prod(shape)))
     dense = (nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
     return nn.Sequential(nn.Flatten(), *dense, nn.Linear(width, classes))
 
 
-def _lenet(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def _lenet(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     channels, height, width = shape
     rows, columns = (height // 2 - 4) // 2, (width // 2 - 4) // 2
     # Tanh as published: it carries what was learnt on one kind of image to another better than ReLU does.

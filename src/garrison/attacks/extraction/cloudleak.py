@@ -23,6 +23,7 @@ import numpy as np
 
 from garrison.attacks.adversarial.features import ALPHA, intra_class_distance
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least, positive, share
 from garrison.attacks.exam import Loot, Picture
 from garrison.attacks.extraction.clones import Recipe
 from garrison.attacks.extraction.finetune import Borrowed
@@ -99,18 +100,27 @@ class CloudLeak(Attack, frozen=True):
     balance: float = 0.0
 
     def __post_init__(self) -> None:
-        counts = ("public_rows", "side", "first", "round_size", "steps", "epochs", "fewest_steps", "batch")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+        at_least(
+            self,
+            1,
+            "public_rows",
+            "side",
+            "first",
+            "round_size",
+            "steps",
+            "epochs",
+            "fewest_steps",
+            "batch",
+            "candidates",
+        )
+        positive(self, "candidates", "trade_off", "learning_rate")
+        positive(self, "weight_decay", zero=True)
+        share(self, "epsilon")
+        share(self, "balance", zero=True)
         if min(self.reused + 1, self.layer) < 0 or max(self.reused, self.layer) > max(REUSED.values()):
             raise ValueError("reused must be -1 or a number of blocks, layer 0 or the number of a block")
-        if not 1 <= self.candidates < math.inf or not 0 < self.epsilon <= 1:
-            raise ValueError("candidates must be at least 1 and finite, epsilon above 0 and at most 1")
-        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf or not 0 <= self.balance <= 1:
-            raise ValueError("learning_rate must be above 0, weight_decay at least 0, balance in 0 to 1")
-        if not 0 < self.trade_off < math.inf or not math.isfinite(self.alpha) or not -1 <= self.margin <= 1:
-            raise ValueError("trade_off must be above 0, alpha finite, margin -1 or a share up to 1")
+        if not math.isfinite(self.alpha) or not -1 <= self.margin <= 1:
+            raise ValueError("alpha must be finite, margin -1 or a share up to 1")
 
     @property
     def recipe(self) -> Recipe:
@@ -130,6 +140,10 @@ class CloudLeak(Attack, frozen=True):
         """How examples are made."""
         margin = None if self.margin == -1 else self.margin
         return Making(self.examples, self.layer, margin, self.alpha, self.trade_off, self.epsilon, self.steps)
+
+    def lacks(self, knowledge: Knowledge) -> str:
+        own = knowledge.in_distribution
+        return "" if len(knowledge.surrogate if own is None else own) else "it has no pictures to begin with"
 
     def obstacle(self, facts: OracleFacts) -> str:
         if facts.regression:

@@ -18,8 +18,9 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Goal
+from garrison.attacks.checks import at_least
 from garrison.attacks.exam import Clone
-from garrison.attacks.extraction.clones import is_image, train_clone
+from garrison.attacks.extraction.clones import image_shape, is_image, train_clone
 from garrison.attacks.extraction.knockoff import Knockoff, one_hot, surrogate_rows
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import MeteredOracle
@@ -47,17 +48,25 @@ class Copycat(Knockoff, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.copies, self.shift) < 0:
-            raise ValueError("copies and shift must not be below 0")
+        at_least(self, 0, "copies", "shift")
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:
         asked = surrogate_rows(knowledge, rng, oracle.remaining)
         seed = int(rng.integers(2**63))
         answers = oracle.query(asked)
         x, labels = asked[answers.usable], answers.labels[answers.usable]
-        many = [x, *(changed(x, self.shift, rng) for _ in range(self.copies if is_image(oracle.facts.shape) else 0))]
+        many = [x, *(copied(x, self.shift, rng) for _ in range(self.copies if is_image(oracle.facts.shape) else 0))]
         targets = one_hot(np.tile(labels, len(many)), oracle.facts.classes)
         return train_clone(np.concatenate(many), targets, oracle.facts, self.recipe, seed)
+
+
+def copied(x: Array, shift: int, rng: np.random.Generator) -> Array:
+    """`changed`, of images whose channels stand first, last or nowhere."""
+    if x.ndim == 3:
+        return changed(x[:, None], shift, rng)[:, 0]
+    if image_shape(x.shape[1:]) == x.shape[1:]:
+        return changed(x, shift, rng)
+    return np.moveaxis(changed(np.moveaxis(x, -1, 1), shift, rng), 1, -1)
 
 
 def changed(x: Array, shift: int, rng: np.random.Generator) -> Array:

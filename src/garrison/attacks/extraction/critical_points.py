@@ -24,11 +24,12 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
-from garrison.attacks.draws import has_range
+from garrison.attacks.checks import at_least
+from garrison.attacks.draws import has_range, within
 from garrison.attacks.exam import Loot
-from garrison.attacks.extraction.equations import SOFT_NEEDED, clone_of, constant, flat, observed, within
+from garrison.attacks.extraction.equations import SOFT_NEEDED, clone_of, constant, flat, observed
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import MeteredOracle, OracleFacts
+from garrison.attacks.oracle import MeteredOracle, OracleFacts, SpentError
 from garrison.types import BoolArray, FloatArray
 
 _TOLERANCE = {False: 1e-11, True: 3e-5}
@@ -63,8 +64,7 @@ class CriticalPoints(Attack, frozen=True):
     neurons: int = 64
 
     def __post_init__(self) -> None:
-        if min(self.lines, self.neurons) < 1:
-            raise ValueError("lines and neurons must be at least 1")
+        at_least(self, 1, "lines", "neurons")
 
     def obstacle(self, facts: OracleFacts) -> str:
         if facts.dtype.kind != "f":
@@ -104,10 +104,6 @@ class CriticalPoints(Attack, frozen=True):
                 return
             order = np.argsort(np.nan_to_num(off))
             model.search_line(self.neurons, points[order[[0, -1]]])
-
-
-class SpentError(Exception):
-    """The budget is used up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

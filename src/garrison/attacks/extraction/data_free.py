@@ -26,6 +26,8 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Goal
+from garrison.attacks.checks import at_least, positive, share
+from garrison.attacks.draws import has_range, uniform_rows, within
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.generators import Generator
@@ -49,7 +51,7 @@ class DataFree(Knockoff, frozen=True):
     """Ask rows that a generator made.
 
     Attributes:
-        slope: "estimated", "clone" or "none"; "estimated" is "clone" where only labels are released.
+        slope: "estimated", "clone" or "none"; "estimated" is "clone" where only labels are released or features are whole numbers.
         rows_a_round: rows that a round asks, those for the estimate left out.
         directions: of each row's estimate; each costs a query a row.
         distance: between a row and its neighbour in an estimate, as a share of the range of the inputs.
@@ -78,27 +80,24 @@ class DataFree(Knockoff, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = (self.rows_a_round, self.directions, self.generator_steps, self.round_epochs)
-        if min(counts) < 1 or self.first_rounds < 0:
-            raise ValueError(
-                "rows_a_round, directions, generator_steps and round_epochs must be at least 1, first_rounds not below 0"
-            )
-        if not 0 < self.share <= 1:
-            raise ValueError("share must lie above 0 and at most at 1")
-        if not 0 < self.distance < 1 or not 0 < self.generator_rate < math.inf:
-            raise ValueError("distance must lie between 0 and 1, generator_rate above 0 and be finite")
+        at_least(self, 1, "rows_a_round", "directions", "generator_steps", "round_epochs")
+        at_least(self, 0, "first_rounds")
+        positive(self, "generator_rate")
+        share(self, "share")
+        share(self, "distance", one=False)
 
     def obstacle(self, facts: OracleFacts) -> str:
-        if not (np.isfinite(facts.low).all() and np.isfinite(facts.high).all()):
+        if not has_range(facts):
             return "without data it needs to know the smallest and largest value of each input"
         return super().obstacle(facts)
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         del knowledge  # it has none
         facts, held = oracle.facts, TransferSet(oracle)
-        slope = Slope.CLONE if self.slope == Slope.ESTIMATED and not facts.soft else self.slope
+        # A difference over a small step needs probabilities, and rows that can be a small step apart.
+        slope = self.slope if (facts.soft and facts.dtype.kind == "f") or self.slope != Slope.ESTIMATED else Slope.CLONE
         generator = Generator(facts, self.generator_rate, int(rng.integers(2**63)))
-        student = Student(facts, evenly(facts, 1000, rng), int(rng.integers(2**63)))
+        student = Student(facts, uniform_rows(rng, 1000, facts), int(rng.integers(2**63)))
         rounds = spent = 0
         while oracle.remaining:
             begun = rounds >= self.first_rounds and slope != Slope.NONE
@@ -106,7 +105,7 @@ class DataFree(Knockoff, frozen=True):
             if begun and slope == Slope.CLONE:
                 generator.follow_clone(student, rows, self.generator_steps)
             made = math.ceil(self.share * rows) if begun else 0
-            x = np.concatenate([generator.rows(made), evenly(facts, rows - made, rng)])
+            x = np.concatenate([generator.rows(made), uniform_rows(rng, rows - made, facts)])
             new = held.ask(x)
             if made and slope == Slope.ESTIMATED and oracle.remaining >= made * self.directions:
                 spent += made * self.directions
@@ -122,25 +121,22 @@ class DataFree(Knockoff, frozen=True):
     ) -> FloatArray:
         """Gradient of the disagreement by x, shape (rows, *shape), by forward differences; 0 where a row was not answered."""
         facts = oracle.facts
+        wide = facts.high.astype(np.float64) - facts.low.astype(np.float64)
         here = disagreement(targets, student.probabilities(x))
         found = np.zeros(x.shape)
         for _ in range(self.directions):
             way = rng.normal(size=x.shape)
             way /= np.sqrt((way.reshape(len(x), -1) ** 2).sum(axis=1)).reshape(-1, *[1] * (x.ndim - 1))
-            near = np.clip(x + self.distance * (facts.high - facts.low) * way, facts.low, facts.high).astype(x.dtype)
+            near = within(x + self.distance * wide * way, facts)
             side = TransferSet(oracle)
             side.ask(near)
+            if len(side) < len(near):
+                break  # what was refused and asked again has used the budget up
             change = disagreement(side.targets, student.probabilities(near)) - here
             known = side.answered & (targets.sum(axis=1) > 0)
             slope = np.where(known, change / self.distance, 0.0) * math.prod(x.shape[1:])
             found += slope.reshape(-1, *[1] * (x.ndim - 1)) * way / self.directions
         return found
-
-
-def evenly(facts: OracleFacts, rows: int, rng: np.random.Generator) -> Array:
-    """Rows drawn evenly from the range of the inputs, shape (rows, *shape)."""
-    found: Array = rng.uniform(facts.low, facts.high, (rows, *facts.shape)).astype(facts.dtype)
-    return found
 
 
 def disagreement(p: FloatArray, q: FloatArray) -> FloatArray:

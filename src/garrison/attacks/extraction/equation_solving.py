@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least
 from garrison.attacks.exam import Clone
 from garrison.attacks.extraction.equations import (
     SLICE,
@@ -49,6 +50,8 @@ except ImportError as error:
 
 EXACT = 1e-5
 """Mean total variation on the answered rows below which the equations are taken as solved: single precision's rounding."""
+MOST_FEATURES = 4200
+"""A least squares over more of them takes minutes and gigabytes."""
 MOST_SCORED = 3000
 """Most parameters for damped scoring, whose matrix has that many rows."""
 _MOST_CHANGE = 1e-12
@@ -82,10 +85,12 @@ class EquationSolving(Attack, frozen=True):
     steps: int = 500
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError("steps must be at least 1")
+        at_least(self, 1, "steps")
 
     def obstacle(self, facts: OracleFacts) -> str:
+        features = math.prod(facts.shape)
+        if features > MOST_FEATURES:
+            return f"it solves for at most {MOST_FEATURES:,} features, and there are {features:,}"
         return "" if facts.soft or facts.scores or facts.regression else SOFT_NEEDED
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Clone:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from garrison.attacks.draws import has_range, uniform_rows
+from garrison.attacks.draws import has_range, uniform_rows, within
 from garrison.attacks.exam import Clone
 from garrison.attacks.extraction.knockoff import surrogate_rows
 from garrison.attacks.knowledge import Knowledge
@@ -79,14 +79,6 @@ def flat(x: Array) -> FloatArray:
     """Rows as (rows, features) in double precision; a missing value counts as 0."""
     found: FloatArray = np.nan_to_num(x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float64))
     return found
-
-
-def within(x: Array, facts: OracleFacts) -> Array:
-    """Rows in the service's dtype and range: rounding to a narrower dtype must not leave the range."""
-    if facts.dtype.kind in "iub":
-        x = np.rint(x)
-    found: Array = np.clip(np.clip(x, facts.low, facts.high).astype(facts.dtype), facts.low, facts.high)
-    return found.astype(facts.dtype)
 
 
 def one_hot_groups(rows: FloatArray) -> list[tuple[int, int]]:

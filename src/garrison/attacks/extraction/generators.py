@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from garrison.attacks.draws import within
 from garrison.attacks.extraction.clones import reset
 from garrison.attacks.extraction.students import Student
 from garrison.attacks.oracle import OracleFacts
@@ -53,9 +54,7 @@ class Generator:
         """Fresh rows (n, *shape)."""
         self._noise = torch.randn((n, NOISE), generator=self._generator)
         with torch.no_grad():
-            made = self._made(self._noise).numpy().astype(self._facts.dtype)
-        found: Array = np.clip(made, self._facts.low, self._facts.high).astype(self._facts.dtype)
-        return found
+            return within(self._made(self._noise).numpy(), self._facts)
 
     def climb(self, slope: FloatArray) -> None:
         """One step along a gradient by the last rows, shape (n, *shape), so that the next ones lie higher."""

@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from garrison.attacks.draws import within
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import Labels, MeteredOracle, OracleFacts
+from garrison.attacks.oracle import Labels, MeteredOracle, OracleFacts, SpentError
 from garrison.types import Array, BoolArray, FloatArray
 
 NO_ANSWER = -1
-
-
-class SpentError(Exception):
-    """The budget does not hold the next questions."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,10 +74,7 @@ class Ground:
         for place, values in self.steps.items():
             kept[:, place] = values[np.abs(points[:, place, np.newaxis] - values).argmin(axis=1)]
         flat[:, self.live] = np.clip(low + (kept + 1) / 2 * (high - low), low, high)
-        exact = np.round(flat) if self.facts.dtype.kind in "iub" else flat
-        # Rounding to a narrower dtype must not leave the range.
-        found: Array = np.clip(exact.astype(self.facts.dtype), self.low, self.high).astype(self.facts.dtype)
-        return found.reshape(len(points), *self.facts.shape)
+        return within(flat.reshape(len(points), *self.facts.shape), self.facts)
 
     def uniform(self, rng: np.random.Generator, count: int) -> FloatArray:
         """Points drawn evenly from the box, shape (count, features)."""

@@ -32,10 +32,9 @@ from garrison.attacks.extraction.equations import (
     flat,
     observe,
 )
-from garrison.attacks.extraction.stationarity import KERNEL_LEARNERS, LEARNERS, Fitted, kernel_matrix
+from garrison.attacks.extraction.stationarity import KERNEL_LEARNERS, KERNELS, LEARNERS, Fitted, kernel_matrix
 from garrison.attacks.knowledge import Knowledge, Training
 from garrison.attacks.oracle import MeteredOracle, OracleFacts
-from garrison.errors import AuditError
 from garrison.types import FloatArray
 
 
@@ -64,16 +63,20 @@ class HyperparameterStealing(Attack, frozen=True):
         return "" if facts.soft or facts.scores or facts.regression else SOFT_NEEDED
 
     def lacks(self, knowledge: Knowledge) -> str:
-        return "" if knowledge.training is not None else "it needs the rows that the model was trained on ([training])"
+        training = knowledge.training
+        if training is None:
+            return "it needs the rows that the model was trained on ([training])"
+        if training.algorithm not in {*LEARNERS, *KERNEL_LEARNERS}:
+            known = ", ".join(sorted({*LEARNERS, *KERNEL_LEARNERS}))
+            return f"it knows the learners {known}; found {training.algorithm!r}"
+        kernel = training.settings.get("kernel", KERNELS[0])
+        return "" if kernel in KERNELS else f"it knows the kernels {', '.join(KERNELS)}; found {kernel!r}"
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         facts, training = oracle.facts, knowledge.training
         if training is None:  # `lacks` has said so
             return Loot(constant(facts))
         kernel = training.algorithm in KERNEL_LEARNERS
-        if not kernel and training.algorithm not in LEARNERS:
-            known = ", ".join(sorted({*LEARNERS, *KERNEL_LEARNERS}))
-            raise AuditError(f"{self.name}: knows the learners {known}; found {training.algorithm!r}")
         rows = flat(training.x)
         unknown = 1 + (len(rows) if kernel else rows.shape[1])
         count = min(oracle.remaining, int(unknown * (1 + self.extra)))

@@ -13,12 +13,13 @@ Not covered: the search for the clone's own hyperparameters by cross-validation 
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import numpy as np
 
 from garrison.attacks.base import Goal
+from garrison.attacks.checks import at_least, positive
+from garrison.attacks.draws import within
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.knockoff import Knockoff
@@ -57,10 +58,9 @@ class Jbda(Knockoff, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.seeds, self.reservoir, self.round_epochs) < 1 or min(self.turn, self.doublings) < 0:
-            raise ValueError("seeds, reservoir and round_epochs must be at least 1, turn and doublings not below 0")
-        if not 0 < self.step < math.inf:
-            raise ValueError("step must be above 0 and finite")
+        at_least(self, 1, "seeds", "reservoir", "round_epochs")
+        at_least(self, 0, "turn", "doublings")
+        positive(self, "step")
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         begun, own = seed_rows(knowledge, rng, min(self.seeds, oracle.remaining))
@@ -117,8 +117,7 @@ class JbdaTargeted(Jbda, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError("steps must be at least 1")
+        at_least(self, 1, "steps")
 
     def moved(
         self, student: Student, x: Array, labels: Labels, number: int, facts: OracleFacts, rng: np.random.Generator
@@ -148,8 +147,7 @@ def nudged(x: Array, direction: Array, step: float, facts: OracleFacts) -> Array
     width = high - low
     spread = np.nanstd(x.astype(np.float64), axis=0)
     unit = np.where(np.isfinite(width), width, np.where(spread > 0, spread, 1.0))
-    found: Array = np.clip(x + step * unit * np.sign(direction), low, high).astype(x.dtype)
-    return found
+    return within(x + step * unit * np.sign(direction), facts)
 
 
 def reservoir_sample(rows: int, most: int, rng: np.random.Generator) -> Array:

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least, positive
 from garrison.attacks.exam import Loot, Picture
 from garrison.attacks.extraction.equations import (
     SOFT_NEEDED,
@@ -72,10 +73,11 @@ class KernelEquations(Attack, frozen=True):
     questions: Questions = "uniform"
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.representers, self.degree, self.restarts) < 1:
-            raise ValueError("steps, representers, degree and restarts must be at least 1")
-        if not 0 <= self.gamma < math.inf or not math.isfinite(self.coef0) or self.side < 0:
-            raise ValueError("gamma and side must be at least 0, gamma and coef0 finite")
+        at_least(self, 1, "steps", "representers", "degree", "restarts")
+        at_least(self, 0, "side")
+        positive(self, "gamma", zero=True)
+        if not math.isfinite(self.coef0):
+            raise ValueError(f"coef0 must be finite, found {self.coef0}")
 
     def obstacle(self, facts: OracleFacts) -> str:
         if facts.dtype.kind != "f":

@@ -13,13 +13,13 @@ answers. The rows of a smaller budget are the first rows of a larger one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least, positive, share
 from garrison.attacks.exam import Clone, Loot
 from garrison.attacks.extraction.clones import Recipe, train_clone
 from garrison.attacks.knowledge import Knowledge
@@ -50,12 +50,10 @@ class Knockoff(Attack, frozen=True):
     balance: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.fewest_steps, self.batch) < 1:
-            raise ValueError("epochs, fewest_steps and batch must be at least 1")
-        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ValueError("learning_rate must be above 0, weight_decay at least 0, both finite")
-        if not 0 <= self.balance <= 1 or not 0 <= self.averaged <= 1:
-            raise ValueError("balance and averaged must lie in 0 to 1")
+        at_least(self, 1, "epochs", "fewest_steps", "batch")
+        positive(self, "learning_rate")
+        positive(self, "weight_decay", zero=True)
+        share(self, "balance", "averaged", zero=True)
 
     @property
     def recipe(self) -> Recipe:

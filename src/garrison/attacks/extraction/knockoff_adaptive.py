@@ -16,7 +16,6 @@ usable answer earn nothing. The last training begins anew and is the random stra
 from __future__ import annotations
 
 import enum
-import math
 from collections import deque
 from typing import ClassVar
 
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.attacks.base import Goal
+from garrison.attacks.checks import at_least, positive
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.clusters import Groups, clusters
@@ -77,12 +77,10 @@ class KnockoffAdaptive(Knockoff, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.actions, self.window, self.rows_a_round, self.round_epochs) < 1:
-            raise ValueError("actions, window, rows_a_round and round_epochs must be at least 1")
+        at_least(self, 1, "actions", "window", "rows_a_round", "round_epochs")
+        positive(self, "rate")
         if len(set(self.rewards)) != len(self.rewards):
             raise ValueError("rewards must name none twice")
-        if not 0 < self.rate < math.inf:
-            raise ValueError("rate must be above 0 and finite")
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         pool, held = knowledge.surrogate, TransferSet(oracle)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from garrison.attacks.draws import has_range
 from garrison.attacks.extraction.boxes import Box, Region, Space
-from garrison.attacks.oracle import MeteredOracle, OracleFacts
+from garrison.attacks.oracle import MeteredOracle, OracleFacts, SpentError
 from garrison.types import Array, BoolArray, FloatArray
 
 _FEWEST_TOLD, _MOST_TOLD = 100, 2000
@@ -24,15 +25,11 @@ REFUSED = b""
 """The identity of what the service does not answer."""
 
 
-class SpentError(Exception):
-    """The budget is used up."""
-
-
 def tree_obstacle(facts: OracleFacts) -> str:
     """Why the leaves of a tree cannot be told apart by such a service's answers."""
     if not facts.soft and not facts.regression:
         return "leaves are told apart by their probabilities or values, and the service releases neither"
-    if not (np.isfinite(facts.low).all() and np.isfinite(facts.high).all()):
+    if not has_range(facts):
         return "it needs the range of every feature, and the service does not state all of them"
     return ""
 

@@ -19,10 +19,11 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least
 from garrison.attacks.exam import Clone, Loot
-from garrison.attacks.extraction.ground import NO_ANSWER, Ground, Notebook, SpentError
+from garrison.attacks.extraction.ground import NO_ANSWER, Ground, Notebook
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import MeteredOracle, OracleFacts
+from garrison.attacks.oracle import MeteredOracle, OracleFacts, SpentError
 from garrison.types import Array, FloatArray
 
 _ON_BOUNDARY = 16
@@ -45,8 +46,7 @@ class LowdMeek(Attack, frozen=True):
     looks: int = 500
 
     def __post_init__(self) -> None:
-        if min(self.halvings, self.looks) < 1:
-            raise ValueError("halvings and looks must be at least 1")
+        at_least(self, 1, "halvings", "looks")
 
     def obstacle(self, facts: OracleFacts) -> str:
         if facts.regression:

@@ -31,7 +31,8 @@ Examples = Literal["featurefool", "cw", "pgd", "feature-adversary", "random"]
 _SHIFT = 0.1
 """Moved copies are shifted by up to this share of a side."""
 _AT_ONCE = 128
-_MADE = Kept(64 * 2**20)
+MADE = Kept(64 * 2**20)
+"""Examples that were made before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ def made_once(
     for part in (sources, guides, *weights):
         digest.update(f"{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)
-    found = _MADE.get(digest.digest())
+    found = MADE.get(digest.digest())
     if found is None:
         found = torch.as_tensor(make(how, own, sources, guides, intra=intra, seed=seed))
-        _MADE.put(digest.digest(), found)
+        MADE.put(digest.digest(), found)
     return found.numpy().copy()
 
 
@@ -143,7 +144,7 @@ class Sources:
     def draw(self, count: int) -> FloatArray:
         """The next `count` pictures."""
         found = []
-        while count > 0:
+        while count > 0 and len(self.pictures):
             if not len(self._order):
                 self._order = self.rng.permutation(len(self.pictures))
                 self._passes += 1

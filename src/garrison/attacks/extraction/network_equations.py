@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.equations import (
     SOFT_NEEDED,
@@ -75,8 +76,7 @@ class NetworkEquations(Attack, frozen=True):
     questions: Questions = "mixed"
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.hidden, self.restarts) < 1:
-            raise ValueError("steps, hidden and restarts must be at least 1")
+        at_least(self, 1, "steps", "hidden", "restarts")
 
     def obstacle(self, facts: OracleFacts) -> str:
         return "" if facts.soft or facts.scores or facts.regression else SOFT_NEEDED

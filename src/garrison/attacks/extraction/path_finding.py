@@ -24,11 +24,12 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least, positive
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.boxes import Box, Region, Space
-from garrison.attacks.extraction.leaves import SpentError, Tree, moved, tree_obstacle
+from garrison.attacks.extraction.leaves import Tree, moved, tree_obstacle
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import MeteredOracle, OracleFacts
+from garrison.attacks.oracle import MeteredOracle, OracleFacts, SpentError
 from garrison.types import FloatArray
 
 _CORNERS = 2
@@ -53,10 +54,8 @@ class PathFinding(Attack, frozen=True):
     sweep: int = 2000
 
     def __post_init__(self) -> None:
-        if not self.epsilon > 0:
-            raise ValueError("epsilon must be above 0")
-        if min(self.checks, self.doubts, self.sweep) < 0:
-            raise ValueError("checks, doubts and sweep must be at least 0")
+        positive(self, "epsilon")
+        at_least(self, 0, "checks", "doubts", "sweep")
 
     def obstacle(self, facts: OracleFacts) -> str:
         return tree_obstacle(facts)

@@ -21,12 +21,13 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least, positive
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.boxes import Box, Region, Space
-from garrison.attacks.extraction.leaves import SpentError, Tree, moved, tree_obstacle
+from garrison.attacks.extraction.leaves import Tree, moved, tree_obstacle
 from garrison.attacks.extraction.path_finding import tree_loot, walk
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import MeteredOracle, OracleFacts
+from garrison.attacks.oracle import MeteredOracle, OracleFacts, SpentError
 from garrison.types import BoolArray, FloatArray
 
 
@@ -49,10 +50,9 @@ class PathFindingMissing(Attack, frozen=True):
     doubts: int = 8
 
     def __post_init__(self) -> None:
-        if not self.epsilon > 0:
-            raise ValueError("epsilon must be above 0")
-        if self.checks < 1 or min(self.looks, self.doubts) < 0:
-            raise ValueError("checks must be at least 1, looks and doubts at least 0")
+        positive(self, "epsilon")
+        at_least(self, 1, "checks")
+        at_least(self, 0, "looks", "doubts")
 
     def obstacle(self, facts: OracleFacts) -> str:
         if facts.missing is None or not np.asarray(facts.missing).all():

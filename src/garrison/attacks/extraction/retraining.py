@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from garrison.attacks.base import Attack, Goal
+from garrison.attacks.checks import at_least, share
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction import learners
 from garrison.attacks.extraction.ground import NO_ANSWER, Ground, Notebook
@@ -53,8 +54,7 @@ class LabelOnly(Attack, frozen=True):
     draws: Literal["uniform", "surrogate", "both"] = "both"
 
     def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise ValueError("hidden must be at least 1")
+        at_least(self, 1, "hidden")
 
     def obstacle(self, facts: OracleFacts) -> str:
         return "it needs classes, and the service answers real values" if facts.regression else ""
@@ -132,10 +132,8 @@ class AdaptiveRetraining(LabelOnly, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1:
-            raise ValueError("rounds must be at least 1")
-        if not 0 < self.first < 1:
-            raise ValueError("first must lie between 0 and 1")
+        at_least(self, 1, "rounds")
+        share(self, "first", one=False)
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         facts = oracle.facts

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Goal
+from garrison.attacks.checks import at_least
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.knockoff import Knockoff, one_hot
@@ -37,8 +38,7 @@ class SeedsAlone(Knockoff, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1:
-            raise ValueError("seeds must be at least 1")
+        at_least(self, 1, "seeds")
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         own, classes = knowledge.labelled, oracle.facts.classes

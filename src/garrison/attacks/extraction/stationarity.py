@@ -33,6 +33,8 @@ from garrison.attacks.extraction.equations import softmax
 from garrison.errors import AuditError
 from garrison.types import BoolArray, FloatArray
 
+KERNELS = ("rbf", "linear", "poly")
+"""The first is the usual one."""
 _CORNER = 1e-3
 """Distance of y f from 1 within which a row may lie at the hinge's corner; solvers stop near it, not at it."""
 _ZERO = 1e-6
@@ -92,7 +94,7 @@ def kernel_matrix(x: FloatArray, y: FloatArray, settings: Mapping[str, Any]) -> 
     Raises:
         AuditError: a kernel that is not known.
     """
-    kind, inner = settings.get("kernel", "rbf"), x @ y.T
+    kind, inner = settings.get("kernel", KERNELS[0]), x @ y.T
     gamma = float(settings.get("gamma", 1.0 / x.shape[1]))
     if kind == "linear":
         return inner

@@ -21,6 +21,21 @@ def needs_probabilities(facts: OracleFacts) -> str:
     return "" if facts.soft else "there are no probabilities to restore: the service releases labels alone"
 
 
+class Within:
+    """The meter behind a tactic, asked for no more than it has left: a refused request that was asked again row by row used more than it was long."""
+
+    def __init__(self, oracle: MeteredOracle) -> None:
+        self.facts = oracle.facts
+        self._oracle = oracle
+
+    def query(self, x: Array) -> Answers:
+        return self._oracle.query_within(x)
+
+    def query_as(self, x: Array, account: int) -> Answers:
+        """`query` from an account."""
+        return self._oracle.query_within(x, account=account)
+
+
 class Restored:
     """Turns the answered probabilities into what a restorer takes the model's own to be; the first class follows them."""
 
@@ -29,7 +44,7 @@ class Restored:
         self._oracle, self._restore = oracle, restore
 
     def query(self, x: Array) -> Answers:
-        found = self._oracle.query(x)
+        found = self._oracle.query_within(x)
         if found.probabilities is None or not found.usable.any():
             return found
         p = found.probabilities.astype(np.float64)

@@ -13,7 +13,7 @@ import numpy as np
 
 from garrison.attacks.base import Tactic
 from garrison.attacks.knowledge import Knowledge
-from garrison.attacks.oracle import Answers, MeteredOracle, OracleFacts
+from garrison.attacks.oracle import Answers, MeteredOracle, OracleFacts, filled_up
 from garrison.attacks.tactics.common import interleaved, nearest
 from garrison.types import Array
 
@@ -53,6 +53,9 @@ class _Covered:
         self._oracle, self._own, self._ratio, self._rng = oracle, own, ratio, rng
 
     def query(self, x: Array) -> Answers:
+        return filled_up(self._mixed(x[: self._oracle.remaining]), len(x))
+
+    def _mixed(self, x: Array) -> Answers:
         cover = self._own[self._rng.integers(0, len(self._own), math.ceil(self._ratio * len(x)))]
         both = np.concatenate([x, cover.astype(x.dtype, copy=False)])
         order = self._rng.permutation(len(both))

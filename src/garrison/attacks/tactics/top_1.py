@@ -13,6 +13,7 @@ import numpy as np
 from garrison.attacks.base import Tactic
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import LabelsOnly, MeteredOracle
+from garrison.attacks.tactics.common import Within, nearest
 
 
 class Top1(Tactic, frozen=True):
@@ -24,4 +25,4 @@ class Top1(Tactic, frozen=True):
         self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator
     ) -> tuple[MeteredOracle, Knowledge]:
         del rng
-        return MeteredOracle(LabelsOnly(oracle), oracle.remaining), knowledge
+        return nearest(LabelsOnly(Within(oracle)), oracle), knowledge

@@ -77,6 +77,58 @@ class Share(msgspec.Struct, frozen=True):
     high: float | None = None
 
 
+class EvasionCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What an evasion attack did to pictures that were named rightly; over all seeds, each of which has pictures of its own.
+
+    Attributes:
+        target, attack, answers: of the trials; `attack` is its name in the plan.
+        norm, epsilon: what counts as a success: a picture that lies within epsilon, in shares of the range, and is named another class.
+        budget: rows that might be asked for a picture.
+        accounts: "each" where every picture was attacked from an account of its own, else "one".
+        pictures: how many were attacked.
+        left_out: pictures that the undefended model names rightly and this target does not: refused, uncertain, or another class.
+        success_undefended: share of the pictures found that fool the target's own model without its guard (else the plain model); None where neither is at hand.
+        success_served: share that fool the service, as another user asks it.
+        success_seen: share for which the attacker saw a success among the answers.
+        queries: rows asked for a picture, the median.
+        queries_to_success: rows to the first success that the attacker saw, the median over those that had one; None for none.
+        distortion: of the pictures found, in `norm`, the median over those that fool the service; None for none.
+        unanswered: share of the rows asked that were refused.
+        watched: whether the target has detectors whose alarms could be read off.
+        alarmed: pictures during whose attack the first alarm of their account rang.
+        alarm_queries: rows of that account at its first alarm, the median over those; None for none.
+        alarm_most: the largest of them; 0 for none.
+        alarm_summed: rows of all accounts together at the very first alarm, the mean over seeds in which one rang; None for none.
+        alarmed_before_success: pictures whose alarm rang before, or at, the attacker's first success, or that had no success and an alarm.
+        detectors: which ones rang first.
+    """
+
+    target: str
+    attack: str
+    answers: str
+    norm: str
+    epsilon: float
+    budget: int
+    accounts: str
+    seeds: int
+    pictures: int
+    left_out: int
+    success_undefended: Share | None
+    success_served: Share
+    success_seen: Share
+    queries: float
+    queries_to_success: float | None
+    distortion: float | None
+    unanswered: float
+    watched: bool = False
+    alarmed: int = 0
+    alarm_queries: float | None = None
+    alarm_most: int = 0
+    alarm_summed: float | None = None
+    alarmed_before_success: int = 0
+    detectors: tuple[str, ...] = ()
+
+
 class TableCell(msgspec.Struct, frozen=True, kw_only=True):
     """One cell of a plan's table: a thief against an arm, by its dearest budget.
 
@@ -171,6 +223,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         missing: arms of the plan's table that could not be had, and why.
         cells: the plan's table; none where it has no columns.
         pareto: what each arm of it costs honest users and gives a thief.
+        evasions: what evasion attacks did to pictures.
     """
 
     format: str = FORMAT
@@ -193,6 +246,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     missing: dict[str, str] = {}
     cells: tuple[TableCell, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()
+    evasions: tuple[EvasionCard, ...] = ()
 
     def find(
         self, target: str, metric: str, *, answers: str = "none", budget: int | None = None, control: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 
-from garrison.audit.report import grid, plots, tables
+from garrison.audit.report import evasion, grid, plots, tables
 from garrison.audit.report.content import Report
 from garrison.audit.report.pareto import pareto_figure
 from garrison.errors import MissingExtraError
@@ -25,7 +25,8 @@ def render(report: Report) -> bytes:
     )
     page = environment.from_string(text).render(
         report=report,
-        main=tables.trade_off(report),
+        main=tables.trade_off(report) if report.plan.attacks else None,
+        evasions=evasion.evasions(report),
         tables=(tables.honest(report), tables.strangers(report), tables.reaching(report)),
         thieves=tables.thieves(report),
         remarks=(tables.left_out(report), tables.told(report)),
@@ -33,7 +34,9 @@ def render(report: Report) -> bytes:
         pareto=pareto_figure(report),
         clones=plots.clones_figure(report),
         similarity=plots.similarity_figure(report),
-        titles={name: grid.title_of(name) if report.cells else tables.TITLES[name] for name in report.targets},
+        titles={
+            name: grid.title_of(name) if report.cells else tables.TITLES.get(name, name) for name in report.targets
+        },
     )
     return page.encode()
 

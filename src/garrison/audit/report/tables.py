@@ -206,8 +206,10 @@ _GRADES = {"clone_accuracy": "clone accuracy", "fidelity": "fidelity", "uniform_
 
 def _price(found: Mapping[tuple[str, str], Finding]) -> tuple[Cell, Cell]:
     f = max(found.values(), key=lambda f: f.queries)
-    cover = f"{f.cover:,} of cover" if f.cover else ""
-    return Cell(f"{f.queries:,}", cover), Cell(f"${f.cost_usd:,.2f}")
+    most = max(each.unanswered for each in found.values())
+    notes = [f"{f.cover:,} of cover"] if f.cover else []
+    notes += [f"{most:,} unanswered"] if most else []
+    return Cell(f"{f.queries:,}", ", ".join(notes)), Cell(f"${f.cost_usd:,.2f}")
 
 
 def left_out(report: Report) -> Table:
@@ -237,9 +239,12 @@ def told(report: Report) -> Table:
 
 def _by_target(report: Report, title: str, caption: str, columns: dict[str, tuple[str, bool]]) -> Table:
     there = {m: c for m, c in columns.items() if any(f.metric == m for f in report.findings)}
+    targets = report.targets if report.evasions else [target for target in TITLES if target in report.targets]
     rows = tuple(
-        (Cell(TITLES[target]), *(shown(report.find(target, m), points=points) for m, (_, points) in there.items()))
-        for target in TITLES
-        if target in report.targets
+        (
+            Cell(TITLES.get(target, target)),
+            *(shown(report.find(target, m), points=points) for m, (_, points) in there.items()),
+        )
+        for target in targets
     )
     return Table(title, caption, ("", *(text for text, _ in there.values())), rows)

@@ -8,6 +8,7 @@ NOT RUN ON HARDWARE: tested against a folder of plain files, with a public key i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from garrison.attest.evidence import Evidence
@@ -20,6 +21,7 @@ from garrison.enclave.quotes.gramine import GramineQuoter
 from garrison.enclave.service import Service
 from garrison.enclave.snapshots import keep_state
 from garrison.guard.watching.book import Alarm
+from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.messages import Ask, Reply
 
 
@@ -37,6 +39,7 @@ class Gramine:
 
     def __init__(self, start: Launch, quoter: Quoter | None = None) -> None:
         asked = GramineQuoter(collateral=start.collateral) if quoter is None else quoter
+        self._turn = threading.Lock()
         self._service = Service(
             verify(start.bundle, start.trusted, start.limits),
             key=start.key,
@@ -51,7 +54,8 @@ class Gramine:
         self._keeper = keep_state(self._service.caller_state, start.snapshots, self._service.manifest_digest)
 
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
-        return self._service.answer(asks)
+        with self._turn:
+            return self._service.answer(asks)
 
     def alarms(self) -> Sequence[Alarm]:
         return self._service.alarms()
@@ -62,8 +66,12 @@ class Gramine:
             self._keeper.now()
         return known
 
+    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+        return self._service.witness.sign(ledger, at, head)
+
     def evidence(self, nonce: bytes) -> Evidence:
-        return self._service.evidence(nonce, {})
+        with self._turn:  # the server asks for evidence for its ledger, beside the requests of others
+            return self._service.evidence(nonce, {})
 
     def stop(self) -> None:
         """The service lives and dies with this process; what it remembers of callers is written down."""

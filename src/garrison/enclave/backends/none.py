@@ -11,7 +11,9 @@ from garrison.enclave.host import Launch
 from garrison.enclave.service import Service
 from garrison.enclave.snapshots import keep_state
 from garrison.errors import IsolationError, NotFoundError
+from garrison.guard.drifting.report import DriftReport
 from garrison.guard.watching.book import Alarm
+from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.messages import Ask, Reply
 
 
@@ -46,11 +48,17 @@ class NoIsolation:
     def alarms(self) -> Sequence[Alarm]:
         return self._service.alarms()
 
+    def drift(self) -> DriftReport | None:
+        return self._service.drift()
+
     def clear_alarm(self, caller: str) -> bool:
         known = self._service.clear_alarm(caller)
         if self._keeper is not None:
             self._keeper.now()
         return known
+
+    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+        return self._service.witness.sign(ledger, at, head)
 
     def evidence(self, nonce: bytes) -> Evidence:  # noqa: ARG002
         raise NotFoundError("this service runs without an enclave (isolation none), so it has no evidence to show")

@@ -30,7 +30,9 @@ from garrison.enclave.quotes import Quoter
 from garrison.enclave.snapshots import SnapshotKeeper, Snapshots
 from garrison.enclave.talk import Ready, Start
 from garrison.errors import FrameError, GarrisonError, IsolationError, UnavailableError
+from garrison.guard.drifting.report import DriftReport
 from garrison.guard.watching.book import Alarm
+from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.messages import Ask, Reply
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class Worker:
         self.call, self.begin, self.attest = self._talk.call, self._talk.begin, self._talk.attest
         self.resume, self.take_snapshot = self._talk.resume, self._talk.take_snapshot
         self.alarms, self.clear_alarm = self._talk.alarms, self._talk.clear_alarm
+        self.drift = self._talk.drift
+        self.witness = self._talk.witness
 
     def take_line(self) -> socket.socket | None:
         """The end of a pipe that nobody has used; None where there is none left."""
@@ -132,6 +136,8 @@ class ProcessEnclave:
     """
 
     on_change: Callable[[], None] | None = None
+    restarts: int = 0
+    """Workers that took a dead one's place."""
     keeps_spare: ClassVar[bool] = True
     _snapshots: Snapshots | None = None
     """Made when the first worker says that its guard remembers callers."""
@@ -205,11 +211,17 @@ class ProcessEnclave:
     def alarms(self) -> Sequence[Alarm]:
         return self._present().alarms()
 
+    def drift(self) -> DriftReport | None:
+        return self._present().drift()
+
     def clear_alarm(self, caller: str) -> bool:
         known = self._present().clear_alarm(caller)
         if self._snapshot_keeper is not None:
             self._snapshot_keeper.now()
         return known
+
+    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+        return self._present().witness(ledger, at, head)
 
     def evidence(self, nonce: bytes) -> Evidence:
         evidence = self._present().attest(nonce)
@@ -324,6 +336,7 @@ class ProcessEnclave:
             return False
         self._card = self._vouched(worker.card)
         self._worker = worker
+        self.restarts += 1
         if self._stopping.is_set():
             worker.end()
         if self.on_change is not None:

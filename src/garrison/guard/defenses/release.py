@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import ReleaseDefense, Settings, raise_not_tighter
-from garrison.types import Array, ModelFacts, Task
+from garrison.guard.base import Defense, ReleaseDefense, RowDefense, Settings, View, raise_not_tighter
+from garrison.types import Array, ModelFacts, Released, Task
 
+RADIUS = "certified_radius"
+"""The signal, and the output."""
 Mode = Literal["full", "rounded", "top-k", "labels"]
 STRICTNESS: dict[Mode, int] = {"full": 0, "rounded": 1, "top-k": 2, "labels": 3}
 OUTPUT_NAME = {Task.CLASSIFICATION: "probabilities", Task.SCORES: "scores", Task.REGRESSION: "values"}
@@ -36,6 +38,7 @@ class Release(ReleaseDefense, frozen=True):
             "labels": the first class alone.
         k: number of classes in "top-k".
         decimals: digits after the point in "rounded" and "top-k"; 0 to 12.
+        radius: beside it leaves the radius that `randomized-smoothing` certifies for each row, as `certified_radius`, shape (rows, 1); 0 where it abstains.
 
     Does not stop by itself: label-only attacks, which need more queries and no more than labels.
     """
@@ -45,6 +48,7 @@ class Release(ReleaseDefense, frozen=True):
     mode: Mode = "full"
     k: int = 3
     decimals: int | None = None
+    radius: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -62,9 +66,24 @@ class Release(ReleaseDefense, frozen=True):
         if self.mode == "top-k" and self.k > facts.outputs:
             raise GuardError(f"release.k is {self.k}, but the model has {facts.outputs} classes")
 
+    def check_chain(self, chain: Sequence[Defense]) -> None:
+        if self.radius and not any(RADIUS in defense.gives for defense in chain):
+            raise GuardError("release.radius: no defense of the chain certifies a radius; choose randomized-smoothing")
+        drawing = next((d.name for d in chain if isinstance(d, RowDefense) and d.draws), "")
+        if self.radius and drawing:
+            raise GuardError(
+                f"release.radius would tell which answers {drawing} makes up: leave one of them out (--on-ood uncertain)"
+            )
+
     @property
     def all_of_it(self) -> bool:
         return self.mode == "full"
+
+    def __call__(self, view: View) -> Released:
+        found = super().__call__(view)
+        if self.radius:
+            found.outputs[RADIUS] = view.signals[RADIUS][:, np.newaxis].astype(view.facts.value_dtype)
+        return found
 
     def settings(self, facts: ModelFacts) -> Settings:
         return {} if self.decimals is None else {"scale": np.asarray(10.0**self.decimals, facts.value_dtype)}
@@ -100,6 +119,10 @@ class Release(ReleaseDefense, frozen=True):
         return first | {name: values if scale is None else rounded(np, values, scale)}
 
     def describe_outputs(self, facts: ModelFacts) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
+        answer = self._describe_answer(facts)
+        return (*answer, (RADIUS, facts.value_dtype, (1,))) if self.radius else answer
+
+    def _describe_answer(self, facts: ModelFacts) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
         name, real, whole = OUTPUT_NAME[facts.task], facts.value_dtype, np.dtype(np.int64)
         match self.mode:
             case "full" | "rounded":
@@ -113,6 +136,7 @@ class Release(ReleaseDefense, frozen=True):
         looser = (
             STRICTNESS[self.mode] < STRICTNESS[signed.mode]
             or (self.mode == signed.mode == "top-k" and self.k > signed.k)
+            or (self.radius and not signed.radius)
             or (
                 self.mode != "labels"
                 and signed.decimals is not None

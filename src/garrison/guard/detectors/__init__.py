@@ -9,5 +9,6 @@ DETECTORS: dict[str, str] = {
     "hardness": "garrison.guard.detectors.hardness:Hardness",
     "bounded-prada": "garrison.guard.detectors.bounded_prada:BoundedPrada",
     "near-duplicates": "garrison.guard.detectors.near_duplicates:NearDuplicates",
+    "small-steps": "garrison.guard.detectors.small_steps:SmallSteps",
     "coverage": "garrison.guard.detectors.coverage:Coverage",
 }

@@ -16,15 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.hardness import distance
-from garrison.guard.detectors.near_duplicates import MOST_NATS, TERMS, terms
-from garrison.guard.detectors.tables import bins, check_edges, check_nats
+from garrison.guard.detectors.steps import Odds, check_steps
+from garrison.guard.detectors.tables import Edges, check_edges, check_nats
+from garrison.guard.detectors.turns import summed
 from garrison.types import Array, FloatArray, IntArray
 
 MOST = 2048
@@ -34,7 +35,23 @@ FEWEST = 64
 _BLOCK = 64
 _LARGEST = 127
 _MOST_LINKS = 64
+_MOST_STEPS = 100
+_SAME = 0.5
 _FAR = np.float32(np.inf)
+
+
+class Beside(NamedTuple):
+    """What is near some rows, among remembered rows of other callers.
+
+    Attributes:
+        squares: squared distances, in units, to the nearest and the second nearest that are not equal; shape (2, rows), infinite where there is none.
+        whose: place of the nearest one's caller, shape (rows,).
+        known: rows that were remembered, shape (rows,).
+    """
+
+    squares: FloatArray
+    whose: IntArray
+    known: IntArray
 
 
 class Accounts(Detector, frozen=True, dict=True):
@@ -52,6 +69,8 @@ class Accounts(Detector, frozen=True, dict=True):
         suspect: nats that two accounts must have together to be linked.
         each: nats that each of them must have.
         least: log odds of a row that links.
+        steps: so many rows beside another's each of them must have asked itself. Whose rows others step from is not linked for that: a thief who asks
+            beside an honest caller's rows would take it along.
     """
 
     name: ClassVar[str] = "accounts"
@@ -64,28 +83,29 @@ class Accounts(Detector, frozen=True, dict=True):
     edges: tuple[float, ...]
     nats: tuple[float, ...]
     stepped: float = 0.5
-    suspect: float = 8.0
-    each: float = 3.0
+    suspect: float = 10.0
+    each: float = 4.0
     least: float = 1.0
+    steps: int = 2
 
     def __post_init__(self) -> None:
-        if not 0 < self.unit < math.inf or not 0 < self.stepped <= 1:
-            raise ValueError("accounts: unit must be above 0 and finite, stepped above 0 and at most 1")
-        if len(self.weights) != TERMS or not all(map(math.isfinite, self.weights)):
-            raise ValueError(f"accounts.weights: expected {TERMS} finite numbers, found {len(self.weights)}")
+        check_steps(self.name, self.unit, self.weights, self.stepped)
         if (
             not 0 <= self.out < math.inf
             or not 0 < self.each <= self.suspect < math.inf
             or not math.isfinite(self.least)
+            or not 0 <= self.steps <= _MOST_STEPS
         ):
-            raise ValueError("accounts: out must not be below 0, each above 0 and not above suspect, and all finite")
+            raise ValueError(
+                f"accounts: out must not be below 0, each above 0 and not above suspect, all finite, steps 0 to {_MOST_STEPS}"
+            )
         check_edges("accounts.edges", self.edges)
         check_nats("accounts.nats", self.nats, len(self.edges) + 1)
         if len(self.whiten) != len(self.mean):
             raise ValueError("accounts: whiten must have a line for each number of mean")
 
     def columns(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
-        return {"suspicion": Column("float32")}
+        return {"suspicion": Column("float32"), "steps": Column("int32")}
 
     def shares(self, width: int) -> Mapping[str, Column]:
         return {
@@ -98,15 +118,21 @@ class Accounts(Detector, frozen=True, dict=True):
 
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
         edges, nats = self._tables
-        found: FloatArray = nats[bins(seen.confidence, edges)]
-        shared["links"][:] = -1
-        far = (found > 0) & (distance(seen.projection, *self._white) >= self.out)
-        for start in range(0, len(far), _BLOCK):
+        found: FloatArray = nats[edges.bins(seen.confidence)]
+        if shared["links"][0, 0] >= 0:
+            shared["links"][:] = -1
+        odd = np.flatnonzero(found > 0)
+        if len(odd):
+            odd = odd[distance(seen.projection[odd], *self._white) >= self.out]
+        if not len(odd):
+            summed(columns["suspicion"], seen.place, found)
+            return found
+        for start in range(0, len(found), _BLOCK):
+            rows = odd[(odd >= start) & (odd < start + _BLOCK)] if len(found) > _BLOCK else odd
             part = slice(start, start + _BLOCK)
-            rows = start + np.flatnonzero(far[part])
             whose = self._near(seen.place[rows], seen.projection[rows], found, rows, shared)
             summed(columns["suspicion"], seen.place[part], found[part])
-            self._link(seen.place[rows], whose, columns["suspicion"], shared["links"])
+            self._link(seen.place[rows], whose, columns, shared["links"])
         return found
 
     def links(
@@ -123,32 +149,27 @@ class Accounts(Detector, frozen=True, dict=True):
         shared["owner"][gone] = -1
         shared["square"][gone] = math.inf
 
-    def distances(
-        self, place: IntArray, projection: FloatArray, shared: Mapping[str, Array]
-    ) -> tuple[FloatArray, FloatArray, IntArray, IntArray]:
-        """Of at most 64 rows far out: to the nearest and second nearest remembered row of another caller, that caller's place, and how many rows
-        were remembered. Then remembers these rows."""
+    def beside(self, place: IntArray, projection: FloatArray, shared: Mapping[str, Array]) -> Beside:
+        """Look at 1 to 64 rows far out, then remember them."""
         rows, square, owner, count = shared["rows"], shared["square"], shared["owner"], shared["count"]
-        x = np.clip(np.rint(projection / np.float32(self.unit)), -_LARGEST, _LARGEST).astype(np.float32)
+        x = np.rint(projection * np.float32(1 / self.unit))
+        np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
         own = np.einsum("ij,ij->i", x, x)
-        number = int(count[0]) + np.arange(len(place))
+        begin = int(count[0])
+        number = begin + np.arange(len(place))
         slot = number % MOST
-        apart = x @ rows.T
-        apart *= -2
-        apart += square
-        apart += own[:, np.newaxis]
-        whose = np.broadcast_to(owner, apart.shape).copy()
-        later, earlier = np.nonzero(np.tril(np.ones((len(place), len(place)), dtype=np.bool_), -1))
-        apart[later, slot[earlier]] = own[later] + own[earlier] - 2 * (x @ x.T)[later, earlier]
-        whose[later, slot[earlier]] = place[earlier]
+        apart = (x * np.float32(-2)) @ rows.T
+        apart += square  # less `own`, which is the same for a whole line
+        apart[owner == place[:, np.newaxis]] = _FAR
+        if len(place) > 1:
+            _among_themselves(apart, place, slot, x, own)
+        found, first = _nearest_two(apart, own)
+        turn = (first - begin) % MOST
+        early = turn < np.arange(len(place))  # a row of this block, which took the slot
+        whose = np.where(early, place[np.minimum(turn, len(place) - 1)], owner[first])
         rows[slot], square[slot], owner[slot] = x, own, place
         count[0] += len(place)
-        apart[(apart < 0.5) | (whose == place[:, np.newaxis])] = _FAR
-        line, first = np.arange(len(place)), np.argmin(apart, axis=1)
-        nearest = apart[line, first]
-        apart[line, first] = _FAR
-        unit = np.float32(self.unit)
-        return np.sqrt(nearest) * unit, np.sqrt(apart.min(axis=1)) * unit, whose[line, first], np.minimum(number, MOST)
+        return Beside(found, whose, np.minimum(number, MOST))
 
     def _near(
         self, place: IntArray, projection: FloatArray, nats: FloatArray, rows: IntArray, shared: Mapping[str, Array]
@@ -156,17 +177,23 @@ class Accounts(Detector, frozen=True, dict=True):
         """Add to the nats of these rows; whose row is that near, -1 for nobody's."""
         if not len(rows):
             return place
-        nearest, second, whose, known = self.distances(place, projection, shared)
-        there = np.isfinite(second) & (known >= FEWEST)
-        odds = np.zeros(len(place))
-        odds[there] = terms(nearest[there], second[there], known[there], MOST) @ self._weights
-        nats[rows] += np.where(there, np.log1p(self.stepped * np.expm1(np.clip(odds, -MOST_NATS, MOST_NATS))), 0.0)
+        squares, whose, known = self.beside(place, projection, shared)
+        there = (squares[1] < _FAR) & (known >= FEWEST)
+        squares[:, ~there] = 1.0
+        odds = self._odds(squares, known)
+        nats[rows] += np.where(there, self._odds.nats(odds), 0.0)
         return np.where(there & (odds >= self.least), whose, -1)
 
-    def _link(self, place: IntArray, whose: IntArray, suspicion: FloatArray, links: IntArray) -> None:
-        a, b = place[whose >= 0], whose[whose >= 0]
+    def _link(self, place: IntArray, whose: IntArray, columns: Mapping[str, Array], links: IntArray) -> None:
+        beside = whose >= 0
+        if not beside.any():
+            return
+        a, b = place[beside], whose[beside]
+        suspicion, steps = columns["suspicion"], columns["steps"]
+        np.add.at(steps, a, 1)
         one, other = suspicion[a], suspicion[b]
         both = (np.minimum(one, other) >= self.each) & (one + other >= self.suspect)
+        both &= np.minimum(steps[a], steps[b]) >= self.steps
         if not both.any():
             return
         free = int((links[:, 0] >= 0).sum())
@@ -178,20 +205,32 @@ class Accounts(Detector, frozen=True, dict=True):
         return np.array(self.mean, np.float32), np.array(self.whiten, np.float32)
 
     @cached_property
-    def _tables(self) -> tuple[FloatArray, FloatArray]:
-        return np.array(self.edges), np.array(self.nats)
+    def _tables(self) -> tuple[Edges, FloatArray]:
+        return Edges(np.array(self.edges)), np.array(self.nats)
 
     @cached_property
-    def _weights(self) -> FloatArray:
-        return np.array(self.weights)
+    def _odds(self) -> Odds:
+        return Odds(self.weights, self.stepped, self.unit, MOST)
 
 
-def summed(sums: FloatArray, place: IntArray, nats: FloatArray) -> None:
-    """`sums[place] = max(0, sums[place] + nats)`, row by row in order; a turn for each row that a caller has in here."""
-    order = np.argsort(place, kind="stable")
-    sorted_place = place[order]
-    begins = np.flatnonzero(np.r_[True, sorted_place[1:] != sorted_place[:-1]])
-    turn = np.arange(len(place)) - np.repeat(begins, np.diff(np.r_[begins, len(place)]))
-    for number in range(int(turn.max()) + 1):
-        rows = order[turn == number]
-        sums[place[rows]] = np.maximum(0, sums[place[rows]] + nats[rows])
+def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: FloatArray, own: FloatArray) -> None:
+    """Set squared distances, less `own` of the later row, to earlier rows of other callers, in the slots that those rows take."""
+    inner = own - 2 * (x @ x.T)
+    inner[place[:, np.newaxis] == place] = _FAR
+    later, earlier = np.nonzero(np.tri(len(place), k=-1, dtype=np.bool_))
+    apart[later, slot[earlier]] = inner[later, earlier]
+
+
+def _nearest_two(apart: FloatArray, own: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Squared distances to the nearest and the second nearest that are not equal, shape (2, rows), and where the nearest is. `apart` is used up."""
+    line, first = np.arange(len(own)), apart.argmin(axis=1)
+    found = np.empty((2, len(own)), dtype=np.float32)
+    found[0] = apart[line, first]
+    if (found[0] + own).min() < _SAME:  # whole numbers are exact here
+        apart[apart + own[:, np.newaxis] < _SAME] = _FAR
+        first = apart.argmin(axis=1)
+        found[0] = apart[line, first]
+    apart[line, first] = _FAR
+    found[1] = apart[line, apart.argmin(axis=1)]
+    found += own
+    return found, first

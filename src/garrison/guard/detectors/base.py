@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import msgspec
 import numpy as np
@@ -47,7 +47,7 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True, eq=False):
-    """Rows in the order in which they came, at most `MOST_ROWS` of one caller.
+    """Rows in the order in which they came, at most `MOST_ROWS` of one caller. Rows that `watch` knows their caller asked before are not among them.
 
     Attributes:
         place: shape (rows,), where the row's caller stands in the columns.
@@ -74,6 +74,10 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     name: ClassVar[str]
+    secret_projection: ClassVar[bool] = False
+    """Whether `watch` shows it a projection of the same width by a matrix that it keeps to itself, in place of the one that everybody can know. Then nothing
+    that was found at sealing may depend on the matrix, but on distances alone."""
+
     threshold: float
 
     def columns(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
@@ -87,6 +91,10 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def shares(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
         """What is remembered once, of all callers together, by name."""
         return {}
+
+    def among_repeats(self) -> Self:
+        """What it becomes where `watch` remembers no rows, so that any of those shown may be one that its caller asked before."""
+        return self
 
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
         """Nats for an attack, shape (rows,), finite; then remember these rows.

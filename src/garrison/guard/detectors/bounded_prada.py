@@ -9,7 +9,7 @@ Wilk's test stand skewness and kurtosis (Jarque and Bera 1980) over about the la
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats
+from garrison.guard.detectors.turns import turns
 from garrison.types import Array, FloatArray
 
 MOST_SLOTS = 64
@@ -65,7 +66,7 @@ class BoundedPrada(Detector, frozen=True, dict=True):
 
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         shape = np.zeros(len(seen.top))
-        for rows in _turns(seen.place):
+        for rows in turns(seen.place):
             shape[rows] = self.step(seen.place[rows], seen.projection[rows], seen.top[rows], columns)
         edges, nats = self._arrays
         found: FloatArray = np.where(shape < 0, 0.0, nats[edges.bins(shape)])
@@ -131,16 +132,3 @@ def statistic(moments: FloatArray) -> FloatArray:
     skewness, kurtosis = third / variance**1.5, fourth / variance**2 - 3
     found: FloatArray = np.log1p(skewness**2 / 6 + kurtosis**2 / 24)
     return found
-
-
-def _turns(place: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.intp]]:
-    """The rows in groups in which no caller stands twice, each caller's in order."""
-    order = np.argsort(place, kind="stable")
-    ordered = place[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    if len(starts) == len(place):
-        yield np.arange(len(place))
-        return
-    turn = np.arange(len(place)) - np.repeat(starts, np.diff(np.r_[starts, len(place)]))
-    for number in range(int(turn.max()) + 1):
-        yield order[turn == number]

@@ -1,41 +1,58 @@
 """Rows that were stepped from rows asked before, as by Jacobian-based augmentation and attacks on the boundary.
 
-A caller's rows are remembered, in part, as their projections. An honest row has several remembered rows about as near as the nearest; a stepped one
-has its source, and then nothing for a while. Both the distance to the nearest, among so many, and the gap to the second
-nearest enter a logistic regression that was made at sealing from honest callers of several kinds and from simulated steps of many lengths.
+A caller's rows are remembered, in part, as their projections. The distance of a new row to the nearest of them and the gap to the second nearest say how
+likely it is a step (`steps`); the regression was made at sealing from honest callers of several kinds and from simulated steps of many lengths.
 
-Which row makes room for a new one follows from the shared number `salt`, which `watch` draws at random.
+A row that projects as a remembered one does is either a repeat, or a step so small that the rounding hides it. `watch` does not show repeats where it knows
+them, and then such a row says `equal`; where it does not know them, nothing.
 
-Does not see: steps as long as the distances between unrelated rows; a source that was asked so long ago that it is forgotten. A row equal to a
-remembered one (a repeat) says nothing here.
+The projection is by a matrix that `watch` draws and keeps to itself: else a thief could step where it does not look, or far where it looks. Which row makes room
+for a new one follows from the shared number `salt`, which is drawn at random too.
+
+Does not see: steps as long as the distances between unrelated rows; a source that was asked so long ago that it is forgotten.
 """
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Mapping
-from functools import cached_property
-from typing import ClassVar
+from functools import cached_property, lru_cache
+from typing import ClassVar, NamedTuple, Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column, Detector, Seen
-from garrison.types import Array, FloatArray, IntArray
+from garrison.guard.detectors.steps import MOST_NATS, Odds, check_steps
+from garrison.types import Array, BoolArray, FloatArray, IntArray
 
-SLOTS = 256
+SLOTS = 192
 """Rows remembered of a caller. Once there are so many, a new one takes the place of one at random."""
 MOST_SLOTS = 416
 FEWEST = 50
 """Rows a caller has asked before which nothing is said."""
-TERMS = 10
-MOST_NATS = 4.0
 _BLOCK = 64
 _LARGEST = 127
-_WIDEST = 1.0
 _FEW = 4
+_AT_ONCE = 8
+"""Callers whose rows are copied at once: these copies should stay near the processor."""
 _SAME = 0.5
 _FAR = np.float32(np.inf)
+_PERIOD = 4096
+"""After so many rows the slots come in the same order again."""
+
+
+class Apart(NamedTuple):
+    """What is near each row, among remembered rows of the same caller.
+
+    Attributes:
+        squares: squared distances, in units, to the nearest and the second nearest that are not equal; shape (2, rows), infinite where there is none.
+        equal: shape (rows,), whether one is equal; None for nowhere.
+    """
+
+    squares: FloatArray
+    equal: BoolArray | None
 
 
 class NearDuplicates(Detector, frozen=True, dict=True):
@@ -44,53 +61,67 @@ class NearDuplicates(Detector, frozen=True, dict=True):
     Attributes:
         threshold: see `Detector`.
         unit: of the whole numbers that projections are remembered as; larger ones than 127 are cut.
-        weights: of the log odds of a stepped row, by the terms that `terms` lists.
+        weights: of the log odds of a stepped row, by the terms of `steps.terms`.
         stepped: share of a thief's rows that are stepped; the others are taken for honest ones.
         slots: rows remembered of a caller; what a row costs grows with them.
+        equal: nats of a row that projects as a remembered one does, where it is known to be another; 0 to 4.
     """
 
     name: ClassVar[str] = "near-duplicates"
+    secret_projection: ClassVar[bool] = True
 
     unit: float
     weights: tuple[float, ...]
     stepped: float = 0.3
     slots: int = SLOTS
+    equal: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.unit < math.inf or not 0 < self.stepped <= 1:
-            raise ValueError("near-duplicates: unit must be above 0 and finite, stepped above 0 and at most 1")
+        check_steps(self.name, self.unit, self.weights, self.stepped)
         if not FEWEST <= self.slots <= MOST_SLOTS:
             raise ValueError(f"near-duplicates.slots must lie in {FEWEST} to {MOST_SLOTS}, found {self.slots}")
-        if len(self.weights) != TERMS or not all(map(math.isfinite, self.weights)):
-            raise ValueError(f"near-duplicates.weights: expected {TERMS} finite numbers, found {len(self.weights)}")
+        if not 0 <= self.equal <= MOST_NATS:
+            raise ValueError(f"near-duplicates.equal must lie in 0 to {MOST_NATS}, found {self.equal}")
 
     def columns(self, width: int) -> Mapping[str, Column]:
         return {
             "rows": Column("int8", (self.slots, width)),
-            "square": Column("float32", (self.slots,), math.inf),
+            "square": Column("float32", (self.slots,), np.inf),
         }
 
     def shares(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
         return {"salt": Column("uint64", (1,))}
 
+    def among_repeats(self) -> Self:
+        return msgspec.structs.replace(self, equal=0.0)
+
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
-        nearest, second = self.distances(seen, columns, shared)
-        there = np.isfinite(second) & (seen.asked >= FEWEST)
-        nearest, second = np.where(there, nearest, 1.0), np.where(there, second, 1.0)
-        odds = np.exp(np.clip(terms(nearest, second, seen.asked, self.slots) @ self._weights, -MOST_NATS, MOST_NATS))
-        found: FloatArray = np.where(there, np.log1p(self.stepped * (odds - 1)), 0.0)
+        squares, equal = self.apart(seen, columns, shared)
+        odds, asked, fewest = self._odds, seen.asked, int(seen.asked.min())
+        if fewest >= FEWEST and squares[1].max() < _FAR:
+            known = self.slots if fewest >= self.slots else np.minimum(asked, self.slots)
+            found = odds.nats(odds(squares, known))
+        else:
+            there = (squares[1] < _FAR) & (asked >= FEWEST)
+            squares[:, ~there] = 1.0
+            found = np.where(there, odds.nats(odds(squares, np.minimum(asked, self.slots))), 0.0)
+        if equal is not None and self.equal:
+            found[equal & (asked >= FEWEST)] = self.equal
         return found
 
-    def distances(
-        self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]
-    ) -> tuple[FloatArray, FloatArray]:
-        """To the nearest and the second nearest remembered row that is another one, shape (rows,); infinite where there is none. Then remembers
-        these rows."""
-        found = np.empty((2, len(seen.place)), dtype=np.float32)
-        for start in range(0, len(seen.place), _BLOCK):
+    def apart(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> Apart:
+        """Look at rows, then remember them."""
+        rows = len(seen.place)
+        if rows <= _BLOCK:
+            return self._block(seen.place, seen.asked, seen.projection, columns, shared)
+        squares, equal = np.empty((2, rows), dtype=np.float32), np.zeros(rows, dtype=np.bool_)
+        for start in range(0, rows, _BLOCK):
             part = slice(start, start + _BLOCK)
-            found[:, part] = self._block(seen.place[part], seen.asked[part], seen.projection[part], columns, shared)
-        return found[0], found[1]
+            found = self._block(seen.place[part], seen.asked[part], seen.projection[part], columns, shared)
+            squares[:, part] = found.squares
+            if found.equal is not None:
+                equal[part] = found.equal
+        return Apart(squares, equal if equal.any() else None)
 
     def _block(
         self,
@@ -99,59 +130,62 @@ class NearDuplicates(Detector, frozen=True, dict=True):
         projection: FloatArray,
         columns: Mapping[str, Array],
         shared: Mapping[str, Array],
-    ) -> FloatArray:
+    ) -> Apart:
         rows, square = columns["rows"], columns["square"]
-        whole = np.clip(np.rint(projection / np.float32(self.unit)), -_LARGEST, _LARGEST).astype(np.int8)
-        slot = drawn(asked, int(shared["salt"][0]), self.slots)
-        x = whole.astype(np.float32)
+        callers = set(place.tolist())
+        x = np.rint(projection * np.float32(1 / self.unit))
+        np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
         own = np.einsum("ij,ij->i", x, x)
-        apart = _products(rows, place, -2 * x)
+        slot = _slots(asked, int(shared["salt"][0]), self.slots)
+        apart = _products(rows, place, x * np.float32(-2), callers)
         apart += square[place]  # less `own`, which is the same for a whole line
-        _among_themselves(apart, place, slot, x, own)
-        rows[place, slot], square[place, slot] = whole, own
-        line = np.arange(len(place))
-        first = np.argmin(apart, axis=1)
-        nearest = apart[line, first]
-        if (nearest + own < _SAME).any():  # the same rows again; whole numbers are exact here
-            apart[apart + own[:, np.newaxis] < _SAME] = _FAR
-            first = np.argmin(apart, axis=1)
-            nearest = apart[line, first]
+        if len(callers) < len(place):
+            _among_themselves(apart, place, slot, x, own)
+        rows[place, slot], square[place, slot] = x, own
+        line, equal = np.arange(len(place)), None
+        first = apart.argmin(axis=1)
+        found = np.empty((2, len(place)), dtype=np.float32)
+        found[0] = apart[line, first] + own
+        if found[0].min() < _SAME:  # whole numbers are exact here
+            same = apart + own[:, np.newaxis] < _SAME
+            equal = same.any(axis=1)
+            apart[same] = _FAR
+            first = apart.argmin(axis=1)
+            found[0] = apart[line, first] + own
         apart[line, first] = _FAR
-        second = apart[line, np.argmin(apart, axis=1)]
-        found: FloatArray = np.sqrt(np.stack([nearest, second]) + own) * np.float32(self.unit)
-        return found
+        found[1] = apart[line, apart.argmin(axis=1)] + own
+        return Apart(found, equal)
 
     @cached_property
-    def _weights(self) -> FloatArray:
-        return np.array(self.weights)
+    def _odds(self) -> Odds:
+        return Odds(self.weights, self.stepped, self.unit, self.slots)
 
 
-def terms(nearest: FloatArray, second: FloatArray, asked: IntArray, slots: int) -> FloatArray:
-    """What the log odds are linear in, shape (rows, TERMS): 1, and the logarithms of the distance to the nearest, of the gap to the second nearest
-    (over it) and of how many rows are remembered, with their squares and products.
-
-    Args:
-        nearest, second: above 0 and finite.
-        asked: see `Seen`.
-        slots: rows that are remembered at most.
-    """
-    near, gap = np.log(nearest), np.minimum(np.log(second / nearest), _WIDEST)
-    known = np.log(np.clip(asked, 1, slots))
-    return np.stack(
-        [np.ones(len(near)), near, gap, known, near**2, gap**2, known**2, near * gap, near * known, gap * known], axis=1
-    )
-
-
-def _products(rows: Array, place: IntArray, x: FloatArray) -> FloatArray:
+def _products(rows: Array, place: IntArray, x: FloatArray, callers: set[int]) -> FloatArray:
     """Of each row with all remembered rows of its caller, shape (rows, slots). Sums of whole numbers, exact in whatever order."""
-    callers = np.unique(place)
-    if len(callers) * _FEW > len(place):
-        found: FloatArray = np.matmul(rows[place].astype(np.float32), x[:, :, np.newaxis])[:, :, 0]
-        return found
     found = np.empty((len(place), rows.shape[1]), dtype=np.float32)
-    for caller in callers.tolist():  # long requests of a few callers
+    if len(callers) * _FEW > len(place):
+        many = _scratch(rows.shape[1:])
+        for start in range(0, len(place), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            some = many[: len(place[part])]
+            np.copyto(some, rows[place[part]])
+            np.matmul(some, x[part, :, np.newaxis], out=found[part, :, np.newaxis])
+        return found
+    for caller in callers:  # long requests of a few callers
         mine = np.flatnonzero(place == caller)
         found[mine] = x[mine] @ rows[caller].astype(np.float32).T
+    return found
+
+
+_held = threading.local()
+
+
+def _scratch(shape: tuple[int, ...]) -> FloatArray:
+    """Room for the rows of `_AT_ONCE` callers, the same each time: to ask the system for it takes longer than to fill it."""
+    found: FloatArray | None = getattr(_held, "rows", None)
+    if found is None or found.shape[1:] != shape:
+        found = _held.rows = np.empty((_AT_ONCE, *shape), dtype=np.float32)
     return found
 
 
@@ -164,10 +198,19 @@ def drawn(asked: IntArray, salt: int, slots: int) -> npt.NDArray[np.intp]:
     return np.where(asked < slots, asked, ((x ^ (x >> np.uint64(31))) % np.uint64(slots)).astype(np.intp))
 
 
+def _slots(asked: IntArray, salt: int, slots: int) -> npt.NDArray[np.intp]:
+    """`drawn`, but that it begins again after a while."""
+    table = _table(salt, slots)
+    return table[asked if int(asked.max()) < _PERIOD else np.where(asked < _PERIOD, asked, asked % _PERIOD + _PERIOD)]
+
+
+@lru_cache(maxsize=64)
+def _table(salt: int, slots: int) -> npt.NDArray[np.intp]:
+    return drawn(np.arange(2 * _PERIOD), salt, slots)
+
+
 def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: FloatArray, own: FloatArray) -> None:
     """Set squared distances, less `own` of the later row, to earlier rows of the same caller in this block, in the slots that those rows take: of two in
     the same slot the later stands."""
-    if len(np.unique(place)) == len(place):
-        return
     later, earlier = np.nonzero(np.tril(place[:, np.newaxis] == place, -1))
     apart[later, slot[earlier]] = own[earlier] - 2 * (x @ x.T)[later, earlier]

@@ -1,7 +1,7 @@
 """What `watch` remembers, as bytes and back.
 
-A dump holds, as far as `MOST_BYTES` reach, in this order: counters, evidence and alarms of all callers (of the latest ones, where they alone take more than
-half); what detectors keep of all callers together; what they keep of each caller, and the digests of what it was answered: of callers who are alarmed
+A dump holds, as far as `MOST_BYTES` reach, in this order: counters, evidence and alarms of all callers (of those who are alarmed and of the latest, where they alone
+take more than half); what detectors keep of all callers together; what they keep of each caller, and the digests of what it was answered: of callers who are alarmed
 first, then of those against whom there is something, then of the latest. Callers of whom the last is missing begin that part anew.
 """
 
@@ -21,7 +21,7 @@ from garrison.guard.watching.groups import Groups
 from garrison.guard.watching.memory import SECRET_BYTES, Rings
 from garrison.guard.watching.places import PlaceArray, Places, Table
 from garrison.limits import MIB
-from garrison.types import Array
+from garrison.types import Array, BoolArray
 
 VERSION = 2
 MOST_BYTES = MOST_STATE_BYTES - 3 * MIB
@@ -184,22 +184,33 @@ def _size(tables: Sequence[Sequence[bytes]]) -> int:
 
 
 def _that_fit(kept: Kept, callers: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The latest callers whose counters take at most half of a dump."""
+    """Callers whose counters take at most half of a dump: those who are alarmed, and of the others the latest."""
     each = _bytes_a_place(_near(kept)) + 2 * _PLACE_BYTES
-    room, first = MOST_BYTES // 2, len(callers)
-    while first > 0 and room >= each + len(callers[first - 1][0].encode()):
-        first -= 1
-        room -= each + len(callers[first][0].encode())
-    return callers[first:]
+    room, chosen = MOST_BYTES // 2, set[int]()
+    alarmed = _alarmed(kept, np.array([place for _, place in callers], dtype=np.intp)).tolist()
+    for number in sorted(range(len(callers)), key=lambda i: (not alarmed[i], -i)):
+        room -= each + len(callers[number][0].encode())
+        if room < 0:
+            break
+        chosen.add(number)
+    return [caller for number, caller in enumerate(callers) if number in chosen]
+
+
+def _alarmed(kept: Kept, places: PlaceArray) -> BoolArray:
+    """Whether an alarm has rung for each of these, or for the group that it belongs to."""
+    if not len(places):
+        return np.zeros(0, dtype=np.bool_)
+    joint = kept.groups.evidence.table["alarm"][kept.groups.label[places]]  # of whoever stands alone there is none
+    found: BoolArray = np.any((kept.alone.table["alarm"][places] > 0) | (joint > 0), axis=1)
+    return found
 
 
 def _by_merit(kept: Kept, places: PlaceArray) -> PlaceArray:
     """Places, whose entries matter most first."""
     if not len(places):
         return places
-    alarmed = (kept.alone.table["alarm"][places] > 0).any(axis=1)
     notable = (kept.alone.table["sum"][places] >= _NOTABLE * kept.alone.thresholds).any(axis=1)
-    order: PlaceArray = places[np.lexsort((-np.arange(len(places)), ~notable, ~alarmed))]
+    order: PlaceArray = places[np.lexsort((-np.arange(len(places)), ~notable, ~_alarmed(kept, places)))]
     return order
 
 

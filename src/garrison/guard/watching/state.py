@@ -15,6 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from garrison.guard.watching.evidence import Evidence, Order, Rung, order_of
 from garrison.guard.watching.groups import Groups
 from garrison.guard.watching.memory import SECRET_BYTES, DigestArray, Hasher, Rings
 from garrison.guard.watching.places import PlaceArray, Places, Table
+from garrison.guard.watching.sketch import Sketch
 from garrison.types import Array, BoolArray, FloatArray, IntArray, ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -54,11 +56,6 @@ class Rows(NamedTuple):
         return Rows(inputs, self.projection[rows], self.confidence[rows], self.values[rows])
 
 
-def _seen(place: PlaceArray, shown: IntArray, rows: Rows) -> Seen:
-    largest, top = rows.values.max(axis=1), rows.values.argmax(axis=1)
-    return Seen(place, shown, rows.projection, rows.confidence, largest, top)
-
-
 class WatchState:
     """What is remembered of callers (see `garrison.guard.state.State`).
 
@@ -73,6 +70,9 @@ class WatchState:
     """
 
     def __init__(self, settings: Settings, facts: ModelFacts) -> None:
+        if not settings.remembered:
+            blind = (replace(armed, detector=armed.detector.among_repeats()) for armed in settings.detectors)
+            settings = settings._replace(detectors=tuple(blind))
         self._settings = settings
         self._at_once = max(1, settings.callers // 2)
         self._facts = facts
@@ -80,11 +80,13 @@ class WatchState:
         self._changes = 0
         self._thresholds = np.array([armed.detector.threshold for armed in settings.detectors], dtype=np.float64)
         self._acting = np.array([not a.shadow and a.level >= MISINFORM for a in settings.detectors], dtype=np.bool_)
+        self._secretive = any(armed.detector.secret_projection for armed in settings.detectors)
         self._begin()
 
     def use(self, secret: bytes) -> None:
         """Key digests of inputs with this from now on."""
         self.secret = secret
+        self._sketch: Sketch | None = None
         self._hasher = Hasher(self._facts, secret) if self._settings.remembered else None
 
     def _begin(self) -> None:
@@ -186,12 +188,12 @@ class WatchState:
         new row, and push others out of what they remember."""
         repeated = None if digests is None else self._repeated(order, place, digests)
         if repeated is None:
-            return self._weigh(_seen(place, self.book.show(place, order.turn), rows), now)
+            return self._weigh(place, self.book.show(place, order.turn), rows, now)
         nats = np.zeros((len(place), len(self._settings.detectors)))
         new = np.flatnonzero(~repeated)
         if len(new):
             turn = order_of(place[new]).turn
-            nats[new] = self._weigh(_seen(place[new], self.book.show(place[new], turn), rows.some(new)), now)
+            nats[new] = self._weigh(place[new], self.book.show(place[new], turn), rows.some(new), now)
         return nats
 
     def _repeated(self, order: Order, place: PlaceArray, digests: DigestArray) -> BoolArray | None:
@@ -204,10 +206,14 @@ class WatchState:
             repeated |= again
         return repeated if repeated.any() else None
 
-    def _weigh(self, seen: Seen, now: float) -> FloatArray:
-        nats = np.zeros((len(seen.place), len(self._settings.detectors)))
+    def _weigh(self, place: PlaceArray, shown: IntArray, rows: Rows, now: float) -> FloatArray:
+        largest, top = rows.values.max(axis=1), rows.values.argmax(axis=1)
+        public = Seen(place, shown, rows.projection, rows.confidence, largest, top)
+        secret = public if not self._secretive else self._sketched(public, rows)
+        nats = np.zeros((len(place), len(self._settings.detectors)))
         for i, armed in enumerate(self._settings.detectors):
             columns, shared = self.tables[i].arrays, self.shared[i]
+            seen = secret if armed.detector.secret_projection else public
             try:
                 nats[:, i] = armed.detector.weigh(seen, columns, shared)
                 pairs = armed.detector.links(seen, columns, shared)
@@ -223,6 +229,13 @@ class WatchState:
         if not np.isfinite(nats.sum()):
             self._drop_unsound(nats)
         return nats
+
+    def _sketched(self, seen: Seen, rows: Rows) -> Seen:
+        if not rows.inputs:  # in a simulation, which has projections alone
+            return seen
+        if self._sketch is None:
+            self._sketch = Sketch(self._facts, self.secret, self.width)
+        return Seen(seen.place, seen.asked, self._sketch(rows.inputs), seen.confidence, seen.probability, seen.top)
 
     def _drop_unsound(self, nats: FloatArray) -> None:
         """Evidence that is not finite: of a detector in shadow it counts for nothing, of another nothing may be answered."""
@@ -280,6 +293,7 @@ class WatchState:
     def open(self, width: int) -> None:
         """Make the detectors' arrays, now that the projection's width is known."""
         self.width = width
+        self._sketch = None
         detectors, capacity = [armed.detector for armed in self._settings.detectors], self.places.capacity
         self.tables = [Table(detector.columns(width), capacity) for detector in detectors]
         self.shared = [

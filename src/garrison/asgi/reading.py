@@ -1,0 +1,111 @@
+"""Reads a request's body, whole, within limits of size and time.
+
+The time is watched from one timer for all bodies that are being read: one a request would cost more than the reading of it does where the body is
+there already, as it nearly always is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from garrison.errors import GarrisonError, LimitError, MalformedRequestError, SlowRequestError
+from garrison.limits import Limits
+
+_MOST_SWEEP_SECONDS = 0.5
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
+
+class ClientGoneError(Exception):
+    """Nobody is there to read an answer."""
+
+
+class BodyReader:
+    """Reads bodies.
+
+    Args:
+        limits: `request_body_bytes` and `body_read_seconds` count here. A body that takes too long is noticed within half of that time, and
+            half a second at most, after it.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._sweep_seconds = min(_MOST_SWEEP_SECONDS, limits.body_read_seconds / 2)
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._overdue: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        """The body.
+
+        Raises:
+            LimitError: it is too long.
+            MalformedRequestError: it is compressed.
+            SlowRequestError: it does not arrive in time.
+            ClientGoneError: it never will.
+        """
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise MalformedRequestError("compressed bodies are not read; send this one as it is")
+        most = self._limits.request_body_bytes
+        said = headers.get(b"content-length", b"")
+        if said.isdigit() and int(said) > most:
+            raise _too_long(most)
+        task = asyncio.current_task()
+        if task is None:
+            raise GarrisonError("a request is answered outside a task")
+        before = task.cancelling()
+        self._watch(task)
+        try:
+            return await _whole(receive, most)
+        except asyncio.CancelledError as error:
+            if task not in self._overdue or task.uncancel() > before:
+                raise
+            seconds = self._limits.body_read_seconds
+            raise SlowRequestError(f"the body did not arrive within {seconds:g} seconds") from error
+        finally:
+            self._reading.pop(task, None)
+            self._overdue.discard(task)
+
+    def _watch(self, task: asyncio.Task[Any]) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # an app that is started again, on another one
+            self._loop, self._timer, self._reading = loop, None, {}
+        self._reading[task] = loop.time() + self._limits.body_read_seconds
+        if self._timer is None:
+            self._timer = loop.call_later(self._sweep_seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for task in [task for task, deadline in self._reading.items() if deadline <= now]:
+            del self._reading[task]
+            self._overdue.add(task)
+            task.cancel()
+        self._timer = loop.call_later(self._sweep_seconds, self._sweep) if self._reading else None
+
+
+async def _whole(receive: Receive, most: int) -> bytes:
+    message = await _next(receive)
+    parts, length = [message.get("body", b"")], len(message.get("body", b""))
+    while length <= most and message.get("more_body", False):
+        message = await _next(receive)
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+    if length > most:
+        raise _too_long(most)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _next(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] != "http.request":
+        raise ClientGoneError
+    return message
+
+
+def _too_long(most: int) -> LimitError:
+    return LimitError(f"a body may have {most} bytes")

@@ -1,0 +1,90 @@
+"""A transport for the synchronous client with one bound in time for all of an answer's head: httpx itself bounds each read alone, so that a server that sends
+a byte now and then would be waited for for ever. (The asynchronous client has `asyncio.timeout`.)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+
+
+class Deadline(threading.local):
+    """When each thread gives up, by `time.monotonic`; None for never."""
+
+    at: float | None = None
+
+    def bounded(self, seconds: float | None) -> float | None:
+        """The lesser of a time-out and what is left.
+
+        Raises:
+            httpcore.ReadTimeout: nothing is left.
+        """
+        if self.at is None:
+            return seconds
+        left = self.at - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout("the answer did not come in time")
+        return left if seconds is None else min(seconds, left)
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
+        self._stream, self._deadline = stream, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._deadline.bounded(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(self, *given: Any, **more: Any) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(*given, **more), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _Backend(httpcore.NetworkBackend):
+    def __init__(self, deadline: Deadline) -> None:
+        self._inner, self._deadline = httpcore.SyncBackend(), deadline
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        found = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _Stream(found, self._deadline)
+
+
+class BoundedTransport(httpx.HTTPTransport):
+    """httpx's own transport, whose reads end at the deadline too.
+
+    Args:
+        deadline: to be set before each request.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        # httpx's own beginning makes nothing but a pool, whose connections could not be bounded.
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(trust_env=False),
+            max_connections=_LIMITS.max_connections,
+            max_keepalive_connections=_LIMITS.max_keepalive_connections,
+            keepalive_expiry=_LIMITS.keepalive_expiry,
+            network_backend=_Backend(deadline),
+        )
+
+
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
+"""httpx's own."""

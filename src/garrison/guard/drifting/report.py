@@ -1,0 +1,104 @@
+"""What is told of drift: alarms, and every column's shift. No input can be read off it but as shares of many rows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from garrison.guard.drifting.blame import CallerShift
+
+
+class DriftAlarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A shift beyond its threshold.
+
+    Attributes:
+        number: 1 for the first since the state began.
+        kind: one of `garrison.guard.drifting.sketch.KINDS`.
+        column: the column's name.
+        value, threshold: when it rang.
+        row: how many rows had been counted.
+        since: when, in seconds since the epoch, by the host's clock.
+        active: whether it rings still.
+        named: callers without whom most of the shift would not be, as it was last looked at while it rang; empty for a shift that is nobody's.
+        callers: who explain most of it, each alone.
+    """
+
+    number: int
+    kind: str
+    column: str
+    value: float
+    threshold: float
+    row: int
+    since: float
+    active: bool
+    named: tuple[str, ...] = ()
+    callers: tuple[CallerShift, ...] = ()
+
+
+class ColumnShift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One column, as it is now.
+
+    Attributes:
+        ewma: standard errors by which the mean is off; 0 where means are not compared.
+        edges, reference, now: its histogram; empty where it is not shown.
+    """
+
+    name: str
+    psi: float
+    ks: float
+    ewma: float
+    answer: bool
+    edges: tuple[float, ...] = ()
+    reference: tuple[float, ...] = ()
+    now: tuple[float, ...] = ()
+
+
+class DriftReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that is told.
+
+    Attributes:
+        rows: counted since the state began.
+        reference_rows: that the reference was made of.
+        half_life: rows after which a row counts half.
+        values, peaks, thresholds: by kind, as last looked at, the highest so far, and where it rings.
+        columns: most shifted first.
+        callers: who move the most shifted column.
+        named: who move it together; empty for nobody.
+        alarms: latest last.
+    """
+
+    rows: int
+    reference_rows: int
+    half_life: float
+    values: dict[str, float]
+    peaks: dict[str, float]
+    thresholds: dict[str, float]
+    columns: tuple[ColumnShift, ...]
+    callers: tuple[CallerShift, ...]
+    named: tuple[str, ...]
+    alarms: tuple[DriftAlarm, ...]
+
+    @property
+    def ringing(self) -> tuple[DriftAlarm, ...]:
+        return tuple(alarm for alarm in self.alarms if alarm.active)
+
+    def without_histograms(self) -> DriftReport:
+        """The same, but for the histograms: for a service whose operator must not look into inputs."""
+        bare = tuple(msgspec.structs.replace(c, edges=(), reference=(), now=()) for c in self.columns)
+        return msgspec.structs.replace(self, columns=bare)
+
+
+class Compared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Two sets of rows, column by column.
+
+    Attributes:
+        rows, reference_rows: that were compared.
+        columns: most shifted first; `ewma` is how many standard errors the means are apart.
+        chance: by column, how often chance alone makes two samples differ so much.
+        shifted: names of the columns that differ by more than chance makes of it in one of a hundred comparisons, all columns together.
+    """
+
+    rows: int
+    reference_rows: int
+    columns: tuple[ColumnShift, ...]
+    chance: dict[str, float]
+    shifted: tuple[str, ...]

@@ -1,0 +1,25 @@
+"""HTTP requests and responses as values, for whoever asks: the clients, and a gateway that asks the model's server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request; `path` begins with "/", header names are in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP response; header names in lower case, of several of one name the last counts."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
