@@ -21,7 +21,7 @@ from garrison.errors import IsolationError, MalformedRequestError, NotFoundError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.oip_client import decode_response, encode_request
-from garrison.protocol.sealed import AnswerHead, RequestHead, read_answer, seal_request
+from garrison.protocol.sealed import AnswerHead, RequestHead, read_answer, seal_request, write_answer
 from garrison.protocol.statement import read_proof, receipt_of, verify_answer
 from garrison.types import Array, DefenseSpec
 
@@ -230,6 +230,28 @@ def test_an_envelope_on_which_opening_fails_harms_no_other(
 
     monkeypatch.setattr(service._mail, "open", fragile)
     assert [reply.code for reply in service.answer(asks)] == ["", "internal", ""]
+
+
+def test_an_answer_that_cannot_be_sealed_harms_no_other(
+    sealed: Sealed, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    service = Service(sealed.verified(), key=sealed.key, quoter=SimQuoter())
+    keys = service.evidence(bytes(32), {}).keys
+    asks = [ask(keys, images(1, seed=seed)) for seed in range(3)]
+    write, calls = write_answer, iter(range(3))
+
+    def fails_once(key: bytes, head: AnswerHead, body: bytes) -> bytes:
+        if next(calls) == 1:
+            raise RuntimeError("no")
+        return write(key, head, body)
+
+    assert [reply.code for reply in service.answer(asks[:1])] == [""]  # control
+    asks[0] = ask(keys, images(1, seed=9))
+    monkeypatch.setattr("garrison.enclave.mail.write_answer", fails_once)
+    replies = service.answer(asks)
+    assert [reply.code for reply in replies] == ["", "internal", ""]
+    assert [reply.outcome.code for reply in replies] == ["sealed"] * 3
+    assert "could not be sealed" in caplog.text
 
 
 @pytest.fixture(scope="module")

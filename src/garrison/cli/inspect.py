@@ -20,6 +20,7 @@ from garrison.types import DefenseSpec
 MOST_CHUNKS_SHOWN = 12
 GUARDED = "the graph with the guard around it, over the same parameters; this one is served"
 MOST_VALUES_SHOWN = 4
+MOST_NUMBERS_SHOWN = 8
 
 
 @click.command()
@@ -116,10 +117,18 @@ def _guard(chain: tuple[DefenseSpec, ...]) -> Table:
 
 
 def _some(value: Any) -> str:
+    """A calibrated value in few words; `--json` has all of it."""
     if isinstance(value, Mapping):
-        return str(value["name"]) if "name" in value else ", ".join(f"{key} {_some(one)}" for key, one in value.items())
+        if "name" in value:
+            return str(value["name"])
+        deep = any(isinstance(one, Mapping) for one in value.values())
+        return ", ".join(f"{name} ({_some(one)})" if deep else f"{name} {_some(one)}" for name, one in value.items())
     if not isinstance(value, (list, tuple)):
         return f"{value:g}" if isinstance(value, float) else str(value)
+    if value and isinstance(value[0], (list, tuple)):
+        return f"({len(value)} rows)"
+    if len(value) > MOST_NUMBERS_SHOWN and isinstance(value[0], (int, float)):
+        return f"({len(value)} numbers)"
     shown = ", ".join(_some(v) for v in value[:MOST_VALUES_SHOWN])
     return shown if len(value) <= MOST_VALUES_SHOWN else f"{shown}, ... ({len(value)} in all)"
 

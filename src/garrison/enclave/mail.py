@@ -11,12 +11,14 @@ What cannot be opened at all is refused in the open: there is no key for an answ
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from garrison.enclave.keys import KeyRing
+from garrison.enclave.replies import error_reply
 from garrison.enclave.sessions import Sessions
 from garrison.enclave.witness import SealedTally
 from garrison.errors import RequestError, SealedRequestError, SealingRequiredError
@@ -26,7 +28,10 @@ from garrison.protocol.sealed import AnswerHead, Grant, RequestHead, read_reques
 from garrison.protocol.sealed_session import SessionHead, offer_bytes, within_session
 from garrison.protocol.statement import read_proof, receipt_of
 
+logger = logging.getLogger(__name__)
+
 SEALED = "sealed"
+_INTERNAL = "internal"
 _NONCE_CHARACTERS = 22
 """128 random bits in base64."""
 _RECEIPT_BYTES = 32
@@ -122,15 +127,23 @@ class Mail:
         return Letter(_plain(ask, head, body), head.answer_key, wrong, first)
 
     def close(self, letter: Letter, reply: Reply) -> Reply:
-        """The reply as the host may see it."""
+        """The reply as the host may see it. One that cannot be sealed is lost, with its rows; the others of its batch are not."""
         if letter.answer_key is None:
             return reply
+        try:
+            return self._sealed(letter, letter.answer_key, reply)
+        except Exception:
+            logger.exception("an answer could not be sealed; the others of its batch are told")
+            rows = reply.outcome.rows
+            return error_reply(_INTERNAL, "the service failed on this request", Outcome(SEALED, rows, distinct=rows))
+
+    def _sealed(self, letter: Letter, key: bytes, reply: Reply) -> Reply:
         head = AnswerHead(reply.code, reply.detail, reply.json_bytes, reply.proof, self._grant(letter))
         rows = reply.outcome.rows
         if self._tally is not None:
             self._tally.count(reply.outcome)
         outcome = Outcome(SEALED, rows, distinct=rows, receipt=_receipt(letter, reply))
-        return Reply("", "", write_answer(letter.answer_key, head, reply.body), -1, b"", outcome)
+        return Reply("", "", write_answer(key, head, reply.body), -1, b"", outcome)
 
     def _grant(self, letter: Letter) -> Grant | None:
         first = letter.first

@@ -147,6 +147,7 @@ class Authenticator:
             logger.info("the key file was read again; it holds %d keys", len(self._ring.keys))
         except ConfigError:
             self._take(KeyRing())
+            self._stamp = None  # and tried again each time: a mended file may look the same from outside
             logger.exception("the key file cannot be read; until it can, no key is good")
 
     def _take(self, ring: KeyRing) -> None:

@@ -91,8 +91,7 @@ def read_keys(path: Path) -> KeyRing:
         ConfigError: the file is not there or not a key file.
     """
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe may never end
-            raise ConfigError(f"{path} is not a key file: expected a regular file")
+        _check_kind(path)
         with path.open("rb") as file:
             data = file.read(MOST_FILE_BYTES + 1)
     except OSError as error:
@@ -214,9 +213,15 @@ def _fresh(caller: str, lives: timedelta | None) -> tuple[str, Secret]:
     return f"{PREFIX}{caller}_{text}", Secret(digest(text), now, None if lives is None else now + lives)
 
 
+def _check_kind(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a device or a pipe may never end
+        raise ConfigError(f"{path} is not a key file: expected a regular file")
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Keep other programs from changing the file at the same time."""
+    _check_kind(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

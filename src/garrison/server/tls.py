@@ -1,7 +1,7 @@
 """What the server shows of itself over TLS, and asks of its clients: files, checked before anything is served.
 
-TLS 1.3 alone. Granian (rustls) ends it, except where certificates name callers: it does not tell the application whose certificate a connection showed, so
-`garrison.server.client_names` ends TLS there. Files are read at the start; a renewed certificate takes a restart (with `--workers`, SIGTERM to one front process after the other).
+TLS 1.3 alone, but for gRPC, whose library cannot be told to refuse 1.2. Granian (rustls) ends it, except where certificates name callers: it does not tell the
+application whose certificate a connection showed, so `garrison.server.client_names` ends TLS there. Files are read at the start; a renewed certificate takes a restart (with `--workers`, SIGTERM to one front process after the other).
 
 Not checked: whether the certificate fits the name that clients use; they do that. Revocation: no lists are read, so let client certificates live shortly.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,6 +266,33 @@ def test_keys_are_needed_where_they_are_used(bundles: Bundles, tmp_path: Path) -
             client.get_model_metadata("plain")
         assert client.get_model_metadata("plain", headers={"authorization": f"Bearer {key}"}).name == "plain"
         client.close()
+
+
+def test_nobody_keeps_all_places_by_calls_that_say_nothing(bundles: Bundles, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    ada, bob = ((("authorization", f"Bearer {add_key(keys, name)}"),) for name in ("ada", "bob"))
+    limits, end = Limits(grpc_requests=8), threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        end.wait(SECONDS)
+        yield from ()
+
+    with (
+        serve(bundles, "plain", state=tmp_path, grpc_port=0, keys=str(keys), limits=limits) as served,
+        grpc.insecure_channel(address(served)) as channel,
+        grpc.insecure_channel(address(served), options=[("grpc.use_local_subchannel_pool", 1)]) as other,
+    ):
+        data = message(images(1), "plain", "")
+        assert ask(channel, data, *ada)[0]  # control
+        waiting = [channel.stream_unary(INFER).future(silent(), metadata=ada, timeout=SECONDS) for _ in range(8)]
+        until = time.monotonic() + SECONDS
+        while sum(call.done() for call in waiting) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        refused = [call for call in waiting if call.done()]
+        assert len(refused) == 3, "one caller may keep no more than it leaves, and one"
+        assert {code(call.exception()) for call in refused} == {"unavailable"}
+        assert ask(other, data, *bob)[0]
+        end.set()
 
 
 def test_tls_is_that_of_http(bundles: Bundles, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ class GrpcServer:
             raise ConfigError(
                 "certificates of clients name no callers over gRPC: leave --grpc-port or server.tls_client_names out"
             )
+        self._awaited = HeldBytes(app.limits.grpc_requests)
         self._certificates = certificates(config)
         self._server: Any = None
         self.address = ""
@@ -309,12 +310,17 @@ class GrpcServer:
         call.who = self._admission.identify(call.single(AUTHORIZATION), peer_of(call.context.peer()))
 
     async def _read(self, call: _Call) -> None:
+        """The message. A caller, or an address where nobody is known, may keep the server waiting for as many as are left for others: calls are few."""
         seconds = self._limits.body_read_seconds
+        who = call.who.name or peer_of(call.context.peer()).rpartition(":")[0]
+        self._awaited.take(who, 1)
         try:
             async with asyncio.timeout(seconds):
                 found = await call.context.read()
         except TimeoutError as error:
             raise SlowRequestError(f"the message did not arrive within {seconds:g} seconds") from error
+        finally:
+            self._awaited.give_back(who, 1)
         if not isinstance(found, bytes):
             raise MalformedRequestError("expected one message, found none")
         call.body = found
