@@ -50,9 +50,9 @@ def test_it_serves_a_sealed_bundle(clean: Path, tmp_path: Path) -> None:
     trust.write_bytes(sealed.owner.public.pem)
     np.savez(tmp_path / "x.npz", x=images(3))
     outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    log = (tmp_path / "log").open("w")
     command = [str(clean / "garrison"), "serve", str(sealed.path), "--trust", str(trust), "--port", "18473"]
-    server = subprocess.Popen(command, cwd=tmp_path, env=outside, stdout=log, stderr=log)
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, env=outside, stdout=log, stderr=log)
     try:
         wait("http://127.0.0.1:18473/v2/health/ready")
         predict = [str(clean / "garrison"), "predict", "http://127.0.0.1:18473", "x.npz", "--json"]
