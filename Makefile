@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # One thread for each numerical library: the tests run in parallel, and pools that spin against each other are slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all check bench bench-quick format wheel clean
+.PHONY: setup demo test test-all check bench bench-quick format wheel clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,8 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
 	@touch $(READY)
+
+setup: $(READY)  ## Garrison with all extras in .venv, and nothing more
 
 demo: $(READY)  ## the whole way on real data: train, harden, seal, serve, ask, attack, report (out/demo)
 	OMP_NUM_THREADS=2 $(BIN)/python examples/fashion_mnist/demo.py

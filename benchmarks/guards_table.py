@@ -9,6 +9,8 @@ Everything on the page is made from the report; nothing is typed by hand.
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import msgspec
 
 from garrison.audit.report import grid
 from garrison.audit.report import json as report_json
-from garrison.audit.report.content import Report
+from garrison.audit.report.content import Report, TableCell
 from garrison.audit.report.pareto import pareto_figure
 from garrison.audit.report.tables import Cell, Table
+from garrison.audit.steps import seeds_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, FIGURES, PLOT, CHOOSING = "guards-table.md", "guards-table.json", "guards-pareto.svg", "choosing.md"
@@ -28,7 +31,6 @@ BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 def page(report: Report) -> str:
     """The page, made from the report alone."""
     filled = [cell for cell in report.cells if cell.clone_accuracy is not None]
-    places = {(cell.thief, cell.column) for cell in report.cells if cell.why == "" or "on request" in cell.why}
     seeds = sorted({cell.seeds for cell in filled})
     lines = [
         "# The table of the guards",
@@ -66,8 +68,9 @@ def page(report: Report) -> str:
             "seeds an interval covers the choice of test rows, not another training run, which moves a clone by several points."
         ),
         "",
-        *_filled(report, len(places)),
+        *_filled(report),
         "",
+        *_fewer_seeds(report),
         "![What each arm costs and gives away](" + PLOT + ")",
         "",
         (
@@ -84,16 +87,39 @@ def page(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _filled(report: Report, places: int) -> list[str]:
+def _filled(report: Report) -> list[str]:
+    """Of the cells that say something: what a plan calls senseless is told below the tables."""
+    senseless = {(thief, column.name) for column in report.plan.columns for thief in column.senseless}
+    places = len({(cell.thief, cell.column) for cell in report.cells} - senseless)
     lines = ["| arm | cells filled | seeds | not filled |", "|---|---|---|---|"]
     for arm in grid.arms_of(report):
-        mine = [cell for cell in report.cells if cell.arm == arm]
+        mine = [c for c in report.cells if c.arm == arm and (c.thief, c.column) not in senseless]
         known = [cell for cell in mine if cell.clone_accuracy is not None]
         seeds = ", ".join(str(n) for n in sorted({cell.seeds for cell in known}))
-        reasons = dict.fromkeys(cell.why for cell in mine if cell.why)
-        why = "; ".join(reasons)
-        lines.append(f"| {grid.title_of(arm)} | {len(known)} of {places} | {seeds or '–'} | {_escaped(why)} |")
+        lines.append(
+            f"| {grid.title_of(arm)} | {len(known)} of {places} | {seeds or '–'} | {_escaped(_reasons(mine))} |"
+        )
     return lines
+
+
+def _fewer_seeds(report: Report) -> list[str]:
+    """Of which arms some cells have fewer seeds than the plan asks, as where the time of a run ends."""
+    short = {
+        c.arm for c in report.cells if c.clone_accuracy is not None and c.seeds < len(seeds_of(report.plan, c.arm))
+    }
+    named = [grid.title_of(arm) for arm in grid.arms_of(report) if arm in short]
+    if not named:
+        return []
+    return [
+        f"The plan asks {len(report.plan.seeds)} seeds, for which this run had no time in every cell of: {'; '.join(named)}.",
+        "",
+    ]
+
+
+def _reasons(cells: Sequence[TableCell]) -> str:
+    """Why cells are empty, each reason behind the number of cells that it holds for."""
+    counts = Counter(cell.why for cell in cells if cell.why)
+    return "; ".join(f"{count}: {why}" for why, count in counts.items())
 
 
 def _table(table: Table) -> list[str]:

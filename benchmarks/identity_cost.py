@@ -13,25 +13,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
-import signal
 import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from benchmarks.ledger_cost import interval
-from benchmarks.serve_lenet import BODIES, LOAD_CORE, SERVER_CORE, Load, pinned, processor_seconds, seal_lenet
+from benchmarks.serve_lenet import LOAD_CORE, Load, generate, pinned, processor_seconds, seal_lenet, started
 from tests.server.databases import postgres, redis_or_valkey
 from tests.server.pki import Authority
 
@@ -53,50 +48,15 @@ class Arm:
     client: str = ""
 
 
-@contextmanager
-def started(command: list[str]) -> Iterator[tuple[int, str]]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        pinned(SERVER_CORE, command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    )
-    try:
-        url = (process.stdout.readline() if process.stdout else "").strip()
-        if not url.startswith("http"):
-            sys.exit(f"the server did not start: {' '.join(command)}")
-        yield process.pid, url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
-
-
-async def generate(arm: Arm, load: Load, seconds: float, connections: int) -> None:
-    """Ask again and again; prints how often it was answered, and how often not with 200."""
-    parts = urlsplit(arm.url)
+def generate_for(arm: Arm, load: Load, seconds: float, connections: int) -> None:
+    """The load generator, over TLS and with a certificate where the arm has them."""
     context = None
-    if parts.scheme == "https":
+    if arm.url.startswith("https:"):
         context = ssl.create_default_context(cafile=arm.authority)
         if arm.client:
             context.load_cert_chain(f"{arm.client}.pem", f"{arm.client}.key")
     requests = [request.replace(b"\r\n", f"\r\n{arm.header}".encode(), 1) for request in load.requests()]
-    end = time.monotonic() + seconds
-    done = errors = 0
-
-    async def connection(number: int) -> None:
-        nonlocal done, errors
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
-        k = number
-        while time.monotonic() < end:
-            writer.write(requests[k % BODIES])
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
-            await reader.readexactly(int(length[1]) if length else 0)
-            done += 1
-            errors += not head.startswith(b"HTTP/1.1 200")
-            k += connections
-        writer.close()
-
-    await asyncio.gather(*map(connection, range(connections)))
-    print(f"RESULT {done} {errors}")
+    asyncio.run(generate(arm.url, requests, seconds, connections, context))
 
 
 def spent(arm: Arm, load: Load, options: argparse.Namespace) -> float:
@@ -177,7 +137,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--generate"]:
         pid, url, header, authority, client, folder, path, json_bytes, seconds, connections = sys.argv[2:]
         arm, load = Arm(int(pid), url, header, authority, client), Load(Path(folder), path, int(json_bytes))
-        asyncio.run(generate(arm, load, float(seconds), int(connections)))
+        generate_for(arm, load, float(seconds), int(connections))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=7)

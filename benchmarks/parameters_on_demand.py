@@ -279,12 +279,15 @@ def main() -> None:
         found[name] = summary(*measure(arms, x, options.rounds))
         others = machine_busy() - busy - (time.process_time() - own)
         found.setdefault("others", {})[name] = others / (time.perf_counter() - started)
-    if not options.json:
+    if options.json:
+        print(json.dumps(found))
+    else:
         show(found, options.rounds)
-    print(json.dumps(found))
 
 
 def show(found: Mapping[str, Any], rounds: int) -> None:
+    speeds = ", ".join(f"{name} {gb:.2f} GB/s" for name, gb in found["gigabytes_per_second"].items())
+    print(f"this machine: {speeds}")
     for name in MODELS:
         print(f"\n{name}, batch 1, {rounds} rounds; others used {found['others'][name]:.2f} of a core meanwhile")
         for row in found[name]:

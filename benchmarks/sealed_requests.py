@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -180,20 +181,29 @@ def main() -> None:
     parser.add_argument("--isolation", default="process")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    x = np.random.default_rng(1).random((given.rows, FEATURES), dtype=np.float32)
+    found = compare(given.rows, given.requests, given.isolation)
+    if given.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+
+
+def compare(rows: int, requests: int, isolation: str) -> dict[str, Any]:
+    """Sealed and plain requests in turn, and what the cryptography alone takes."""
+    x = np.random.default_rng(1).random((rows, FEATURES), dtype=np.float32)
     body_bytes = len(encode_request({"x": x})[0])
     bare, floors = floor(body_bytes), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_bundle(folder)
         with (
-            server(folder, given.isolation) as url,
+            server(folder, isolation) as url,
             Client(url, sealed=True, allow_simulated=True) as sealed,
             Client(url) as plain,
         ):
             arms = [sealed, plain]
             pairs = []
-            for k in range(WARM_UP + given.requests):
+            for k in range(WARM_UP + requests):
                 order = arms if k % 2 else arms[::-1]
                 times = {id(client): took(client, x) for client in order}
                 if k >= WARM_UP:
@@ -203,11 +213,11 @@ def main() -> None:
     seal_us, open_us, sha256_gb_s = alone(body_bytes)
     differences = [a - b for a, b in pairs]
     low, high = interval(differences)
-    found = {
+    return {
         "suite": PREFERRED,
-        "isolation": given.isolation,
+        "isolation": isolation,
         "body_bytes": body_bytes,
-        "requests": given.requests,
+        "requests": requests,
         "sealed_p50_ms": statistics.median(a for a, _ in pairs),
         "plain_p50_ms": statistics.median(b for _, b in pairs),
         "difference_p50_ms": statistics.median(differences),
@@ -224,19 +234,18 @@ def main() -> None:
         "sha256_gb_s": sha256_gb_s,
         "sha256_of_the_expected": sha256_gb_s / EXPECTED_SHA256_GB_S,
     }
-    if given.json:
-        print(json.dumps(found, indent=2))
-        return
-    print(f"{found['body_bytes']} bytes, {PREFERRED}, isolation {given.isolation}, {given.requests} pairs")
-    print(
-        f"HPKE alone: sealing {seal_us:.0f} us, opening {open_us:.0f} us; this machine's SHA-256 {sha256_gb_s:.2f} GB/s"
-    )
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['body_bytes']} bytes, {PREFERRED}, isolation {found['isolation']}, {found['requests']} pairs")
+    alone_us = f"sealing {found['seal_us']:.0f} us, opening {found['open_us']:.0f} us"
+    print(f"HPKE alone: {alone_us}; this machine's SHA-256 {found['sha256_gb_s']:.2f} GB/s")
     floor_ms, beyond = found["floor_p50_ms"], found["beyond_the_floor_p50_ms"]
     print(f"floor  p50 {floor_ms:.3f} ms: the cryptography alone, between the requests; beyond it {beyond:.3f} ms")
     print(f"plain  p50 {found['plain_p50_ms']:.3f} ms")
     print(f"sealed p50 {found['sealed_p50_ms']:.3f} ms")
-    more = f"{found['difference_p50_ms']:.3f} ms [{low:.3f}, {high:.3f}]"
-    print(f"the first request of a session costs {first_ms:.3f} ms more than its second")
+    more = f"{found['difference_p50_ms']:.3f} ms [{found['difference_low_ms']:.3f}, {found['difference_high_ms']:.3f}]"
+    print(f"the first request of a session costs {found['first_more_p50_ms']:.3f} ms more than its second")
     print(f"a seal costs {more} at p50, paired (must: at most {MUST_MS} ms at 4 KB)")
 
 

@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -148,20 +150,21 @@ def pinned(core: int, command: list[str]) -> list[str]:
     return ["taskset", "-c", str(core), *command] if enough else command
 
 
-async def generate(url: str, load: Load, seconds: float, connections: int) -> None:
-    """The load generator for machines without wrk."""
-    host, port = url.removeprefix("http://").rsplit(":", 1)
-    requests, end = load.requests(), time.monotonic() + seconds
+async def generate(
+    url: str, requests: list[bytes], seconds: float, connections: int, context: ssl.SSLContext | None = None
+) -> None:
+    """The load generator for machines without wrk: asks over and over, and prints answers, errors and the median latency in us."""
+    parts, end = urlsplit(url), time.monotonic() + seconds
     latencies: list[float] = []
     errors = 0
 
     async def connection(number: int) -> None:
         nonlocal errors
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
         k = number
         while time.monotonic() < end:
             started = time.monotonic()
-            writer.write(requests[k % BODIES])
+            writer.write(requests[k % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
             await reader.readexactly(int(length[1]) if length else 0)
@@ -210,7 +213,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(command: list[str]) -> Iterator[tuple[int, str]]:
+def started(command: list[str]) -> Iterator[tuple[int, str]]:
+    """A server that prints its URL: its process id, and that URL. It may not be ready yet."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         pinned(SERVER_CORE, command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -219,12 +223,6 @@ def server(command: list[str]) -> Iterator[tuple[int, str]]:
         url = (process.stdout.readline() if process.stdout else "").strip()
         if not url.startswith("http"):
             sys.exit(f"the server did not start: {' '.join(command)}")
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"{url}/v2/health/ready", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
         yield process.pid, url
     finally:
         process.send_signal(signal.SIGTERM)
@@ -233,6 +231,19 @@ def server(command: list[str]) -> Iterator[tuple[int, str]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def server(command: list[str]) -> Iterator[tuple[int, str]]:
+    """The same, once it is ready."""
+    with started(command) as (pid, url):
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"{url}/v2/health/ready", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield pid, url
 
 
 def compare(bundle: Path, trust: Path, options: argparse.Namespace) -> dict[str, list[Round]]:
@@ -357,7 +368,8 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["--generate"]:
         url, folder, path, json_bytes, seconds, connections = sys.argv[2:]
-        asyncio.run(generate(url, Load(Path(folder), path, int(json_bytes)), float(seconds), int(connections)))
+        load = Load(Path(folder), path, int(json_bytes))
+        asyncio.run(generate(url, load.requests(), float(seconds), int(connections)))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--bundle", type=Path)

@@ -39,7 +39,8 @@ from garrison.types import Array, FloatArray
 BENCH = Path("out/bench/seed-0")
 SHARE, INDEPENDENT, DECOYS = 0.01, 20, 50
 LEVEL = 1e-3
-RECIPE = Knockoff().recipe
+RECIPE = Knockoff(batch=256, learning_rate=1e-2, weight_decay=0.1).recipe
+"""The one that the thieves of the guards' tables use."""
 OTHERS = 5000
 CLONES = ((2400, True), (10_000, True), (2400, False), (10_000, False))
 NOISE = 0.05

@@ -201,11 +201,12 @@ def prepare(model: Model, folder: Path) -> Prepared:
     chain = guard(threshold(whole, model.rows()))
     for path, graph, defenses in ((found.unguarded, bare, UNGUARDED), (found.guarded, whole, chain)):
         path.with_name(f"{path.name}.secret").unlink(missing_ok=True)
-        seal(_draft(model, graph, defenses), owner, path, force=True)
+        seal(draft_of(model, graph, defenses), owner, path, force=True)
     return found
 
 
-def _draft(model: Model, graph: onnx.ModelProto, guard: tuple[DefenseSpec, ...]) -> Draft:
+def draft_of(model: Model, graph: onnx.ModelProto, guard: tuple[DefenseSpec, ...]) -> Draft:
+    """What is sealed."""
     return Draft(
         name=model.name,
         version=1,

@@ -68,9 +68,8 @@ class Caller:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of several requests, scored together.
+class Batch(msgspec.Struct, frozen=True, eq=False):
+    """Rows of several requests, scored together. A struct, as one is made for every batch.
 
     Attributes:
         inputs: the model's inputs by name, each of shape (rows, ...), C-contiguous.

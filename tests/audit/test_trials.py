@@ -77,13 +77,13 @@ def data(*, own: bool = True) -> AuditData:
     )
 
 
-def thief(plan: Plan, folder: Path | None = None, rows_of: AuditData | None = None) -> Thief:
+def thief(plan: Plan, folder: Path | None = None, rows_of: AuditData | None = None, exam: Exam | None = None) -> Thief:
     found = rows_of or data()
     x = found.test.x
     return Thief(
         plan=plan,
         data=found,
-        exam=Exam(x, found.test.y, Linear().truth(x)),
+        exam=exam or Exam(x, found.test.y, Linear().truth(x)),
         reference_digest="",
         cache=TrialCache(folder),
         spending=Spending(plan),
@@ -157,6 +157,53 @@ def test_an_audit_that_was_killed_asks_nothing_twice(tmp_path: Path) -> None:
     assert [(f.metric, f.value) for f in found.findings] == [(f.metric, f.value) for f in expected.findings]
     paid = sum(len(x) for x in (*killed.asked, *again.asked)) - 2 * probes
     assert paid == sum(len(x) for x in whole.asked) - probes
+
+
+COVERED = f"""
+name = "hidden"
+[[attacks]]
+name = "knockoff"
+budgets = [40]
+{QUICK}
+[[attacks]]
+name = "knockoff"
+budgets = [40]
+tactics = [{{ name = "cover-traffic", ratio = 1.5 }}]
+{QUICK}
+"""
+HIDDEN = f"""{COVERED}
+[[attacks]]
+name = "knockoff"
+budgets = [40]
+tactics = [{{ name = "sybil", accounts = 4 }}]
+{QUICK}
+"""
+
+
+def test_who_hides_from_a_service_that_remembers_nobody_gets_what_he_gets_in_the_open(
+    world: World, tmp_path: Path
+) -> None:
+    """So such a trial is not done again. The control arm does it: nothing is kept there."""
+    plan, target = parse_plan(HIDDEN, "a test"), guarded(world.opened(world.bundle), world.key)
+    own = dataclasses.replace(world.data, own=named(world.data.test.x[:50], world.data.test.y[:50], "own kind"))  # type: ignore[index]
+    found = []
+    for folder in (tmp_path, None):
+        each = thief(plan, folder, own, Exam(own.test.x, own.test.y))
+        findings = each.attack(TargetName.DEFENDED, target).findings
+        accuracy = {f.tactic: f.value for f in findings if f.metric == "clone_accuracy"}
+        assert {f.tactic: f.cover for f in findings} == {"naive": 0, "cover-traffic": 60, "sybil": 0}
+        found.append((each.asked[TargetName.DEFENDED], accuracy))
+    (shared, same), (all_asked, alone) = found
+    assert shared == 40
+    assert all_asked > 100, "control: the rows were asked again"
+    assert same["cover-traffic"] == same["sybil"] == same["naive"] == alone["naive"]
+    assert alone["sybil"] == pytest.approx(alone["naive"], abs=0.05), "but for rounding in other batches"
+
+
+def test_who_hides_from_a_service_that_may_remember_asks_anew(tmp_path: Path) -> None:
+    plan, target = parse_plan(COVERED, "a test"), Target()
+    attacked(thief(plan, tmp_path), target)
+    assert sum(map(len, target.asked)) - (64 + 60 + 30) >= 40 + 100
 
 
 def test_an_unknown_tactic_or_parameter_is_refused() -> None:

@@ -20,7 +20,8 @@ from garrison.attest.evidence import Evidence
 from garrison.attest.policy import Policy
 from garrison.attest.report import Report
 from garrison.client import AsyncClient, Client
-from garrison.client.sealed import SealedChannel, caller_of
+from garrison.client.names import caller_of
+from garrison.client.sealed import SealedChannel
 from garrison.client.talk import Talk
 from garrison.crypto.owner import OwnerKey
 from garrison.enclave.service import Service

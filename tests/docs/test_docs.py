@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import click
+import msgspec
 import pytest
+from tests.docs.commands_page import PAGE as COMMANDS_PAGE
+from tests.docs.commands_page import page as commands_page
 
 from garrison.cli import COMMANDS, cli
+from garrison.config import Config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
@@ -73,3 +78,48 @@ def test_every_command_has_help(name: str) -> None:
 def test_no_document_names_this_machine() -> None:
     for page in PAGES:
         assert not re.search(r"/work/|/tmp/dev|/root/", page.read_text()), page
+
+
+def test_the_page_of_commands_is_as_the_commands_are() -> None:
+    assert COMMANDS_PAGE.read_text() == commands_page(), "make it anew: python -m tests.docs.commands_page"
+
+
+def settings(kind: type, path: str = "") -> dict[str, str]:
+    """Every setting by its last name, and where it stands."""
+    found = {}
+    for field in msgspec.structs.fields(kind):
+        found[field.name] = f"{path}{field.name}"
+        for part in (field.type, *get_args(field.type)):
+            if isinstance(part, type) and issubclass(part, msgspec.Struct):
+                found |= settings(part, f"{path}{field.name}.")
+    return found
+
+
+def test_every_setting_stands_in_a_document() -> None:
+    told = "\n".join(page.read_text() for page in PAGES)
+    missing = [where for name, where in settings(Config).items() if not re.search(rf"\b{name}\b", told)]
+    assert not missing
+
+
+def test_every_page_is_linked_from_another() -> None:
+    linked = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    }
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in linked and page != ROOT / "README.md"] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """As the common renderers make them of headings."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    plain = (
+        re.sub(r"[^\w\- ]", "", heading.strip().lower()) for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    )
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_to_a_heading_find_it(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors((page.parent / target) if target else page), f"{target}#{anchor}"

@@ -192,18 +192,52 @@ def test_a_caller_with_too_many_loses_the_one_that_it_does_not_use(table: Sessio
     assert len(table) == 3
 
 
-def test_nobody_loses_a_session_to_another_caller(table: Sessions, clock: Clock) -> None:
+def test_who_has_many_sessions_makes_room_for_who_has_few(table: Sessions, clock: Clock) -> None:
     """Mallory begins as many as she likes, and then others come until the table is full; Alice's stay."""
     mine = [begun(table) for _ in range(2)]
     for _ in range(50):
         assert begin(table, "mallory") is not None
     assert len(table) == 5
     assert begin(table, "carol") is not None
-    assert begin(table, "dave") is None, "full: a newcomer goes on without"
-    assert begin(table, "mallory") is not None, "in the place of one of her own"
-    assert [lives(table, one, 0) for one in mine] == [True, True]
+    assert begin(table, "dave") is not None, "in the place of one of Mallory's three"
+    assert begin(table, "dave") is None, "full: the fullest have two, so there is nothing to share"
+    assert begin(table, "erin") is not None, "who has none gets one of two"
+    assert len(table) == 6
     clock.now = START + 100
     assert begin(table, "dave") is not None
+    del mine
+
+
+def test_addresses_cannot_take_a_place_from_keys(table: Sessions) -> None:
+    """64 addresses fill the table; whoever has a key begins a session all the same, and keeps it. The control: another address begins one only as its share goes."""
+    addresses = [f"ip:10.0.0.{k}" for k in range(6)]
+    for address in addresses[:2]:
+        for _ in range(3):
+            assert begin(table, address) is not None
+    assert len(table) == 6
+    mine = [begun(table, "alice"), begun(table, "alice")]
+    for address in addresses * 5:
+        begin(table, address)
+    assert len(table) == 6
+    assert [lives(table, one, 0) for one in mine] == [True, True]
+    assert {name for name in table._mine if name.startswith("ip:")} == set(addresses[:4]), "one each"
+    bobs = [begun(table, "bob") for _ in range(3)]
+    cecils = begun(table, "cecil")
+    assert set(table._mine) == {"alice", "bob", "cecil"}
+    assert begin(table, "ip:10.0.0.9") is None
+    assert [lives(table, one, 1) for one in mine] == [True] * 2
+    assert [lives(table, one, 0, "bob") for one in bobs] == [True] * 3
+    assert lives(table, cecils, 0, "cecil")
+
+
+def test_the_one_that_was_idle_for_longest_goes_of_the_fullest_share(table: Sessions) -> None:
+    many = [begun(table, "mallory") for _ in range(3)]
+    begun(table, "carol")
+    two = [begun(table, "alice") for _ in range(2)]
+    assert lives(table, many[0], 0, "mallory")
+    assert begin(table, "dave") is not None
+    assert [lives(table, one, 1, "mallory") for one in many] == [True, False, True]
+    assert [lives(table, one, 1, "alice") for one in two] == [True, True]
 
 
 def test_a_bad_offer_begins_none(table: Sessions) -> None:

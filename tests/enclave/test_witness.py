@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from garrison.crypto.signing import AnswerSigner, verify_ed25519
 from garrison.enclave.witness import EPSILON, LEAST_REQUESTS, SealedTally, Witness
 from garrison.errors import MalformedRequestError, ProofError
+from garrison.protocol.checkpoint import Place, next_head
 from garrison.protocol.messages import Outcome
 from garrison.protocol.statement import Statement, sign_batch, verify_answer
 
@@ -39,15 +40,53 @@ def test_a_checkpoint_is_signed_under_the_key_of_the_answers_and_any_change_show
             replace(signed, checkpoint=replace(said, **change)).verify()
 
 
+BODIES = [bytes([k]) * 32 for k in range(4)]
+
+
+def after(head: bytes, *bodies: bytes) -> bytes:
+    for body in bodies:
+        head = next_head(head, body)
+    return head
+
+
 def test_it_signs_one_history_alone() -> None:
     one = witness()
     one.sign(LEDGER, 7, HEAD)
     one.sign(LEDGER, 7, HEAD)
-    one.sign(LEDGER, 9, OTHER)
-    for at, head in ((9, HEAD), (8, HEAD), (0, OTHER)):
+    end = after(HEAD, BODIES[0], BODIES[1])
+    said = one.sign(LEDGER, 9, end, HEAD, BODIES[0] + BODIES[1]).checkpoint
+    assert (said.since, said.before) == (7, Place(7, HEAD.hex()))
+    for at, head in ((9, HEAD), (8, HEAD), (0, OTHER), (9, OTHER)):
         with pytest.raises(MalformedRequestError, match="signed already"):
             one.sign(LEDGER, at, head)
     one.sign(OTHER[:16], 0, HEAD)  # another ledger
+
+
+def test_a_longer_history_must_go_on_from_what_it_signed() -> None:
+    """Who rewrites a chain and makes it longer is refused; the control shows the way from the same place, or from an earlier one."""
+    one = witness()
+    signed = after(HEAD, BODIES[0])
+    one.sign(LEDGER, 3, signed)
+    fork = after(HEAD, BODIES[1], BODIES[2], BODIES[3])
+    honest = after(signed, BODIES[2], BODIES[3])
+    for head, start, bodies in (
+        (fork, HEAD, BODIES[1:]),
+        (fork, signed, BODIES[1:]),
+        (fork, b"", []),
+        (fork, fork, []),
+        (honest, signed, []),
+        (honest, signed, BODIES[2:3]),
+        (honest, after(signed, BODIES[2]), BODIES[3:]),
+        (honest, signed, [*BODIES[2:], b"x"]),
+    ):
+        with pytest.raises(MalformedRequestError, match="does not follow"):
+            one.sign(LEDGER, 9, head, start, b"".join(bodies))
+    with pytest.raises(MalformedRequestError, match="does not follow"):
+        one.sign(LEDGER, 3, honest, signed, b"".join(BODIES[2:]))
+    again = one.sign(LEDGER, 9, honest, HEAD, b"".join((BODIES[0], *BODIES[2:])))
+    assert again.checkpoint.before == Place(3, signed.hex())
+    last = one.sign(LEDGER, 10, after(honest, BODIES[0]), honest, BODIES[0])
+    assert (last.checkpoint.since, last.checkpoint.before) == (3, Place(9, honest.hex()))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +105,7 @@ def test_a_checkpoint_is_never_an_answers_signature_nor_the_other_way_round() ->
     signed = Witness(signer, "a" * 64, "b" * 64, tally()).sign(LEDGER, 1, HEAD)
     message = signed.checkpoint.signed_bytes()
     verify_ed25519(signer.public_key, signed.signature, message)
-    assert message.startswith(b"garrison ledger checkpoint v1\0")
+    assert message.startswith(b"garrison ledger checkpoint v2\0")
     with pytest.raises(ProofError):
         verify_answer(
             proof.replace(proof[-64:], signed.signature), signer.public_key, request=b"", answer=b"", nonce="n"

@@ -12,8 +12,9 @@ from garrison.errors import GuardError
 from garrison.guard.base import Marks, RowDefense, Settings, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.defenses.release import Release
+from garrison.guard.failing import DEFENSE_FAILED
 from garrison.guard.override import UnsafeGuardOverride
-from garrison.guard.pipeline import DEFENSE_FAILED, Pipeline, Progress, tighten
+from garrison.guard.pipeline import Pipeline, Progress, tighten
 from garrison.types import DefenseSpec, Phase, RawScores, Task
 
 BOUNDS = DefenseSpec(name="bounds")

@@ -13,7 +13,8 @@ from garrison.errors import StateError
 from garrison.guard import state as state_module
 from garrison.guard.base import RecordDefense, View
 from garrison.guard.defenses import DEFENSES
-from garrison.guard.pipeline import DEFENSE_FAILED, Pipeline, Progress
+from garrison.guard.failing import DEFENSE_FAILED
+from garrison.guard.pipeline import Pipeline, Progress
 from garrison.guard.state import Callers, ChainState
 from garrison.types import DefenseSpec, Phase, Released
 

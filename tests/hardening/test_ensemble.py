@@ -12,6 +12,7 @@ from garrison.hardening.ensemble import Answering, Ensemble, InputHash, coherenc
 from garrison.hardening.outliers import outlier_set
 from garrison.hardening.scoring import open_session, score
 from garrison.hardening.training import Training, apply
+from garrison.hardening.victim import train_victim
 from garrison.types import Array
 
 from .conftest import Digits
@@ -23,10 +24,12 @@ def strange(rows: int, seed: int) -> Array:
     return outlier_set((1, 16, 16), rows, seed)
 
 
+HOW = Training(epochs=6, batch=64, learning_rate=6e-3)
+
+
 @pytest.fixture(scope="module")
 def ensemble(digits: Digits) -> Ensemble:
-    how = Training(epochs=6, batch=64, learning_rate=6e-3)
-    return train_ensemble(digits.x, digits.y, strange(800, 0), KEY, members=3, options=how)
+    return train_ensemble(digits.x, digits.y, strange(800, 0), KEY, members=3, options=HOW)
 
 
 def test_coherence_is_highest_for_equal_answers() -> None:
@@ -37,10 +40,16 @@ def test_coherence_is_highest_for_equal_answers() -> None:
 
 
 def test_all_members_answer_honest_rows_and_each_is_asked(ensemble: Ensemble, digits: Digits) -> None:
+    """As well as one model that is trained alike, the control arm, up to three standard errors of a difference on so many rows: 4 points.
+    Measured, seeds 0, 1, 2: 90.8, 89.5, 93.2 % where the one model has 91.2, 89.5, 95.5 %."""
+    truth = digits.unseen_y
     logits = apply(ensemble, digits.unseen_x)
-    right = (logits.argmax(dim=2).numpy() == digits.unseen_y[:, np.newaxis]).mean(axis=0)
-    assert (right > 0.85).all()
-    assert (apply(Answering(ensemble), digits.unseen_x).argmax(dim=1).numpy() == digits.unseen_y).mean() > 0.85
+    right = (logits.argmax(dim=2).numpy() == truth[:, np.newaxis]).mean(axis=0)
+    alone = train_victim(digits.x, digits.y, options=HOW)
+    control = float((apply(alone, digits.unseen_x).argmax(dim=1).numpy() == truth).mean())
+    least = control - 3 * (2 * control * (1 - control) / len(truth)) ** 0.5
+    assert (right > least).all()
+    assert (apply(Answering(ensemble), digits.unseen_x).argmax(dim=1).numpy() == truth).mean() > least
     assert np.bincount(ensemble.hash.member_of(digits.unseen_x), minlength=3).min() > 0.15 * len(digits.unseen_x)
 
 

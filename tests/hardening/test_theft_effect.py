@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ from garrison.types import Array, FloatArray
 
 KEY = bytes(range(1, 33))
 SHAPE = (1, 28, 28)
-ROWS, QUERIES = 6_000, 2_000
+ROWS, QUERIES, SEEDS = 6_000, 2_000, (0, 1, 2)
 Model = Callable[[Array], FloatArray]
 Bend = Callable[[FloatArray, Array], FloatArray]
 """(answers, the inputs) -> other answers."""
@@ -50,7 +51,7 @@ class World:
         """Accuracy of a clone that is trained on the model's answers to digits; `bend` makes other answers of them."""
         exam = Exam(self.test, self.truth, model(self.test))
         oracle: Oracle = Service(model, bend)
-        trial = Knockoff().carry_out(
+        trial = Knockoff(batch=256, learning_rate=1e-2, weight_decay=0.1).carry_out(
             oracle if soft else LabelsOnly(oracle), Knowledge(self.digits), exam, budget=QUERIES, seed=seed
         )
         return float(trial.scores["clone_accuracy"].mean())
@@ -81,6 +82,11 @@ def every_row(defense: AdaptiveMisinformation) -> Bend:
     return bend
 
 
+def random_classes(p: FloatArray, x: Array) -> FloatArray:
+    """Answers that know nothing of the input."""
+    return np.eye(10)[np.random.default_rng(0).integers(0, 10, len(p))]
+
+
 def model_of(network: torch.nn.Module) -> Model:
     def model(x: Array) -> FloatArray:
         found: FloatArray = torch.softmax(apply(network, x), dim=1).numpy()
@@ -102,32 +108,52 @@ def plain(world: World) -> Model:
     return model_of(train_victim(world.x, world.y, options=Training(epochs=5)))
 
 
-@pytest.mark.slow
-def test_a_hashed_ensemble_starves_a_thief(world: World, plain: Model) -> None:
-    """The control arm is one model, trained alike."""
+@pytest.fixture(scope="module")
+def hashed(world: World) -> Model:
     outliers = outlier_set(SHAPE, 4_000, 0, benign=world.x)
-    ensemble = train_ensemble(world.x, world.y, outliers, KEY, options=Training(epochs=5))
-    hashed = model_of(Answering(ensemble))
-    figures = {
-        "accuracy": (world.accuracy(plain), world.accuracy(hashed)),
-        "soft": (world.clone(plain), world.clone(hashed)),
-        "labels": (world.clone(plain, soft=False), world.clone(hashed, soft=False)),
-    }
-    assert figures["accuracy"][1] > figures["accuracy"][0] - 0.03
-    for answers in ("soft", "labels"):
-        assert figures[answers][0] > 0.3
-        assert figures[answers][1] < figures[answers][0] - 0.15
+    return model_of(Answering(train_ensemble(world.x, world.y, outliers, KEY, options=Training(epochs=5))))
+
+
+def clones(world: World, model: Model, bend: Bend | None = None, *, soft: bool = True) -> list[float]:
+    """One clone a seed of the thief."""
+    found = [world.clone(model, bend, soft=soft, seed=seed) for seed in SEEDS]
+    sys.stdout.write(f" {[round(100 * accuracy, 1) for accuracy in found]}")
+    return found
+
+
+def all_below(defended: Sequence[float], control: Sequence[float]) -> bool:
+    """Whether every clone of the one kind is worse than every one of the other: with three of each, one chance in twenty if both were alike.
+
+    A thief's seed alone moves a clone by ten points, so a defense that takes less is undone by training again; no fixed number says that.
+    """
+    return max(defended) < min(control)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("soft", [True, False], ids=["soft", "labels"])
+def test_a_hashed_ensemble_starves_a_thief(world: World, plain: Model, hashed: Model, *, soft: bool) -> None:
+    """The control arm is one model, trained alike."""
+    assert all_below(clones(world, hashed, soft=soft), clones(world, plain, soft=soft))
+
+
+@pytest.mark.slow
+def test_a_hashed_ensemble_costs_honest_users_next_to_nothing(world: World, plain: Model, hashed: Model) -> None:
+    """No more than three standard errors of a difference on so many test rows."""
+    control = world.accuracy(plain)
+    assert world.accuracy(hashed) > control - 3 * (2 * control * (1 - control) / len(world.truth)) ** 0.5
 
 
 @pytest.mark.slow
 def test_what_each_way_of_misinforming_leaves_a_thief(world: World, plain: Model) -> None:
-    """All that the thief asks is misinformed, and he learns from soft answers. The control arm is the same model without misinformation."""
-    ways = [every_row(AdaptiveMisinformation(tau=0.5)), every_row(DeceptiveMisinformation(tau=0.5))]
-    undefended, (adaptive, deceptive) = world.clone(plain), (world.clone(plain, way) for way in ways)
-    assert undefended > 0.3
-    assert adaptive < 0.25
-    # A class that f thinks likely still tells something. With seeds 0, 1, 2 of victim and clone: 29.9 of 55.7 %, 22.4 of 59.5 %, 33.1 of 40.4 %.
-    assert deceptive < 0.7 * undefended
+    """All that the thief asks is misinformed, and he learns from soft answers. The control arms: no misinformation, and answers of random classes."""
+    undefended, chance = clones(world, plain), clones(world, plain, random_classes)
+    assert all_below(chance, undefended), "control: something is stolen"
+    # A class that f thinks likely still tells something, so deceptive clones are better than those of random classes.
+    deceptive = clones(world, plain, every_row(DeceptiveMisinformation(tau=0.5)))
+    assert all_below(deceptive, undefended)
+    adaptive = clones(world, plain, every_row(AdaptiveMisinformation(tau=0.5)))
+    assert all_below(adaptive, undefended)
+    assert not all_below(chance, adaptive), "it tells no more than random classes do"
     x = world.digits[:200]
     kept = every_row(LabelPreservingMisinformation(tau=0.5))(plain(x), x)
     np.testing.assert_array_equal(kept.argmax(axis=1), plain(x).argmax(axis=1))  # to labels it does nothing

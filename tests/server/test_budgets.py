@@ -17,7 +17,7 @@ import pytest
 from tests.models import images
 from tests.serving import Bundles, command, serve
 
-from garrison.errors import ConfigError
+from garrison.errors import ConfigError, UnavailableError
 from garrison.protocol.oip_client import encode_request
 from garrison.server.budgets import FILE_NAME, BudgetBook
 from garrison.server.model_budget import Left, ModelBudget
@@ -284,3 +284,19 @@ def test_killing_the_server_gives_no_row_back(bundles: Bundles, tmp_path: Path) 
         url = ready["url"]
         assert ask(url, 100 - used + 1).status_code == 429
         assert ask(url, 100 - used - 3).status_code == 200
+
+
+def test_rows_of_a_lease_are_not_lost_when_the_store_fails_in_the_same_batch(tmp_path: Path) -> None:
+    """Nobody of the batch is answered, so nobody has paid."""
+    book, other = BudgetBook(tmp_path), sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    assert book.charge("m", "ever", 6_400, [("alice", 90)]) == [True]  # of a lease of 100
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(UnavailableError):
+        book.charge("m", "ever", 6_400, [("alice", 5), ("alice", 0), ("alice", 20)])
+    other.execute("ROLLBACK")
+    other.close()
+    assert book.remaining("m", "alice", "ever", 6_400) == 6_400 - 90
+    book.close()
+    again = BudgetBook(tmp_path)
+    assert again.remaining("m", "alice", "ever", 6_400) == 6_400 - 90
+    again.close()

@@ -7,11 +7,12 @@ import pytest
 from tests.guard.detectors.chains import chain, watch_for_strangers
 from tests.models import seal_mlp
 
-from garrison.config import Config, OidcConfig, ServerConfig
+from garrison.config import CallerConfig, Config, OidcConfig, ServerConfig
 from garrison.enclave.card import service_card
-from garrison.enclave.host import ServiceCard
+from garrison.enclave.host import ServiceCard, WorkTerms
 from garrison.enclave.service import Service
 from garrison.server.cautions import cautions
+from garrison.server.quotas import Quotas
 
 TOKENS = OidcConfig(issuer="https://who", audience="us", jwks="keys.json")
 
@@ -70,3 +71,30 @@ def test_names_the_models(cards: dict[str, ServiceCard], tmp_path: Path) -> None
     assert "(armed, quiet, shadow)" in first
     assert "up to 2 times" in first
     assert "(armed)" in second
+
+
+def test_a_proof_of_work_counts_once_at_each_worker(cards: dict[str, ServiceCard]) -> None:
+    card = msgspec.structs.replace(cards["none"], work=WorkTerms(8, 60, "everybody"))
+    (told,) = cautions(Config(server=ServerConfig(workers=2, isolation="none")), [card])
+    assert "a proof of work counts once at each" in told
+    assert cautions(Config(server=ServerConfig(workers=2)), [card]) == ()
+
+
+def test_says_that_a_caller_named_for_a_policy_loses_the_quota_of_all(cards: dict[str, ServiceCard]) -> None:
+    def found(**callers: CallerConfig) -> tuple[str, ...]:
+        return cautions(Config(callers=callers), [cards["none"]])
+
+    everybody, policy = CallerConfig(rows_per_day=10), CallerConfig(release="labels")
+    (text,) = found(**{"*": everybody, "alice": policy, "bob": CallerConfig(rows_per_day=5), "carol": policy})
+    assert text.startswith("[callers.alice] sets no quota")
+    assert text.endswith("(and so for carol)")
+    assert Quotas({"*": everybody, "alice": policy}).rows_of("alice") == 0, "which is what it says"
+    assert found(alice=policy) == ()
+    assert found(**{"*": policy, "alice": policy}) == ()
+    assert found(**{"*": everybody, "alice": CallerConfig(release="labels", rows_per_day=5)}) == ()
+
+
+def test_says_that_grpc_listens_to_more(cards: dict[str, ServiceCard]) -> None:
+    for host, port, said in (("0.0.0.0", 0, True), ("0.0.0.0", None, False), ("127.0.0.1", 0, False), ("::", 0, False)):
+        server = ServerConfig(host=host, grpc_port=port, insecure_plaintext=True)
+        assert any("IPv6" in text for text in cautions(Config(server=server), [cards["none"]])) is said

@@ -112,6 +112,15 @@ def test_what_is_not_understood_is_an_error(file: Path, bad: dict[str, Any]) -> 
         read_keys(file)
 
 
+@pytest.mark.parametrize(
+    "bad", [b'{"format":"garrison-keys/1","keys":{"a":' + b"[" * 200_000, b'{"format":' + b'{"a":' * 100_000]
+)
+def test_a_file_that_is_nested_too_deeply_is_an_error(file: Path, bad: bytes) -> None:
+    file.write_bytes(bad)
+    with pytest.raises(ConfigError, match="not a key file"):
+        read_keys(file)
+
+
 def test_two_programs_that_change_the_file_lose_nothing(file: Path) -> None:
     def work(k: int) -> None:
         for n in range(5):

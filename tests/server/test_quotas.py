@@ -23,7 +23,7 @@ from garrison.server.auth import add_key
 from garrison.server.budgets import BudgetBook
 from garrison.server.key_file import KeyEntry, Secret
 from garrison.server.model_budget import Left, ModelBudget
-from garrison.server.quotas import Quotas, Rates
+from garrison.server.quotas import MOST_OF_NETWORK, Quotas, Rates
 from garrison.server.rate_limits import RateLimits
 
 NOON = 1_750_000_000.0
@@ -64,12 +64,35 @@ def test_memory_for_rates_is_bounded() -> None:
     rates = Rates(lambda: now[0])
     for k in range(70_000):
         rates.take(str(k), 1.0)
-    assert len(rates._next) <= 65_536
+    assert len(rates._named) <= 65_536
     assert rates.take("late", 1.0) > 0
+    assert rates.take("ip:10.0.0.1", 1.0) == 0.0, "those without a name are counted apart"
     now[0] += 2
     assert rates.take("late", 1.0) == 0.0
     rates.sweep()
-    assert len(rates._next) == 1
+    assert (len(rates._named), len(rates._by_address)) == (1, 0)
+
+
+def test_one_ipv6_network_cannot_fill_the_table() -> None:
+    """Networks of 64 bits within one of 48, of which there are 65,536; the control fills the table from as many of 48."""
+    now = [0.0]
+    rates = Rates(lambda: now[0])
+    held_back = sum(rates.take(f"ip:2001:db8:1:{k:x}::/64", 1.0) > 0 for k in range(3_000))
+    assert len(rates._by_address) == MOST_OF_NETWORK + 1
+    assert held_back == 3_000 - MOST_OF_NETWORK - 1, "the others share one place"
+    assert rates.take("ip:2001:db8:2:1::/64", 1.0) == 0.0
+    assert rates.take("ip:192.0.2.1", 1.0) == 0.0
+    assert rates.take("ip:2001:db8:1:1::/64", 1.0) > 0, "who was counted by itself still is"
+    now[0] += 2
+    rates.sweep()
+    assert rates.take("ip:2001:db8:1:ffff::/64", 1.0) == 0.0
+    rates.sweep()
+    assert len(rates._by_address) == 1
+    assert rates._of_network == {"ip:2001:db8:1::/48": 1}
+    for k in range(65_536):
+        rates._by_address[f"ip:2001:{k:x}::/64"] = 9.0
+    assert rates.take("ip:2001:db8:2:1::/64", 1.0) > 0
+    assert rates.take("alice", 1.0) == 0.0, "who has a key has a place"
 
 
 def test_whose_quota_counts() -> None:

@@ -102,6 +102,21 @@ def test_a_body_longer_than_it_says_it_may_be_is_not_read(hasty: Served) -> None
         assert status_and_code(everything(client)) == (413, "request.too_large")
 
 
+@pytest.mark.parametrize("length", [1_000, 90_000], ids=["read at once", "read in parts"])
+def test_a_body_that_ends_early_is_said_to(hasty: Served, length: int) -> None:
+    """A client that has sent its last byte and still listens: what it sent must not count as the whole."""
+    whole = json.dumps({"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.5] * 64}]})
+    body = whole.encode().ljust(length)
+    for cut, expected in ((0, b"HTTP/1.1 200"), (1, b"HTTP/1.1 400")):
+        with connect(hasty) as client:
+            client.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % length + body[: length - cut])
+            if cut:
+                client.shutdown(socket.SHUT_WR)
+            answer = everything(client)
+        assert answer.startswith(expected)
+    assert status_and_code(answer) == (400, "request.malformed")
+
+
 def test_an_endless_body_is_cut_off(hasty: Served) -> None:
     with connect(hasty) as client:
         client.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")

@@ -40,6 +40,12 @@ def server_pair(authority: Authority) -> Pair:
     return authority.issue("server", "garrison")
 
 
+def settings(server: Pair, clients: Authority | None = None) -> dict[str, Any]:
+    """TLS as the server's settings have it; with an authority, clients need a certificate of it."""
+    own: dict[str, Any] = {"tls_cert": str(server.cert), "tls_key": str(server.key)}
+    return own if clients is None else own | {"tls_client_ca": str(clients.file)}
+
+
 def ask(
     running: Served, context: ssl.SSLContext, path: str = "/v2/models/plain/infer", **headers: str
 ) -> httpx.Response:
@@ -53,8 +59,7 @@ def ask(
 def https(
     bundles: Bundles, authority: Authority, server_pair: Pair, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    files: dict[str, Any] = {"tls_cert": str(server_pair.cert), "tls_key": str(server_pair.key)}
-    with serve(bundles, "plain", state=tmp_path_factory.mktemp("state"), **files) as running:
+    with serve(bundles, "plain", state=tmp_path_factory.mktemp("state"), **settings(server_pair)) as running:
         yield running
 
 
@@ -91,9 +96,7 @@ def test_who_never_finishes_the_handshake_is_shown_out(
     bundles: Bundles, authority: Authority, server_pair: Pair, tmp_path: Path, names: bool
 ) -> None:
     """The web server itself would wait for ever. Who has brought a request stays, however long its answer takes."""
-    files: dict[str, Any] = {"tls_cert": str(server_pair.cert), "tls_key": str(server_pair.key)}
-    if names:
-        files |= {"tls_client_ca": str(authority.file), "tls_client_names": True}
+    files = settings(server_pair, authority) | {"tls_client_names": True} if names else settings(server_pair)
     context = authority.trusting(authority.issue("alice", "alice"))
     limits = Limits(header_read_seconds=1.0)
     with serve(bundles, "plain", state=tmp_path, limits=limits, **files) as running:
@@ -127,11 +130,7 @@ def test_without_a_good_certificate_nobody_comes_in(
         "ended": authority.issue("ended", "alice", life=-dt.timedelta(minutes=1)),
         "a server's": server_pair,
     }
-    files: dict[str, Any] = {
-        "tls_cert": str(server_pair.cert),
-        "tls_key": str(server_pair.key),
-        "tls_client_ca": str(authority.file),
-    }
+    files = settings(server_pair, authority)
     with serve(bundles, "plain", state=tmp_path, tls_client_names=names, **files) as running:
         assert ask(running, authority.trusting(authority.issue("alice", "alice"))).status_code == 200  # control
         for what, pair in clients.items():
@@ -145,11 +144,7 @@ def test_without_a_good_certificate_nobody_comes_in(
 def test_a_certificate_names_its_caller(
     bundles: Bundles, authority: Authority, server_pair: Pair, tmp_path: Path
 ) -> None:
-    files: dict[str, Any] = {
-        "tls_cert": str(server_pair.cert),
-        "tls_key": str(server_pair.key),
-        "tls_client_ca": str(authority.file),
-    }
+    files = settings(server_pair, authority)
     with serve(bundles, "metered", state=tmp_path, tls_client_names=True, **files) as running:
         book = running.assembly.book
         assert book is not None
@@ -180,17 +175,9 @@ def test_several_front_workers_name_callers_by_certificate_and_read_keys_again(
 ) -> None:
     file = tmp_path / "keys.json"
     key = add_key(file, "alice")
-    words = [
-        "--workers",
-        "2",
-        "--keys",
-        str(file),
-        "--tls-cert",
-        str(server_pair.cert),
-        "--tls-key",
-        str(server_pair.key),
-    ]
-    words += ["--tls-client-ca", str(authority.file), "--tls-client-names"]
+    words = ["--workers", "2", "--keys", str(file), "--tls-client-names"]
+    for name, value in settings(server_pair, authority).items():
+        words += [f"--{name.replace('_', '-')}", value]
     alice = authority.trusting(authority.issue("alice", "alice"))
     with command(bundles, "plain", tmp_path, *words) as (process, told):
         assert told["client_certificates"] == "names"
@@ -214,11 +201,7 @@ def test_who_finds_the_inner_socket_is_nobody(
     bundles: Bundles, authority: Authority, server_pair: Pair, tmp_path: Path
 ) -> None:
     """Everybody on this machine can connect to it."""
-    files: dict[str, Any] = {
-        "tls_cert": str(server_pair.cert),
-        "tls_key": str(server_pair.key),
-        "tls_client_ca": str(authority.file),
-    }
+    files = settings(server_pair, authority)
     before = listening()
     with serve(bundles, "plain", state=tmp_path, tls_client_names=True, **files) as running:
         outer = urlsplit(running.url).port
@@ -233,11 +216,7 @@ def test_who_finds_the_inner_socket_is_nobody(
 def test_large_bodies_pass_and_keep_alive_holds(
     bundles: Bundles, authority: Authority, server_pair: Pair, tmp_path: Path
 ) -> None:
-    files: dict[str, Any] = {
-        "tls_cert": str(server_pair.cert),
-        "tls_key": str(server_pair.key),
-        "tls_client_ca": str(authority.file),
-    }
+    files = settings(server_pair, authority)
     with serve(bundles, "plain", state=tmp_path, tls_client_names=True, **files) as running:
         names = running.assembly.names
         assert names is not None
@@ -258,11 +237,7 @@ def test_large_bodies_pass_and_keep_alive_holds(
 def test_a_key_must_be_its_owners(bundles: Bundles, authority: Authority, server_pair: Pair, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     keys = {name: add_key(file, name) for name in ("alice", "bob")}
-    files: dict[str, Any] = {
-        "tls_cert": str(server_pair.cert),
-        "tls_key": str(server_pair.key),
-        "tls_client_ca": str(authority.file),
-    }
+    files = settings(server_pair, authority)
     with serve(bundles, "plain", state=tmp_path, tls_client_names=True, keys=str(file), **files) as running:
         alice = authority.trusting(authority.issue("alice", "alice"))
         assert ask(running, alice, authorization=f"Bearer {keys['alice']}").status_code == 200
@@ -284,9 +259,9 @@ def test_settings_that_would_leave_a_hole_are_refused(given: dict[str, object], 
 
 
 def test_files_are_looked_at_before_anything_is_served(authority: Authority, server_pair: Pair, tmp_path: Path) -> None:
-    good = {"tls_cert": str(server_pair.cert), "tls_key": str(server_pair.key)}
+    good = settings(server_pair)
     assert certificates(ServerConfig()) is None
-    found = certificates(ServerConfig(**good, tls_client_ca=str(authority.file)))  # type: ignore[arg-type]
+    found = certificates(ServerConfig(**settings(server_pair, authority)))
     assert found is not None
     assert found.of_granian()["ssl_client_verify"] is True  # never one without the other
     other = authority.issue("other", "other")
@@ -299,7 +274,7 @@ def test_files_are_looked_at_before_anything_is_served(authority: Authority, ser
         good | {"tls_client_ca": str(tmp_path / "none.pem")},
     ):
         with pytest.raises(ConfigError, match=r"server\.tls"):
-            certificates(ServerConfig(**given))  # type: ignore[arg-type]
+            certificates(ServerConfig(**given))
     other.key.chmod(0o604)
     with pytest.raises(ConfigError, match="everybody"):
         certificates(ServerConfig(tls_cert=str(other.cert), tls_key=str(other.key)))

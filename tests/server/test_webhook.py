@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,3 +151,56 @@ def test_secrets_are_read_and_short_ones_refused(tmp_path: Path) -> None:
 def test_a_webhook_without_a_secret_is_no_setting() -> None:
     with pytest.raises(ValueError, match="go together"):
         OperationsConfig(webhook="https://example.org")
+
+
+class Drip:
+    """A receiver that says a byte now and then: of its head, or of its body after a whole head. With a step that is short, no read ever takes long."""
+
+    def __init__(self, head: bytes) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._head, self._ended = head, threading.Event()
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.sendall(self._head)
+                while not self._ended.wait(0.02):
+                    connection.sendall(b"x")
+
+    def close(self) -> None:
+        self._ended.set()
+        self._socket.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(
+    ("head", "sent", "dropped"),
+    [
+        (b"HTTP/1.1 ", 0, 1),
+        (b"HTTP/1.1 200 OK\r\nx-slow: ", 1, 0),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n", 1, 0),
+    ],
+)
+def test_a_receiver_that_drips_is_left_in_time(head: bytes, sent: int, dropped: int) -> None:
+    """Each read comes back at once, so no bound for a step ends it; where a status came, it counts."""
+    drip = Drip(head)
+    webhook = Webhook(drip.url, SECRET, pauses=(), most_seconds=0.2)
+    webhook.send("drift.alarm", {})
+    wait_for(lambda: (webhook.sent, webhook.dropped) == (sent, dropped))
+    webhook.close()
+    drip.close()
+
+
+def test_the_control_without_the_bound_it_is_waited_for() -> None:
+    drip = Drip(b"HTTP/1.1 ")
+    webhook = Webhook(drip.url, SECRET, pauses=())
+    webhook.send("drift.alarm", {})
+    time.sleep(0.5)
+    assert (webhook.sent, webhook.dropped) == (0, 0)
+    drip.close()
+    wait_for(lambda: webhook.dropped == 1)
+    webhook.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -23,14 +22,13 @@ Function = Callable[[Json], Array | Mapping[str, Array]]
 Fields = str | Sequence[str] | Mapping[str, str] | Function
 """Where the input stands: one field, fields of single features, a field for each input of the model, or a function that takes the body."""
 
-_FEWEST_PACKED = 2
+_FEWEST_PACKED, _ONE_NAME = 2, 2
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANY = msgspec.json.Decoder(Json)
 _ENCODER = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class Found(msgspec.Struct, frozen=True, eq=False):
     """The inputs, by name; the body, written anew; and whether they are one row that was not in a list."""
 
     inputs: dict[str, Array]
@@ -84,9 +82,12 @@ def _array(value: Any, at: str, spec: InputFacts) -> Array:
                 found = np.array(value, dtype=spec.dtype)
     except (OverflowError, ValueError, TypeError) as error:
         raise InputError(f"{at!r}: expected equally long rows of numbers within the range of {spec.dtype}") from error
-    if spec.dtype.kind == "f" and np.count_nonzero(np.isinf(found)):
-        raise InputError(f"{at!r}: a number is outside the range of {spec.dtype}")
     return found
+
+
+def _check_finite(x: Array, at: str, spec: InputFacts) -> None:
+    if spec.dtype.kind == "f" and np.count_nonzero(np.isinf(x)):
+        raise InputError(f"{at!r}: a number is outside the range of {spec.dtype}")
 
 
 def _flat_rows(value: Any, spec: InputFacts) -> Array | None:
@@ -106,8 +107,14 @@ def _flat_rows(value: Any, spec: InputFacts) -> Array | None:
 @lru_cache(maxsize=256)
 def _packer(spec: InputFacts) -> Callable[..., bytes] | None:
     """Writes one row of floats as its bytes, too large ones as infinite."""
-    features, form = math.prod(spec.shape), {np.dtype(np.float32): "f", np.dtype(np.float64): "d"}.get(spec.dtype)
-    return None if form is None or features < _FEWEST_PACKED else struct.Struct(f"{features}{form}").pack
+    features = math.prod(spec.shape)
+    return None if features < _FEWEST_PACKED else packer(spec.dtype, features)
+
+
+def packer(dtype: np.dtype[Any], numbers: int) -> Callable[..., bytes] | None:
+    """Writes so many floats as their bytes, too large ones as infinite; None for a type that it does not know."""
+    form = {np.dtype(np.float32): "f", np.dtype(np.float64): "d"}.get(dtype)
+    return None if form is None else struct.Struct(f"{numbers}{form}").pack
 
 
 def _of_rows(inputs: dict[str, Array], singles: set[bool]) -> bool:
@@ -132,10 +139,9 @@ class _ByField:
         values = self._plain(body)
         if values is not None and len(values) == 1:
             at, spec, _ = self._fields[0]
-            x, single = _shaped(_array(values[0], at, spec), at, spec)
-            if len(x):
-                x.flags.writeable = False
-                return Found({spec.name: x}, body, single)
+            x = _array(values[0], at, spec)
+            if x.size:
+                return self._alone(x, body)
         if values is None:
             top = decode(_OBJECT, body)
             missing = [at for at, _, _ in self._fields if at not in top]
@@ -145,9 +151,19 @@ class _ByField:
             body = _ENCODER.encode(top)
         inputs, singles = {}, set()
         for (at, spec, _), value in zip(self._fields, values, strict=True):
-            inputs[spec.name], single = _shaped(_array(value, at, spec), at, spec)
+            x = _array(value, at, spec)
+            _check_finite(x, at, spec)
+            inputs[spec.name], single = _shaped(x, at, spec)
             singles.add(single)
         return Found(inputs, body, _of_rows(inputs, singles))
+
+    def _alone(self, x: Array, body: bytes) -> Found:
+        """The only input, read from a body that can be handed on as it is."""
+        at, spec, _ = self._fields[0]
+        _check_finite(x, at, spec)
+        x, single = _shaped(x, at, spec)
+        x.flags.writeable = False
+        return Found({spec.name: x}, body, single)
 
 
 class _Plain:
@@ -163,12 +179,18 @@ class _Plain:
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Fields", fields))
 
     def __call__(self, body: bytes) -> list[Any] | None:
-        if b"\\" in body or (body.count(b'"') != self._quotes and any(body.count(n) != 1 for n in self._names)):
+        if b"\\" in body or not (self._is_all(body) or all(body.count(name) == 1 for name in self._names)):
             return None
         try:
             return list(msgspec.structs.astuple(self._decoder.decode(body)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+
+    def _is_all(self, body: bytes) -> bool:
+        """Whether there are no more strings than the fields' names."""
+        if self._quotes == _ONE_NAME:  # to look for the third quote from behind is much faster than to count
+            return body.rfind(b'"') == body.find(b'"', body.find(b'"') + 1)
+        return body.count(b'"') == self._quotes
 
 
 def _nested(spec: InputFacts, lists: int) -> Any:
@@ -203,6 +225,7 @@ class _ByColumn:
             raise InputError(f"the field {missing[0]!r} is missing")
         parts = [decode(self._decoder, top[at]) for at in self._columns]
         x = _array(parts, self._columns[0], self._spec)
+        _check_finite(x, self._columns[0], self._spec)
         rows = np.ascontiguousarray(x.reshape(len(parts), -1).T)
         inputs = {self._spec.name: rows}
         return Found(inputs, _ENCODER.encode(top), _of_rows(inputs, {x.ndim == 1}))

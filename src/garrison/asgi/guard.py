@@ -243,11 +243,15 @@ class AppGuard:
     async def _charge(self, asking: Asking) -> None:
         progress = asking.progress
         caller, budget = progress.batch.callers[0].id, self._budget
+        if not budget.rows:
+            return
         wants = [(caller, progress.batch.rows)]
-        news = [] if self._distinct is None else [(caller, self._distinct.count(progress.batch, progress.refused)[0])]
-        fresh = budget.charge_fresh_at_once(news)
-        if fresh is None:
-            fresh = await asyncio.to_thread(budget.charge_fresh, news)
+        news: list[tuple[str, int]] = []
+        fresh: list[bool] = []
+        if self._distinct is not None:
+            news = [(caller, self._distinct.count(progress.batch, progress.refused)[0])]
+            at_once = budget.charge_fresh_at_once(news)
+            fresh = await asyncio.to_thread(budget.charge_fresh, news) if at_once is None else at_once
         granted = budget.charge_at_once(wants)
         if granted is None:
             granted = await asyncio.to_thread(budget.charge, wants)
@@ -256,8 +260,7 @@ class AppGuard:
             raise TurnedDownError(
                 BudgetExhaustedError.code, detail, self._limits_told.headers(Left(0, 0), refused=True)
             )
-        if budget.rows:
-            asking.left = asking.left.after(progress.batch.rows, news[0][1] if news else 0)
+        asking.left = asking.left.after(progress.batch.rows, news[0][1] if news else 0)
         if self._distinct is not None:
             self._distinct.learn(progress.batch, progress.refused)
 

@@ -150,6 +150,7 @@ class Guarded:
             guard.close()
             raise
         self._guard = guard
+        logger.info("the guard of %s, version %s, runs in numpy around %s", guard.name, guard.version, self._paths)
 
     def _form_of(self, guard: AppGuard) -> Form:
         inputs, given, label, keep = self._fields

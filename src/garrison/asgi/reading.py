@@ -58,9 +58,17 @@ class BodyReader:
         if task is None:
             raise GarrisonError("a request is answered outside a task")
         before = task.cancelling()
-        self._watch(task)
+        self._watch(task, task.get_loop())
         try:
-            return await _whole(receive, most)
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientGoneError
+            body: bytes = message.get("body", b"")
+            if message.get("more_body", False):
+                body = await _whole(receive, body, most)
+            if len(body) > most:
+                raise _too_long(most)
+            return body
         except asyncio.CancelledError as error:
             if task not in self._overdue or task.uncancel() > before:
                 raise
@@ -70,8 +78,7 @@ class BodyReader:
             self._reading.pop(task, None)
             self._overdue.discard(task)
 
-    def _watch(self, task: asyncio.Task[Any]) -> None:
-        loop = asyncio.get_running_loop()
+    def _watch(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:  # an app that is started again, on another one
             self._loop, self._timer, self._reading = loop, None, {}
         self._reading[task] = loop.time() + self._limits.body_read_seconds
@@ -88,23 +95,17 @@ class BodyReader:
         self._timer = loop.call_later(self._sweep_seconds, self._sweep) if self._reading else None
 
 
-async def _whole(receive: Receive, most: int) -> bytes:
-    message = await _next(receive)
-    parts, length = [message.get("body", b"")], len(message.get("body", b""))
-    while length <= most and message.get("more_body", False):
-        message = await _next(receive)
+async def _whole(receive: Receive, first: bytes, most: int) -> bytes:
+    """A body that comes in several parts; no more of it is read than shows that it is too long."""
+    parts, length, more = [first], len(first), True
+    while length <= most and more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGoneError
         parts.append(message.get("body", b""))
         length += len(parts[-1])
-    if length > most:
-        raise _too_long(most)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _next(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] != "http.request":
-        raise ClientGoneError
-    return message
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 def _too_long(most: int) -> LimitError:

@@ -140,6 +140,12 @@ class Tactic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What an attacker who knows the defense does around any attack. Its fields are its parameters."""
 
     name: ClassVar[str]
+    hides: ClassVar[bool] = False
+    """Whether it changes only who asks, or what is asked beside: a service that remembers no caller answers as it does without it."""
+
+    def beside(self, rows: int) -> int:  # noqa: ARG002
+        """Rows of cover traffic that so many questions bring along; of a tactic that `hides`."""
+        return 0
 
     def obstacle(self, facts: OracleFacts, knowledge: Knowledge) -> str:  # noqa: ARG002
         """Why this tactic cannot be used against such a service with such knowledge; "" where it can."""

@@ -44,6 +44,11 @@ class Desk:
             stream.close()
 
     @property
+    def remembers(self) -> bool:
+        """Whether what was asked before, and by whom, may change an answer; False only where that is known."""
+        return not isinstance(self.target, ServiceTarget) or remembers(self.target)
+
+    @property
     def asked(self) -> int:
         return self._asked + sum(stream.asked for stream in self._streams.values())
 

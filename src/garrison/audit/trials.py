@@ -166,7 +166,7 @@ class Thief:
         """The trial, from the cache or carried out by the thief of that number; else why not."""
         name, print_of = target
         key = self._key(step, seed, f"{name} {print_of}")
-        trial = self.cache.get(key)
+        trial = self.cache.get(key) or self._in_the_open(step, seed, desk, f"{name} {print_of}")
         if trial is not None:
             self.pace.done(step)
             return trial, ""
@@ -187,6 +187,17 @@ class Thief:
         self.cache.put(key, trial)
         self.pace.done(step, time.monotonic() - begun)
         return trial, ""
+
+    def _in_the_open(self, step: Step, seed: int, desk: Desk, target: str) -> Trial | None:
+        """What a thief gets who hides from a service that remembers nobody: what the same thief got who did not, if that was tried."""
+        if desk.remembers or not step.tactics or not all(tactic.hides for tactic in step.tactics):
+            return None
+        found = self.cache.get(self._key(dataclasses.replace(step, tactics=()), seed, target))
+        if found is None:
+            return None
+        around = "".join(f" with {tactic!r}" for tactic in step.tactics)
+        cover = sum(tactic.beside(found.queries) for tactic in step.tactics)
+        return dataclasses.replace(found, attack=f"{found.attack}{around}", cover=cover)
 
     def _add(self, found: Looted, step: Step, trials: list[Trial], asked: Target, name: str) -> None:
         price, chance = self.plan.usd_per_query, chance_levels(self.exam, asked.facts)

@@ -60,14 +60,6 @@ class InputSpec(_Strict, frozen=True):
     may_be_missing: bool | tuple[bool, ...] = False
 
 
-class FileEntry(_Strict, frozen=True):
-    """A file of the bundle: path relative to it, size in bytes, SHA-256 in hex."""
-
-    file: str
-    size: int
-    sha256: str
-
-
 class TensorEntry(_Strict, frozen=True):
     """Where a parameter tensor lies within its chunk, in bytes."""
 
@@ -314,7 +306,7 @@ def parse_manifest(data: bytes) -> Manifest:
         if found != FORMAT:
             raise FormatVersionError(f"expected format {FORMAT!r}, found {found!r}", file=MANIFEST_FILE)
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"not a valid manifest: {error}", file=MANIFEST_FILE) from error
     _check(manifest)
     return manifest

@@ -79,6 +79,9 @@ def main() -> None:
     Exit codes: 1 a GarrisonError or a failure of the system (one clear message), 2 wrong usage, 70 a defect of Garrison, 130 an
     interruption, 141 where the reader of the output has gone.
     """
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # the products here are small: threads would only wait for each other
     words, debug = _without_debug(sys.argv[1:])
     try:
         cli.main(words, standalone_mode=False)

@@ -96,7 +96,7 @@ def fetch_evidence(
         with httpx.stream("GET", address, params=query, headers=headers, timeout=TIMEOUT_SECONDS) as response:
             body = _read(response)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnavailableError(f"{url} cannot be reached: {error}") from error
+        raise UnavailableError(f"{url} cannot be reached: {error}; does a server run there?") from error
     if response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
         raise UnavailableError(f"{url} has no time: status {response.status_code}")
     if response.status_code != httpx.codes.OK:

@@ -104,7 +104,9 @@ def show(folder: Path, last: int, as_json: bool) -> None:
 @_folder
 @click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--caller", help="Of this caller alone.")
-@click.option("--since", type=click.DateTime(), help="From this time on, UTC.")
+@click.option(
+    "--since", metavar="TIME", type=click.DateTime(), help="From this time on, UTC: 2026-11-21 or 2026-11-21T08:00:00."
+)
 def export(folder: Path, kind: str, caller: str | None, since: datetime | None) -> None:
     """All answers of LEDGER, one a line, on standard output. Verifies nothing."""
     start = 0.0 if since is None else since.replace(tzinfo=UTC).timestamp()
@@ -162,7 +164,11 @@ def checkpoint(folder: Path, as_json: bool) -> None:  # noqa: ARG001  it prints 
 @ledger.command()
 @_folder
 @click.option(
-    "--before", required=True, type=click.DateTime(), help="Drop files whose last line is older than this, UTC."
+    "--before",
+    metavar="TIME",
+    required=True,
+    type=click.DateTime(),
+    help="Drop files whose last line is older than this, UTC: 2026-11-21 or 2026-11-21T08:00:00.",
 )
 @json_option
 def prune(folder: Path, before: datetime, as_json: bool) -> None:
@@ -214,9 +220,11 @@ def _notes(report: ChainReport) -> Iterator[str]:
         )
     for first, last in report.late:
         yield (
-            f"entries {first} to {last} were signed only by an enclave that came after them: who held the disk in between could have "
+            f"entries {first} to {last} stood there before the enclave that signed them saw this ledger: who held the disk in between could have "
             "changed them"
         )
+    for first, last in report.tardy:
+        yield f"entries {first} to {last} were signed minutes after the time that they tell, or by an enclave whose clock is wrong"
     for seq in report.crashes:
         yield f"before entry {seq} a server ended without a stop"
     if report.unfinished:

@@ -110,10 +110,15 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--may-be-missing", is_flag=True, help="NaN stands for a missing value, in every feature.")
 @click.option("--labels", help="Class labels in the model's order: a,b,c or @FILE with one a line.")
 @click.option(
-    "--shadow", multiple=True, type=click.Choice(sorted(DEFENSES)), help="Run this defense, and change nothing."
+    "--shadow",
+    multiple=True,
+    metavar="DEFENSE",
+    type=click.Choice(sorted(DEFENSES)),
+    help="Run this defense of the chain, and change nothing (docs/defenses).",
 )
 @click.option(
     "--arm",
+    metavar="DEFENSE",
     multiple=True,
     type=click.Choice(sorted(DEFENSES)),
     help="Let this defense act that hardening put in shadow.",

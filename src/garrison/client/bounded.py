@@ -4,6 +4,7 @@ a byte now and then would be waited for for ever. (The asynchronous client has `
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterable
@@ -73,12 +74,13 @@ class BoundedTransport(httpx.HTTPTransport):
 
     Args:
         deadline: to be set before each request.
+        tls: for HTTPS; None for the system's authorities.
     """
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, tls: ssl.SSLContext | None = None) -> None:
         # httpx's own beginning makes nothing but a pool, whose connections could not be bounded.
         self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(trust_env=False),
+            ssl_context=httpx.create_ssl_context(trust_env=False) if tls is None else tls,
             max_connections=_LIMITS.max_connections,
             max_keepalive_connections=_LIMITS.max_keepalive_connections,
             keepalive_expiry=_LIMITS.keepalive_expiry,

@@ -22,7 +22,8 @@ import msgspec
 
 from garrison.attest.policy import Policy
 from garrison.client.connect_work import Worker
-from garrison.client.sealed import Attested, SealedChannel, caller_of
+from garrison.client.names import caller_of
+from garrison.client.sealed import Attested, SealedChannel
 from garrison.client.talk import Talk, Unreachable, bearer, decode, exchange
 from garrison.errors import (
     AttestationError,

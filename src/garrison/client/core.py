@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import binascii
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from garrison.attest.policy import Policy
+from garrison.client.names import known_as
 from garrison.client.outputs import prediction_of
 from garrison.client.prediction import Prediction, join
-from garrison.client.sealed import Attested, SealedChannel, caller_of, infer_path, model_path
+from garrison.client.sealed import Attested, SealedChannel, infer_path, model_path
 from garrison.client.signed import HttpSignatures
 from garrison.client.talk import Talk, bearer, decode, exchange, left_of
 from garrison.client.working import EVERYBODY, Job, rows_at_once, terms_of
@@ -49,6 +50,15 @@ _NONCE_BYTES = 16
 _MOST_DIGITS = 15
 
 
+class Part(NamedTuple):
+    """Some of the rows, as a request: its body, the length of its JSON part, how many rows, and the outputs that are wanted (none for all)."""
+
+    body: bytes
+    json_bytes: int
+    rows: int
+    outputs: Sequence[str]
+
+
 class Asked(NamedTuple):
     """A plain request whose answer is checked."""
 
@@ -72,6 +82,7 @@ class Core:
         policy: Policy | None = None,
         on_work: Progress | None = None,
         signatures: HttpSignatures | None = None,
+        caller: str = "",
     ) -> None:
         if policy is not None and not verify:
             raise ConfigError("sealed requests are always checked: leave verify=False away, or sealed=True")
@@ -82,7 +93,7 @@ class Core:
         self._signatures = signatures
         self.left: dict[str, int] = {}
         self._headers = bearer(api_key)
-        self._caller = caller_of(api_key) if _is_ours(api_key) else ""
+        self._caller = known_as(api_key, caller)
         self._on_work = on_work
         self._works = False
         self._model = model
@@ -92,7 +103,9 @@ class Core:
         self._metadata: ModelMetadata | None = None
         self._key: ModelKey | None = None
         self._vouched: tuple[ModelMetadata, Attested, ModelMetadata] | None = None
-        self._channel = None if policy is None else SealedChannel(policy, api_key=api_key, attempts=attempts)
+        self._channel = None
+        if policy is not None:
+            self._channel = SealedChannel(policy, api_key=api_key, attempts=attempts, caller=caller)
 
     def index(self) -> Talk[tuple[IndexEntry, ...]]:
         """The models that the server has."""
@@ -145,7 +158,7 @@ class Core:
             some = {name: values[first : first + rows_a_request] for name, values in inputs.items()}
             body, json_bytes = encode_request(some, binary=binary, outputs=outputs)
             asked = min(rows_a_request, rows - first)
-            parts.append((yield from self._ask(body, json_bytes, asked, metadata, attested)))
+            parts.append((yield from self._ask(Part(body, json_bytes, asked, outputs), metadata, attested)))
         return join(parts)
 
     def _vouched_metadata(self, metadata: ModelMetadata, attested: Attested) -> ModelMetadata:
@@ -154,30 +167,23 @@ class Core:
             known = self._vouched = (metadata, attested, _attested_metadata(metadata, attested))
         return known[2]
 
-    def _ask(
-        self, body: bytes, json_bytes: int, rows: int, metadata: ModelMetadata, attested: Attested | None
-    ) -> Talk[Prediction]:
+    def _ask(self, part: Part, metadata: ModelMetadata, attested: Attested | None) -> Talk[Prediction]:
         terms = terms_of(metadata)
         if terms is None:
-            return (yield from self._ask_once(body, json_bytes, rows, metadata, attested, None))
-        job = Job(terms, rows, self._caller, self._on_work)
+            return (yield from self._ask_once(part, metadata, attested, None))
+        job = Job(terms, part.rows, self._caller, self._on_work)
         self._works = self._works or terms.who == EVERYBODY
         try:
-            return (yield from self._ask_once(body, json_bytes, rows, metadata, attested, job if self._works else None))
+            return (yield from self._ask_once(part, metadata, attested, job if self._works else None))
         except WorkRequiredError:  # an alarm is in force, or a service that was started anew has another key
             self._works, self._key = True, None
-        return (yield from self._ask_once(body, json_bytes, rows, metadata, attested, job))
+        return (yield from self._ask_once(part, metadata, attested, job))
 
     def _ask_once(
-        self,
-        body: bytes,
-        json_bytes: int,
-        rows: int,
-        metadata: ModelMetadata,
-        attested: Attested | None,
-        job: Job | None,
+        self, part: Part, metadata: ModelMetadata, attested: Attested | None, job: Job | None
     ) -> Talk[Prediction]:
         name = yield from self._name()
+        body, json_bytes, rows, outputs = part
         if self._channel is not None and attested is not None:
             sealed = yield from self._channel.ask(name, self._version, body, json_bytes, job=job)
             self.left = sealed.left
@@ -185,7 +191,7 @@ class Core:
                 # Its labels, and the meaning of its inputs, may be others than those that this prediction began with.
                 raise UnavailableError("the service has another version of the model since this began; ask again")
             opened = decode_response(sealed.body, sealed.json_bytes)
-            return prediction_of(opened, rows, metadata, sealed.proof, proved=True, attested=True)
+            return prediction_of(opened, rows, metadata, sealed.proof, proved=True, attested=True, asked=outputs)
         nonce = secrets.token_hex(_NONCE_BYTES)
         headers = self._headers | {"content-type": "application/json", "garrison-nonce": nonce}
         if json_bytes != ALL_JSON:
@@ -206,7 +212,7 @@ class Core:
             asked = Asked(body, nonce, path, self._signatures)
             proof = yield from self._check_proof(response, asked, metadata)
         answer = decode_response(response.body, _length(response))
-        return prediction_of(answer, rows, metadata, proof, proved=self._verify)
+        return prediction_of(answer, rows, metadata, proof, proved=self._verify, asked=outputs)
 
     def _name(self) -> Talk[str]:
         if self._model is None:
@@ -273,10 +279,6 @@ def _key_bytes(key: ModelKey) -> bytes:
         return bytes.fromhex(key.public_key)
     except ValueError as error:
         raise ProofError("the service's key cannot be read") from error
-
-
-def _is_ours(api_key: str | None) -> bool:
-    return api_key is not None and api_key.startswith("gk_") and api_key.count("_") > 1
 
 
 def _length(response: Response) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -59,6 +60,9 @@ class Client:
             were made for a request, and how many it takes on average.
         signatures: "rfc9421" to have each answer signed in the form of HTTP too, and to check that as well; see docs/signed-answers.md.
         signature_secret: shared with the server, at least 32 bytes: its HMAC is asked for in place of the service's signature.
+        caller: the name that the server knows you by, where the key does not say it: "cert:NAME" for a client certificate, "oidc:NAME" for a token whose name is not its
+            `sub`. It goes into sealed requests and proofs of work.
+        tls: for HTTPS with a certificate of your own, or an authority of your own; None for the system's authorities.
 
     Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
     `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
@@ -80,6 +84,8 @@ class Client:
         on_work: Progress | None = None,
         signatures: str | None = None,
         signature_secret: bytes | None = None,
+        caller: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._seconds = _seconds(timeout)
         self._core = Core(
@@ -91,6 +97,7 @@ class Client:
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
             on_work=on_work,
             signatures=http_signatures(signatures, signature_secret),
+            caller=caller,
         )
         self._deadline = Deadline()
         self._http = httpx.Client(
@@ -98,7 +105,7 @@ class Client:
             timeout=self._seconds,
             trust_env=False,
             headers=AS_IT_IS,
-            transport=BoundedTransport(self._deadline),
+            transport=BoundedTransport(self._deadline, tls),
         )
 
     def index(self) -> tuple[IndexEntry, ...]:
@@ -208,6 +215,8 @@ class AsyncClient:
         on_work: Progress | None = None,
         signatures: str | None = None,
         signature_secret: bytes | None = None,
+        caller: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._seconds = _seconds(timeout)
         self._core = Core(
@@ -219,9 +228,14 @@ class AsyncClient:
             policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
             on_work=on_work,
             signatures=http_signatures(signatures, signature_secret),
+            caller=caller,
         )
         self._http = httpx.AsyncClient(
-            base_url=checked_url(url), timeout=self._seconds, trust_env=False, headers=AS_IT_IS
+            base_url=checked_url(url),
+            timeout=self._seconds,
+            trust_env=False,
+            headers=AS_IT_IS,
+            verify=True if tls is None else tls,
         )
 
     async def index(self) -> tuple[IndexEntry, ...]:

@@ -7,6 +7,8 @@ Not checked: whether it is right. The metadata is the host's word, but for what 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 
 from garrison.client.prediction import CLASSES, PROBABILITIES, Prediction
@@ -21,7 +23,14 @@ _MOST_DECIMALS = 6
 
 
 def prediction_of(
-    answer: InferAnswer, rows: int, metadata: ModelMetadata, proof: bytes, *, proved: bool, attested: bool = False
+    answer: InferAnswer,
+    rows: int,
+    metadata: ModelMetadata,
+    proof: bytes,
+    *,
+    proved: bool,
+    attested: bool = False,
+    asked: Sequence[str] = (),
 ) -> Prediction:
     """An answer as a prediction.
 
@@ -29,6 +38,7 @@ def prediction_of(
         rows: that were asked.
         metadata: of the model.
         proof: of the answer; empty for none.
+        asked: names of the outputs that were asked for; empty for all.
 
     Raises:
         ServiceError: it cannot be an answer of this model to so many rows.
@@ -41,11 +51,20 @@ def prediction_of(
     uncertain[list(answer.uncertain)] = True
     labels = () if metadata.garrison is None else metadata.garrison.labels
     _check_classes(answer.outputs.get(CLASSES), len(labels))
+    _check_all_there(answer.outputs.keys(), asked or [spec.name for spec in metadata.outputs])
     for name, values in answer.outputs.items():
         _check_named(name, values, metadata)
         _check_values(name, values, len(labels), metadata)
     proofs = (proof,) if proof else ()
     return Prediction(answer.outputs, labels, uncertain, proved, answer.model, answer.version, attested, proofs)
+
+
+def _check_all_there(found: Collection[str], asked: Sequence[str]) -> None:
+    missing = [name for name in asked if name not in found]
+    if missing:
+        raise ServiceError(
+            f"the answer lacks the output {missing[0][:64]!r}, which was asked for; if the service was started anew with another policy, begin with a new client"
+        )
 
 
 def _check_classes(classes: Array | None, labels: int) -> None:

@@ -20,12 +20,12 @@ from garrison.attest.appraise import appraise
 from garrison.attest.evidence import NONCE_BYTES, Evidence, KeySet
 from garrison.attest.policy import Policy
 from garrison.attest.report import Report
+from garrison.client.names import caller_of
 from garrison.client.sealed_session import ClientSessions, Words
 from garrison.client.talk import Talk, bearer, decode, exchange, left_of
 from garrison.client.working import Job
 from garrison.errors import (
     AttestationError,
-    ConfigError,
     ProofError,
     ReplayError,
     ServiceError,
@@ -95,19 +95,26 @@ class SealedChannel:
 
     Args:
         policy: what is demanded of evidence.
-        api_key: shown outside; its id goes inside too.
+        api_key: shown outside; whom it names goes inside too.
+        caller: see `garrison.client.names.caller_of`.
         attempts: see `garrison.client.talk.exchange`.
         clock: seconds since the epoch.
     """
 
     def __init__(
-        self, policy: Policy, *, api_key: str | None, attempts: int, clock: Callable[[], float] = time.time
+        self,
+        policy: Policy,
+        *,
+        api_key: str | None,
+        attempts: int,
+        clock: Callable[[], float] = time.time,
+        caller: str = "",
     ) -> None:
         self._policy = policy
         self._headers = bearer(api_key)
         self._attempts = attempts
         self._clock = clock
-        self._sessions = ClientSessions(caller_of(api_key), clock)
+        self._sessions = ClientSessions(caller_of(api_key, caller), clock)
         self._known: dict[tuple[str, str | None], Attested] = {}
 
     def attested(self, model: str, version: str | None) -> Talk[Attested]:
@@ -212,17 +219,3 @@ def infer_path(model: str, version: str | None) -> str:
 def model_path(model: str, version: str | None) -> str:
     path = f"/v2/models/{quote(model, safe='')}"
     return path if version is None else f"{path}/versions/{quote(version, safe='')}"
-
-
-def caller_of(api_key: str | None) -> str:
-    """The id in a key "gk_ID_SECRET"; "" without a key.
-
-    Raises:
-        ConfigError: not such a key.
-    """
-    if api_key is None:
-        return ""
-    head, _, secret = api_key.rpartition("_")
-    if not head.startswith("gk_") or not head[len("gk_") :] or not secret:
-        raise ConfigError("expected an API key like gk_NAME_SECRET, as `garrison keys add` prints it")
-    return head[len("gk_") :]

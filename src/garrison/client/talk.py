@@ -86,7 +86,9 @@ def exchange(request: Request, attempts: int) -> Talk[Response]:
     if isinstance(found, Response):
         return _checked(found)
     reason = found.reason if isinstance(found, Unreachable) else "no answer"
-    raise UnavailableError(f"the server cannot be reached after {attempts} attempts: {reason}")
+    raise UnavailableError(
+        f"the server cannot be reached after {attempts} attempts: {reason}; does it run, at this address?"
+    )
 
 
 def _retry_after(response: Response) -> float | None:

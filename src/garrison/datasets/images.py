@@ -15,7 +15,6 @@ from garrison.datasets.content import Content, ReadFile, mixed_order
 from garrison.errors import DatasetCorruptError, MissingExtraError
 from garrison.types import FloatArray
 
-Bytes2D = npt.NDArray[np.uint8]
 FASHION_LABELS = (
     "T-shirt/top",
     "Trouser",

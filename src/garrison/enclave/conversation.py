@@ -163,13 +163,13 @@ class Conversation:
             raise self._lies()
         return answer.known
 
-    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+    def witness(self, ledger: bytes, at: int, head: bytes, start: bytes = b"", bodies: bytes = b"") -> SignedCheckpoint:
         """See `garrison.enclave.witness.Witness.sign`.
 
         Raises:
             FrameError, GarrisonError: as `ask` does.
         """
-        answer = self.ask(Witness(ledger, at, head))
+        answer = self.ask(Witness(ledger, at, head, start, bodies))
         if not isinstance(answer, Witnessed):
             raise self._lies()
         return answer.signed

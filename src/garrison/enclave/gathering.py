@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,12 @@ def gather(opened: Sequence[Opened], toll: Toll | None, *, distinct: bool) -> Ba
         toll: checks their proofs of work, where any are asked for.
         distinct: whether different rows are limited.
     """
-    requests = [item.request for item in opened]
-    names = requests[0].inputs
+    inputs = opened[0].request.inputs
+    if len(opened) > 1:
+        inputs = {name: np.concatenate([item.request.inputs[name] for item in opened]) for name in inputs}
     return Batch(
-        inputs={
-            n: requests[0].inputs[n] if len(requests) == 1 else np.concatenate([r.inputs[n] for r in requests])
-            for n in names
-        },
-        request_of_row=_request_of_row([r.rows for r in requests]),
+        inputs=inputs,
+        request_of_row=_request_of_row([item.request.rows for item in opened]),
         callers=tuple(_caller(item.ask.caller) for item in opened),
         remaining=tuple(item.ask.remaining for item in opened),
         fresh=tuple(item.ask.fresh for item in opened) if distinct else (),
@@ -36,8 +34,16 @@ def gather(opened: Sequence[Opened], toll: Toll | None, *, distinct: bool) -> Ba
 
 
 def _request_of_row(rows: list[int]) -> npt.NDArray[np.intp]:
-    found = np.arange(len(rows), dtype=np.intp)
+    found = _numbers(len(rows))
     return found if max(rows) == 1 else np.repeat(found, rows)
+
+
+@cache
+def _numbers(requests: int) -> npt.NDArray[np.intp]:
+    """0, 1, ...; the same array each time, and so not to be written to. A batch has a few thousand requests at most."""
+    found = np.arange(requests, dtype=np.intp)
+    found.flags.writeable = False
+    return found
 
 
 @lru_cache(maxsize=4096)

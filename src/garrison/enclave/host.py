@@ -192,11 +192,11 @@ class Watching(Protocol):
 class Witnessing(Protocol):
     """An enclave that signs checkpoints of the server's ledger."""
 
-    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+    def witness(self, ledger: bytes, at: int, head: bytes, start: bytes = b"", bodies: bytes = b"") -> SignedCheckpoint:
         """See `garrison.enclave.witness.Witness.sign`; blocks.
 
         Raises:
-            MalformedRequestError: it signed a longer one already.
+            MalformedRequestError: what it signed before does not go on to this.
             UnavailableError: the enclave has died, or is being started anew.
         """
         ...

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from garrison.enclave.keys import KeyRing
 from garrison.enclave.replies import error_reply
-from garrison.enclave.sessions import Sessions
+from garrison.enclave.sessions import ADDRESS, Sessions
 from garrison.enclave.witness import SealedTally
 from garrison.errors import RequestError, SealedRequestError, SealingRequiredError
 from garrison.limits import Limits
@@ -35,7 +35,6 @@ _INTERNAL = "internal"
 _NONCE_CHARACTERS = 22
 """128 random bits in base64."""
 _RECEIPT_BYTES = 32
-_ADDRESS = "ip:"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -153,11 +152,11 @@ class Mail:
         return self._sessions.grant(self._keys.suite, letter.ask.caller, first.name, first.envelope, first.offer, ends)
 
     def _wrong_first(self, head: RequestHead, caller: str, suite: str) -> RequestError | None:
-        expected = "" if caller.startswith(_ADDRESS) else caller
+        expected = "" if caller.startswith(ADDRESS) else caller
         if head.caller != expected:
             return SealedRequestError(
                 f"sealed by {head.caller[:64] or 'nobody'!r}, and handed in for {expected or 'nobody'!r}: "
-                "the key's id inside must be that of the key that is shown outside"
+                "the name inside must be the one that the server knows the caller by (a key's id, oidc:SUBJECT or cert:NAME; garrison.client.Client(caller=...))"
             )
         if head.offer and len(head.offer) != offer_bytes(suite):
             return SealedRequestError(f"an offer of a session has {offer_bytes(suite)} bytes, found {len(head.offer)}")

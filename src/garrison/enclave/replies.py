@@ -50,6 +50,7 @@ class ReplyMaker:
         self._answers = AnswerWriter(model, version)
         self._statements = statements
         self._http = HttpSigner(signer, model, version, statements)
+        self._good: dict[int, Outcome] = {}
 
     def sign(
         self,
@@ -65,13 +66,13 @@ class ReplyMaker:
             distinct: one entry a request: rows that are charged as not asked before; empty where they are not counted.
         """
         writers: dict[Release | None, BatchAnswers] = {}
-        now, replaced = int(time.time()), _replaced(progress)
+        replaced = _replaced(progress)
+        plain = not replaced and not distinct and not progress.shadow
         signed: list[tuple[Opened, bytes, int, Outcome]] = []
-        statements: list[bytes] = []
         first = 0
         for i, item in enumerate(opened):
             rows, code = item.request.rows, progress.refused[i]
-            outcome = _outcome(code or OK, rows, replaced[i] if replaced else 0, progress, i)
+            outcome = self._good_outcome(rows) if plain and code is None else _outcome(progress, i, rows, replaced)
             if distinct:
                 outcome = msgspec.structs.replace(outcome, distinct=distinct[i])
             if code is None:
@@ -79,17 +80,29 @@ class ReplyMaker:
                 writer = writers.get(policy)
                 if writer is None:
                     writer = writers[policy] = self._writer(policy, released)
-                body, json_bytes = writer.write(item.request, first)
-                signed.append((item, body, json_bytes, outcome))
-                statements.append(self._statements.write(item.ask.body, body, now, item.ask.nonce))
+                signed.append((item, *writer.write(item.request, first), outcome))
             else:
                 replies[item.number] = _refused(code, progress.detail[i], outcome)
             first += rows
+        self._sign(signed, replies)
+
+    def _sign(self, answers: Sequence[tuple[Opened, bytes, int, Outcome]], replies: dict[int, Reply]) -> None:
+        """Put answers (request, body, length of its JSON part, outcome) into `replies`, each with its proof."""
+        now = int(time.time())
+        write = self._statements.write
+        statements = [write(item.ask.body, body, now, item.ask.nonce) for item, body, _, _ in answers]
         proofs = sign_encoded(statements, self._signer.sign)
-        for (item, body, json_bytes, outcome), proof in zip(signed, proofs, strict=True):
+        for (item, body, json_bytes, outcome), proof in zip(answers, proofs, strict=True):
             form = item.ask.form
             headers = () if form is None else self._http.sign(form, item.ask, body, json_bytes, now)
             replies[item.number] = Reply("", "", body, json_bytes, proof, outcome, headers)
+
+    def _good_outcome(self, rows: int) -> Outcome:
+        """Of an answer of which nothing more is to be said: the same value each time. A request has a few thousand rows at most."""
+        found = self._good.get(rows)
+        if found is None:
+            found = self._good[rows] = Outcome(OK, rows)
+        return found
 
     def _writer(self, policy: Release | None, released: Released) -> BatchAnswers:
         return self._answers.batch(released if policy is None else self._releases.tightened(policy, released))
@@ -114,11 +127,11 @@ def _replaced(progress: Progress) -> list[int]:
     return found
 
 
-def _outcome(code: str, rows: int, replaced: int, progress: Progress, request: int) -> Outcome:
+def _outcome(progress: Progress, request: int, rows: int, replaced: Sequence[int]) -> Outcome:
+    code = progress.refused[request] or OK
     charged = 0 if code.startswith(_CLIENT_FAULT) else rows
-    if not progress.shadow:
-        return Outcome(code, charged, replaced)
-    return Outcome(code, charged, replaced, {name: int(counts[request]) for name, counts in progress.shadow.items()})
+    shadow = {name: int(counts[request]) for name, counts in progress.shadow.items()}
+    return Outcome(code, charged, replaced[request] if replaced else 0, shadow)
 
 
 def _refused(code: str, detail: str, outcome: Outcome) -> Reply:

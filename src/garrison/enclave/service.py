@@ -296,9 +296,9 @@ class Service:
         return self.caller_state.clear_alarm(caller)
 
     def drift(self) -> DriftReport | None:
-        """What `drift` has found; None where the chain has none. Without histograms where the owner demands sealed requests: they are of inputs."""
+        """What `drift` has found; None where the chain has none. Without what tells of inputs where the owner demands sealed requests."""
         report = self.caller_state.drift()
-        return report.without_histograms() if report is not None and self.manifest.require_sealed else report
+        return report.without_inputs() if report is not None and self.manifest.require_sealed else report
 
     def raw(self, inputs: dict[str, Array]) -> RawScores:
         """What the model says before any defense; only where the signed guard is overridden anyway.

@@ -5,14 +5,16 @@ at the latest. Each counter is taken once. Requests may come in any order within
 what is further behind is refused as if it had come before, because it is not known any more whether it did.
 
 The table is bounded, for each caller and in all. A caller with `sessions_a_caller` who begins another one loses the one that it has not
-used for the longest time. Where all callers together have `sessions`, no other begins until some have ended: the request that
-offered one is answered, and the client goes on without. **Nobody's session ends because of another caller.**
+used for the longest time. Where all callers together have `sessions`, a caller who has fewer than another takes the place of the one
+that the caller with the most has not used for the longest time; it gets none where nobody has more than one more than itself. **Names that cost something are kept from
+those that cost nothing:** a caller without a key, whose name is its address, takes no place of one with a key, however many that one has; one with a key takes that of an address first.
+A request that offered a session and gets none is answered, and the client goes on without.
 
 Invariants: a counter of a session is opened at most once; what does not open changes nothing here; a session that ended is not
 opened again, and is dropped as soon as anybody asks; nothing outlives the enclave.
 
-Not covered: the clock is the host's, as for the keys. Callers by the hundred can fill the table; those who come later then pay for a key
-exchange with each request.
+Not covered: the clock is the host's, as for the keys. Who has as many addresses as there are places leaves others without a key none; those pay for a key
+exchange with each request. A host that names callers as it likes can end sessions; it can refuse them, too.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from garrison.limits import Limits
 from garrison.protocol.sealed import Grant
 from garrison.protocol.sealed_session import Bound, SessionHead, grant_session, open_within, read_place
 
+ADDRESS = "ip:"
+"""What the name of a caller without a key begins with."""
 WINDOW = 1_024
 """How far behind the highest counter of a session another one may come."""
 _ALL_SEEN = (1 << WINDOW) - 1
@@ -114,11 +118,13 @@ class Sessions:
         """
         now = self._clock()
         self._forget(now)
-        mine = self._mine.get(caller, {})
-        if len(mine) >= self._limits.sessions_a_caller:
-            self._drop(next(iter(mine)))
+        goes = b""
+        if len(self._mine.get(caller, ())) >= self._limits.sessions_a_caller:
+            goes = next(iter(self._mine[caller]))
         elif len(self._all) >= self._limits.sessions:
-            return None
+            goes = self._who_goes(caller)
+            if not goes:
+                return None
         seconds = min(self._limits.session_seconds, int(ends - now))
         if seconds < 1:
             return None
@@ -127,6 +133,8 @@ class Sessions:
             found, keys = grant_session(suite, offer, first, bound, requests=requests, seconds=seconds)
         except ServiceError:
             return None
+        if goes:
+            self._drop(goes)
         self._all[found.session] = _Session(caller, keys, now + seconds, requests, Window())
         self._mine.setdefault(caller, {})[found.session] = None
         return found
@@ -155,6 +163,16 @@ class Sessions:
         mine[name] = None
         return found
 
+    def _who_goes(self, caller: str) -> bytes:
+        """Whose session makes room for one of this caller, in a full table; empty for none's."""
+        free = {name: mine for name, mine in self._mine.items() if name.startswith(ADDRESS)}
+        if free and not caller.startswith(ADDRESS):
+            return next(iter(_fullest(free)))
+        fullest = _fullest(free if caller.startswith(ADDRESS) else self._mine)
+        if len(fullest) <= len(self._mine.get(caller, ())) + 1:  # both would only change places
+            return b""
+        return next(iter(fullest))
+
     def _forget(self, now: float) -> None:
         """Drop those that ended, oldest first. One that ends before an older one goes with that."""
         while self._all:
@@ -169,3 +187,8 @@ class Sessions:
         del mine[name]
         if not mine:
             del self._mine[caller]
+
+
+def _fullest(shares: dict[str, dict[bytes, None]]) -> dict[bytes, None]:
+    """The sessions of the caller with the most."""
+    return max(shares.values(), key=len, default={})

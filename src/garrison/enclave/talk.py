@@ -75,11 +75,13 @@ class Clear(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Witness(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A wish for a signed checkpoint of the server's ledger. `Witnessed` answers it."""
+    """A wish for a signed checkpoint of the server's ledger. `Witnessed` answers it. See `garrison.enclave.witness.Witness.sign`."""
 
     ledger: bytes
     at: int
     head: bytes
+    start: bytes = b""
+    bodies: bytes = b""
 
 
 class AskDrift(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

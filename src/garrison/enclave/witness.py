@@ -1,9 +1,9 @@
 """The enclave's part in the server's ledger: it signs how long the ledger is, and tells what became of sealed requests without telling of any one.
 
-**Checkpoints.** For one ledger the enclave signs ever longer ones: it never signs two histories of the same length, nor a shorter one.
+**Checkpoints.** For one ledger the enclave signs one history that only grows: from its second checkpoint on it is shown the digests of the lines in between, and signs only where they lead
+from what it signed before to what it is to sign. Each checkpoint says since which entry that is so, and what was signed before.
 
-Not checked: that a longer history begins with the one that was signed before; the enclave sees a length and a hash. Who runs the server can rewrite a chain, make it one
-entry longer and have that signed. A checkpoint that is kept elsewhere shows it.
+Not checked: what stood in the ledger before its first checkpoint; and another enclave, such as one that was started anew, knows nothing of what this one signed.
 
 **Sealed requests.** The host learns of one that there was one, and its rows. True codes are counted here, and leave as a tally of at least `LEAST_REQUESTS`
 requests. A minimum alone is not enough: a host may send all of these but one itself. So each count gets two-sided geometric noise (Ghosh, Roughgarden and Sundararajan, STOC 2009,
@@ -18,12 +18,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from garrison.crypto.signing import AnswerSigner
 from garrison.errors import MalformedRequestError, RequestError
 from garrison.guard.base import Defense
-from garrison.guard.pipeline import DEFENSE_FAILED
-from garrison.protocol.checkpoint import HEAD_BYTES, LEDGER_BYTES, Checkpoint, SignedCheckpoint, Tally
+from garrison.guard.failing import DEFENSE_FAILED
+from garrison.protocol.checkpoint import (
+    HEAD_BYTES,
+    LEDGER_BYTES,
+    Checkpoint,
+    Place,
+    SignedCheckpoint,
+    Tally,
+    follows,
+)
 from garrison.protocol.messages import Outcome
 
 LEAST_REQUESTS = 100
@@ -33,6 +42,16 @@ _INTERNAL = "internal"
 _RANDOM = random.SystemRandom()
 _LEDGERS = 1024
 """Most ledgers whose length is remembered: one a front worker."""
+
+
+@dataclass(slots=True)
+class _Signed:
+    """What was signed of one ledger: the latest place, and the one before; `since`: the first."""
+
+    since: int
+    at: int
+    head: bytes
+    before: Place | None = None
 
 
 class SealedTally:
@@ -110,33 +129,40 @@ class Witness:
         self._guard = guard
         self.tally = tally
         self._clock = clock
-        self._signed: dict[bytes, tuple[int, bytes]] = {}
+        self._signed: dict[bytes, _Signed] = {}
         self._lock = threading.Lock()
 
-    def sign(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
+    def sign(self, ledger: bytes, at: int, head: bytes, start: bytes = b"", bodies: bytes = b"") -> SignedCheckpoint:
         """A signed checkpoint.
 
         Args:
             ledger: its id, 16 bytes.
             at: sequence number of the last entry.
             head: the chain's hash there, 32 bytes.
+            start: the chain's hash at the place that was signed last, or at an earlier one.
+            bodies: SHA-256 of the bodies of all lines from there to `head`, one after the other.
 
         Raises:
-            MalformedRequestError: this is no ledger; or a longer one of this id was signed, or another one of this length.
+            MalformedRequestError: this is no ledger; or what was signed of it before does not go on to `head`.
         """
         if len(ledger) != LEDGER_BYTES or len(head) != HEAD_BYTES or not 0 <= at < 2**63:
             raise MalformedRequestError("a ledger has an id of 16 bytes, a length, and a hash of 32 bytes")
         with self._lock:
-            before = self._signed.get(ledger)
-            if before is not None and (at < before[0] or (at == before[0] and head != before[1])):
-                raise MalformedRequestError(
-                    f"entry {before[0]} of this ledger was signed already, and entry {at} would not follow from it"
-                )
-            if before is None and len(self._signed) >= _LEDGERS:  # to forget one would let it be signed anew
-                raise MalformedRequestError(f"this enclave signs {_LEDGERS} ledgers, and no more")
-            self._signed[ledger] = at, head
-        now = int(self._clock())
-        made = Checkpoint(ledger.hex(), at, head.hex(), now, self._model, self._guard, self.tally.take())
+            known = self._signed.get(ledger)
+            if known is None:
+                if len(self._signed) >= _LEDGERS:  # to forget one would let it be signed anew
+                    raise MalformedRequestError(f"this enclave signs {_LEDGERS} ledgers, and no more")
+                known = self._signed[ledger] = _Signed(at, at, head)
+            elif (at, head) != (known.at, known.head):
+                if at <= known.at or not follows(start, bodies, known.head, head):
+                    raise MalformedRequestError(
+                        f"entry {known.at} of this ledger was signed already, and entry {at} does not follow from it"
+                    )
+                known.before = Place(known.at, known.head.hex())
+                known.at, known.head = at, head
+            now, since, before = int(self._clock()), known.since, known.before
+        tally = self.tally.take()
+        made = Checkpoint(ledger.hex(), at, head.hex(), now, self._model, self._guard, since, before, tally)
         return SignedCheckpoint(made, self._signer.public_key, self._signer.sign(made.signed_bytes()))
 
 

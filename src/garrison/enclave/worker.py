@@ -160,8 +160,8 @@ class Worker:
                 return Cleared(self._service.clear_alarm(caller))
             case AskDrift():
                 return DriftTold(self._service.drift())
-            case Witness(ledger, at, head):
-                return Witnessed(self._service.witness.sign(ledger, at, head))
+            case Witness(ledger, at, head, start, bodies):
+                return Witnessed(self._service.witness.sign(ledger, at, head, start, bodies))
             case _:
                 raise FrameError("the host starts an enclave twice")
 

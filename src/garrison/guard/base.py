@@ -58,7 +58,7 @@ WhichRows = slice | npt.NDArray[np.intp]
 KeyedNoise = Callable[[WhichRows], Sequence[Noise]]
 
 FEW_ROWS = 8
-"""Up to so many rows, new answers are made in plain Python."""
+"""Up to so many rows, new answers are made in plain Python, and defenses glance first."""
 _FEW_KEPT = 64
 
 
@@ -115,7 +115,7 @@ class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     @property
     def keeps_all(self) -> bool:
-        return self.codes is kept(len(self.codes)) or not np.count_nonzero(self.codes)
+        return not np.count_nonzero(self.codes)
 
 
 class View(msgspec.Struct, frozen=True, eq=False):
@@ -133,6 +133,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
         state: what this defense remembers of callers (see `garrison.guard.state`), or what another does whose state it `shares`; None where there
             is none, where that other runs in shadow, and in a trace.
         shadow: whether this defense runs in shadow.
+        settings: this defense's, where they have been made already.
     """
 
     batch: Batch
@@ -145,6 +146,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     refused: tuple[bool, ...] = ()
     state: State | None = None
     shadow: bool = False
+    settings: Settings | None = None
 
 
 class Defense(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -213,6 +215,14 @@ class RowDefense(Defense, frozen=True):
         """Mark rows; never changes what it is given. In a trace the view has tensors alone."""
         raise NotImplementedError
 
+    def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
+        """Where it is seen at once that `judge` minds no row: the signals that it gives. None where `judge` is to be asked.
+
+        For the few rows of a lone request, where each call of numpy costs more than the arithmetic. Only the numpy form glances, and never in shadow; a
+        contract test over the registry holds it to what `judge` says.
+        """
+        return None
+
     def rewrite(self, xp: Any, rows: Rows, settings: Settings) -> Any:
         """New answers for rows that are all to be replaced, shape (rows, outputs)."""
         raise NotImplementedError
@@ -266,17 +276,18 @@ class RowDefense(Defense, frozen=True):
 
     def __call__(self, view: View) -> Verdict:
         """The numpy form: judge all rows of the batch, and rewrite those that are to be replaced."""
-        settings, rows = self.settings(view.facts), view.batch.rows
-        marks = self.judge(np, view, settings)
-        values = None if marks.replace is None else self._rewritten(view, marks.replace, settings)
-        minds = values is not None or (marks.refuse is not None and np.count_nonzero(marks.refuse))
-        return Verdict(codes_of(rows, marks) if minds else kept(rows), values, marks.uncertain, marks.signals)
+        settings = self.settings(view.facts) if view.settings is None else view.settings
+        marks, rows = self.judge(np, view, settings), view.batch.rows
+        refuse, replace, values = marks.refuse, marks.replace, None
+        if replace is not None and (self.every_row or np.count_nonzero(replace)):  # nearly never, with honest callers
+            values = self._rewritten(view, replace, settings)
+        if values is not None or (refuse is not None and np.count_nonzero(refuse)):
+            return Verdict(codes_of(rows, marks), values, marks.uncertain, marks.signals)
+        return Verdict(kept(rows), None, marks.uncertain, marks.signals)
 
-    def _rewritten(self, view: View, replace: BoolArray, settings: Settings) -> FloatArray | None:
+    def _rewritten(self, view: View, replace: BoolArray, settings: Settings) -> FloatArray:
         if view.answer is None:
             raise GuardError(f"{self.name} runs after the model")
-        if not self.every_row and not np.count_nonzero(replace):  # nearly always, with honest callers
-            return None
         rows = np.arange(replace.size) if self.every_row else np.flatnonzero(replace)
         values = view.answer.copy()
         signals = {name: view.signals[name][rows] for name in self.needs}
@@ -307,7 +318,8 @@ class ReleaseDefense(Defense, frozen=True):
         """The numpy form: say as little of the answer as the policy allows."""
         if view.answer is None or view.uncertain is None:
             raise GuardError("release runs after the model")
-        return self.released(self.say(np, view.answer, view.facts, self.settings(view.facts)), view.uncertain)
+        settings = self.settings(view.facts) if view.settings is None else view.settings
+        return self.released(self.say(np, view.answer, view.facts, settings), view.uncertain)
 
     def released(self, outputs: dict[str, Array], uncertain: BoolArray) -> Released:
         """What `say` made, wherever it was computed, as that which may leave."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from garrison.guard.pipeline import Pipeline, Progress
-from garrison.types import Array, Batch, RawScores, Released
+from garrison.types import Array, Batch, FloatArray, RawScores, Released
 
 
 class NumpyForm:
@@ -23,6 +22,9 @@ class NumpyForm:
         self._pipeline = pipeline
         self._run = run
 
+    def _again(self, inputs: dict[str, Array]) -> FloatArray:
+        return self._run(inputs).values
+
     def __call__(self, batch: Batch) -> tuple[Progress, Released]:
         """ADMIT to RELEASE over a batch. Rows of refused requests come back as zeros."""
         everyone = Progress.begin(batch)
@@ -31,8 +33,11 @@ class NumpyForm:
         progress, requests = everyone.admitted()
         if not requests:
             return everyone, Released({})
-        raw = replace(self._run(progress.batch.inputs), again=lambda more: self._run(more).values)
-        self._pipeline.answer(progress, raw)
+        raw = self._run(progress.batch.inputs)
+        wrong, again = raw.misinformation, self._again
+        self._pipeline.answer(
+            progress, RawScores(raw.values, raw.logits, wrong, raw.feature_score, raw.squeezed, again)
+        )
         released = self._pipeline.release(progress)
         return (progress, released) if progress is everyone else spread(everyone, requests, progress, released)
 

@@ -25,6 +25,8 @@ SUM_TOLERANCE = 1e-3
 """By how much probabilities may miss 1 in all, before what rounding takes from each."""
 _HALF_TOLERANCE = 1e-2
 """In half precision."""
+_FEW_NUMBERS = 512
+"""Up to so many are looked at in plain Python: numpy's calls, whose code has left the processor's caches while the model ran, take longer."""
 TOLD = "the model gave no answer to this input that may leave: not finite, no probabilities, or no class that it has"
 
 
@@ -47,7 +49,7 @@ class OutputCheck:
 
     def __call__(self, progress: Progress, released: Released) -> None:
         """Refuse the requests of a batch whose answers must not leave."""
-        if all(code is not None for code in progress.refused):
+        if None not in progress.refused:
             return
         wrong = self.wrong(released, len(progress.batch.request_of_row))
         if self._name not in self._says and progress.raw is not None:
@@ -81,12 +83,14 @@ class OutputCheck:
         if not self._probabilities:
             return ~_finite(values)
         off = self._off + rounded * values.shape[1]
+        least = 1.0 - off if values.shape[1] == self._outputs else -np.inf
+        if values.size <= _FEW_NUMBERS:
+            rows = values.tolist()
+            return np.array([not (least <= sum(row) <= 1.0 + off and min(row) >= -self._off) for row in rows], np.bool_)
         with np.errstate(invalid="ignore"):  # an infinity less another one
             sums = values.sum(axis=1, dtype=np.float64)
-        right = np.asarray((sums <= 1.0 + off) & (values.min(axis=1) >= -self._off), np.bool_)
-        if values.shape[1] == self._outputs:
-            right &= sums >= 1.0 - off
-        return ~right
+        right = (sums >= least) & (sums <= 1.0 + off) & (values.min(axis=1) >= -self._off)
+        return np.asarray(~right, np.bool_)
 
 
 def _finite(values: Array) -> BoolArray:

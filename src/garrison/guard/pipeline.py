@@ -9,27 +9,35 @@ is run and counted and changes nothing.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import KEEP, REFUSE, REPLACE, Defense, RecordDefense, ReleaseDefense, RowDefense, Verdict, View
+from garrison.guard import failing
+from garrison.guard.base import (
+    FEW_ROWS,
+    KEEP,
+    REFUSE,
+    REPLACE,
+    Defense,
+    RecordDefense,
+    ReleaseDefense,
+    RowDefense,
+    Settings,
+    Verdict,
+    View,
+)
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.keyed import KEY_BYTES, KeyedTable
 from garrison.guard.order import check_chain
-from garrison.guard.parts import narrow, narrow_batch, stitch
+from garrison.guard.parts import narrow_batch
 from garrison.guard.relabelling import Marks, RelabelDefense, relabel
 from garrison.guard.state import ChainState, State
 from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
-
-logger = logging.getLogger(__name__)
-
-DEFENSE_FAILED = "guard.defense_failed"
 
 
 def load_defense(spec: DefenseSpec) -> Defense:
@@ -90,8 +98,7 @@ def _merged(signed: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
     return {**signed, **change, **inner}
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(msgspec.Struct, eq=False):
     """What became of one batch so far. Written by the pipeline alone.
 
     Attributes:
@@ -109,14 +116,15 @@ class Progress:
     uncertain: BoolArray
     raw: RawScores | None = None
     answer: FloatArray | None = None
-    signals: dict[str, FloatArray] = field(default_factory=dict)
-    shadow: dict[str, Array] = field(default_factory=dict)
-    refuser: dict[int, str] = field(default_factory=dict)
+    signals: dict[str, FloatArray] = {}
+    shadow: dict[str, Array] = {}
+    refuser: dict[int, str] = {}
 
     @classmethod
     def begin(cls, batch: Batch) -> Progress:
-        nothing = np.zeros(batch.rows, dtype=np.bool_)
-        return cls(batch, [None] * batch.requests, [""] * batch.requests, nothing, nothing.copy())
+        rows, requests = batch.rows, batch.requests
+        nothing: list[str | None] = [None] * requests
+        return cls(batch, nothing, [""] * requests, np.zeros(rows, dtype=np.bool_), np.zeros(rows, dtype=np.bool_))
 
     def admitted(self) -> tuple[Progress, tuple[int, ...]]:
         """The requests that are not refused yet, and their numbers in this batch; the others need not be computed."""
@@ -132,12 +140,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One armed or shadow defense of the chain, with its table of keyed noise, and what it remembers of callers."""
+    """One armed or shadow defense of the chain, with its table of keyed noise, what it remembers of callers, and its settings."""
 
     defense: Defense
     shadow: bool
     table: KeyedTable | None
-    state: State | None = None
+    state: State | None
+    settings: Settings
+    glances: bool
 
 
 class Pipeline:
@@ -162,7 +172,10 @@ class Pipeline:
         shadow = {s.name for s in specs if s.shadow}
         states |= {d.name: None if d.shares in shadow else states[d.shares] for d in self.defenses if d.shares}
         pairs = zip(specs, self.defenses, strict=True)
-        self.links = tuple(Link(d, s.shadow, _table(d, facts, key), states[d.name]) for s, d in pairs)
+        self.links = tuple(
+            Link(d, s.shadow, _table(d, facts, key), states[d.name], d.settings(facts), not s.shadow and _glances(d))
+            for s, d in pairs
+        )
         self.must_remember = tuple(d.name for d in self.defenses if d.must_remember)
         self._judges = {phase: _judges_of(phase, self.links) for phase in Phase}
         self._outside = tuple(
@@ -172,6 +185,9 @@ class Pipeline:
         rules = ((link, _marks(link.defense, facts, key)) for link in self.links)
         self._relabelling = tuple((link, rule) for link, rule in rules if rule is not None)
         self._release = next(d for d in self.defenses if isinstance(d, ReleaseDefense))
+        self._release_settings = self._release.settings(facts)
+        links = ((link, link.defense) for link in self.links)
+        self._records = tuple((link, d) for link, d in links if isinstance(d, RecordDefense))
 
     @property
     def release_defense(self) -> ReleaseDefense:
@@ -196,7 +212,7 @@ class Pipeline:
         part = Progress.begin(batch)
         for link, defense in (*self._judges[Phase.ADMIT], *self._judges[Phase.INSPECT]):
             if defense.in_graph:
-                _apply(link, _judge(defense, self._view(part, link), part), part, self.facts)
+                self._judge_all([(link, defense)], part)
                 continue
             for i, number in enumerate(numbers):
                 if part.refused[i] is None and progress.refuser.get(number) == defense.name:
@@ -228,8 +244,11 @@ class Pipeline:
 
     def release(self, progress: Progress) -> Released:
         """RELEASE: the only way from scores to something that may leave."""
-        released = _release(self._release, progress, self._view(progress, None))
-        self.relabel(progress, released.outputs)
+        p = progress
+        view = View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, settings=self._release_settings)
+        released = failing.release(self._release, view, progress.refused)
+        if self._relabelling:
+            self.relabel(progress, released.outputs)
         return released
 
     def relabel(self, progress: Progress, outputs: dict[str, Array]) -> None:
@@ -237,7 +256,7 @@ class Pipeline:
         for link, rule in self._relabelling:
             found = relabel(rule, progress.batch, progress.refused, outputs, self.facts, shadow=link.shadow)
             if found is None:
-                progress.refused = [code or DEFENSE_FAILED for code in progress.refused]
+                progress.refused = [code or failing.DEFENSE_FAILED for code in progress.refused]
             elif link.shadow:
                 progress.shadow[link.defense.name] = shadow_counts(found, progress.batch)
             else:
@@ -245,34 +264,59 @@ class Pipeline:
 
     def record(self, progress: Progress, released: Released) -> None:
         """RECORD: what each caller has now asked."""
-        for link in self.links:
-            if isinstance(link.defense, RecordDefense):
-                _record(link.defense, self._view(progress, link), progress, released)
+        for link, defense in self._records:
+            failing.record(defense, self._view(progress, link), released, progress.refused)
 
     def _run(self, phase: Phase, progress: Progress) -> None:
         self._judge_all(self._judges[phase], progress)
 
     def _judge_all(self, judges: Sequence[tuple[Link, RowDefense]], progress: Progress) -> None:
+        few = progress.batch.rows <= FEW_ROWS
         for link, defense in judges:
-            _apply(link, _judge(defense, self._view(progress, link), progress), progress, self.facts)
+            if few and link.glances and self._glance(link, defense, progress):
+                continue
+            view = self._view(progress, link)
+            try:
+                verdict = defense(view)
+            except Exception:  # noqa: BLE001  whatever it is
+                verdict = failing.judge_by_request(defense, view, progress.refused, progress.refuser)
+            _apply(link, verdict, progress, self.facts)
 
-    def _view(self, progress: Progress, link: Link | None) -> View:
+    def _glance(self, link: Link, defense: RowDefense, progress: Progress) -> bool:
+        """Whether a defense sees at once that it minds no row."""
         p = progress
-        if link is None:
-            return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, None, _refused(p))
-        table = link.table
-        noise = None if table is None else lambda rows: table(p.batch.inputs, rows)
-        told = _refused(p)
-        return View(p.batch, self.facts, p.raw, p.answer, p.uncertain, p.signals, noise, told, link.state, link.shadow)
+        try:
+            signals = defense.glance(View(p.batch, self.facts, p.raw, p.answer, None, p.signals), link.settings)
+        except Exception:  # noqa: BLE001  it is judged in full then, and what that raises is told
+            return False
+        if signals:
+            p.signals.update(signals)
+        return signals is not None
 
-
-def _refused(progress: Progress) -> tuple[bool, ...]:
-    return tuple(c is not None for c in progress.refused) if any(progress.refused) else ()
+    def _view(self, progress: Progress, link: Link) -> View:
+        p, table = progress, link.table
+        return View(
+            p.batch,
+            self.facts,
+            p.raw,
+            p.answer,
+            p.uncertain,
+            p.signals,
+            None if table is None else lambda rows: table(p.batch.inputs, rows),
+            tuple([c is not None for c in p.refused]) if any(p.refused) else (),
+            link.state,
+            link.shadow,
+            link.settings,
+        )
 
 
 def _judges_of(phase: Phase, links: Sequence[Link]) -> tuple[tuple[Link, RowDefense], ...]:
     found = ((link, link.defense) for link in links)
     return tuple((link, d) for link, d in found if isinstance(d, RowDefense) and d.phase is phase)
+
+
+def _glances(defense: Defense) -> bool:
+    return isinstance(defense, RowDefense) and type(defense).glance is not RowDefense.glance
 
 
 def _table(defense: Defense, facts: ModelFacts, key: bytes | None) -> KeyedTable | None:
@@ -292,51 +336,13 @@ def _checked_key(defense: Defense, key: bytes | None) -> bytes:
     return key
 
 
-def _judge(defense: RowDefense, view: View, progress: Progress) -> Verdict:
-    """The verdict over all rows; where that raises, request by request, refusing those on which it raises again."""
-    try:
-        return defense(view)
-    except Exception:
-        logger.exception(
-            "defense %s raised on a batch of %d requests; running it by request", defense.name, view.batch.requests
-        )
-    parts = [_judge_request(defense, view, request) for request in range(view.batch.requests)]
-    for request, part in enumerate(parts):
-        if part is None and progress.refused[request] is None:
-            progress.refused[request], progress.refuser[request] = DEFENSE_FAILED, defense.name
-    return stitch(defense, view, parts)
-
-
-def _record(defense: RecordDefense, view: View, progress: Progress, released: Released) -> None:
-    """Record all rows; where that raises, request by request, refusing those on which it raises again. What it counted before it raised
-    is counted twice then."""
-    try:
-        defense(view, released)
-        return
-    except Exception:
-        logger.exception("defense %s raised on %d requests; running it by request", defense.name, view.batch.requests)
-    for request in range(view.batch.requests):
-        rows = np.flatnonzero(view.batch.request_of_row == request)
-        part = released
-        if released.outputs:
-            part = Released({name: x[rows] for name, x in released.outputs.items()}, released.uncertain[rows])
-        try:
-            defense(narrow(view, rows, (request,)), part)
-        except Exception:  # noqa: BLE001  see _judge
-            progress.refused[request] = progress.refused[request] or DEFENSE_FAILED
-
-
-def _judge_request(defense: RowDefense, view: View, request: int) -> Verdict | None:
-    try:
-        return defense(narrow(view, np.flatnonzero(view.batch.request_of_row == request), (request,)))
-    except Exception:  # noqa: BLE001  see _judge
-        return None
-
-
 def _apply(link: Link, verdict: Verdict, progress: Progress, facts: ModelFacts) -> None:
     if verdict.signals:
-        kept = progress.signals if link.shadow else {}
-        progress.signals.update({name: signal for name, signal in verdict.signals.items() if name not in kept})
+        if link.shadow:
+            for name, signal in verdict.signals.items():
+                progress.signals.setdefault(name, signal)
+        else:
+            progress.signals.update(verdict.signals)
     if link.shadow:
         progress.shadow[link.defense.name] = shadow_counts(verdict.codes != KEEP, progress.batch)
         return
@@ -380,12 +386,3 @@ def refuse(
 def shadow_counts(where: BoolArray, batch: Batch) -> Array:
     """Rows that a shadow defense minds, one number a request."""
     return np.bincount(batch.request_of_row, where.astype(np.float64), batch.requests)
-
-
-def _release(defense: ReleaseDefense, progress: Progress, view: View) -> Released:
-    try:
-        return defense(view)
-    except Exception:
-        logger.exception("release policy raised on a batch of %d requests; refusing all of them", view.batch.requests)
-    progress.refused = [code or DEFENSE_FAILED for code in progress.refused]
-    return Released({}, np.zeros(view.batch.rows, dtype=np.bool_))

@@ -15,7 +15,8 @@ from garrison.guard.detectors.near_duplicates import NearDuplicates
 from garrison.guard.detectors.ood_rate import OodRate
 from garrison.guard.detectors.steps import TERMS, terms
 from garrison.guard.detectors.tables import bins
-from garrison.hardening.near import empty, logistic, thief_rows, usual_distance, usual_terms
+from garrison.hardening.callers import shares_of
+from garrison.hardening.near import logistic, thief_rows, usual_distance, usual_terms
 from garrison.hardening.shifts import PLAIN
 from garrison.types import BoolArray, FloatArray, IntArray
 
@@ -140,8 +141,7 @@ def _rows_before(number: int, odd: Mapping[str, BoolArray]) -> int:
 
 def _terms_of(detector: Accounts, place: IntArray, projection: FloatArray) -> tuple[FloatArray, IntArray]:
     """(terms, row numbers) of the rows of which something can be said, as the detector measures them."""
-    width = len(detector.mean)
-    shared = {name: empty(column) for name, column in detector.shares(width).items()}
+    shared = shares_of(detector, len(detector.mean))
     found: list[FloatArray] = [np.zeros((0, TERMS))]
     rows: list[IntArray] = [np.zeros(0, dtype=np.intp)]
     for start in range(0, len(place), _BLOCK):

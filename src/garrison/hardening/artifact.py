@@ -165,7 +165,7 @@ def _read_description(path: Path) -> Hardened:
         if form is None or bytes(form) != msgspec.json.encode(FORMAT):
             raise ModelFileError(f"{file}: expected format {FORMAT!r}; harden the model again with this version")
         return msgspec.json.decode(data, type=Hardened)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFileError(f"{file}: not a valid description: {error}") from error
 
 

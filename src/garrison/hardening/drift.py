@@ -243,9 +243,3 @@ def _threshold(peaks: FloatArray) -> float:
     stretches = len(KINDS) * ROWS_BETWEEN_ALARMS / _STRETCH
     high = float(peaks.mean()) - _EULER * scale + scale * math.log(stretches)
     return float(f"{max(1e-6, MARGIN * max(high, float(peaks.max()))):.4g}")
-
-
-def columns_in_words(columns: Sequence[Column]) -> str:
-    """How many of what."""
-    answers = sum(column.answer for column in columns)
-    return f"{len(columns) - answers} columns of inputs, {answers} of answers"

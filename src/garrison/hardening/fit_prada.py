@@ -14,6 +14,7 @@ import numpy as np
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.bounded_prada import BoundedPrada
 from garrison.guard.detectors.tables import bins
+from garrison.hardening.callers import columns_of
 from garrison.hardening.laws import law, nats_of
 from garrison.types import FloatArray
 
@@ -57,13 +58,10 @@ def fit_bounded_prada(pools: Mapping[str, Seen], seed: int) -> BoundedPrada | No
 def shape_of(detector: BoundedPrada, callers: list[Seen]) -> FloatArray:
     """The detector's statistic of each row, all callers' first rows first; -1 where it has none. Callers are equally long."""
     width, rows = callers[0].projection.shape[1], len(callers[0].top)
-    columns = {
-        name: np.full((len(callers), *column.shape), column.fill, dtype=column.dtype)
-        for name, column in detector.columns(width).items()
-    }
+    columns = columns_of(detector, width, len(callers))
     places = np.arange(len(callers))
     found = [
-        detector.step(
+        detector.shapes(
             places, np.stack([c.projection[row] for c in callers]), np.array([c.top[row] for c in callers]), columns
         )
         for row in range(rows)

@@ -37,7 +37,7 @@ from garrison.hardening.outliers import outlier_set
 from garrison.hardening.ranges import input_specs
 from garrison.hardening.scoring import Report, open_session, score, silent
 from garrison.hardening.watching import Ask, Watched, calibrate_watch, why_unwatched
-from garrison.types import FEATURE_SCORES, Array, DefenseSpec, Task
+from garrison.types import FEATURE_SCORES, Array, DefenseSpec, FloatArray, Task
 
 try:
     import onnx
@@ -148,13 +148,7 @@ def harden(
     victim = _victim(graph, training, held_out, (data, calibration), options)
     # 3 SCORE, 4 CALIBRATE
     victim = with_feature_score(victim, training, options)
-    found = score(
-        open_session(victim.model, options.threads), held_out.inputs, report=part(report, "scoring", 0.05, 0.3)
-    )
-    confidence = confidence_of(
-        options.score, found["probabilities"], found.get("logits"), feature_score=found.get(options.score)
-    )
-    fitted = calibrate(found["probabilities"], confidence, held_out.y, benign_loss=options.benign_loss)
+    probabilities, fitted = calibrated(victim, held_out, options, part(report, "scoring", 0.05, 0.3))
     # 5 MISINFORM
     if options.on_ood == "misinform" and not victim.facts().has_misinformation:
         victim = replace(
@@ -166,7 +160,7 @@ def harden(
     chain = guard_chain(fitted, options, victim, watched.detectors)
     drifting: dict[str, float] = {}
     if options.drift:
-        chain, drifting = with_drift(chain, victim.facts(), held_out.inputs, found["probabilities"], seed=options.seed)
+        chain, drifting = with_drift(chain, victim.facts(), held_out.inputs, probabilities, seed=options.seed)
     # 8 MEASURE
     report("measuring", 0.95)
     outside = draw_outliers(outliers, wanted, victim, held_out, options.seed)
@@ -238,6 +232,16 @@ def with_feature_score(victim: Victim, training: Part, options: Options) -> Vict
     graph = onnx.load_model_from_string(victim.model)
     scored = add_feature_score(graph, options.score, training, options.seed, options.threads)
     return replace(victim, model=scored.SerializeToString(), outputs=tuple(o.name for o in scored.graph.output))
+
+
+def calibrated(victim: Victim, held_out: Part, options: Options, report: Report) -> tuple[FloatArray, Calibration]:
+    """The model's probabilities for the held-out rows, and the threshold that follows from them."""
+    found = score(open_session(victim.model, options.threads), held_out.inputs, report=report)
+    probabilities = found["probabilities"]
+    confidence = confidence_of(
+        options.score, probabilities, found.get("logits"), feature_score=found.get(options.score)
+    )
+    return probabilities, calibrate(probabilities, confidence, held_out.y, benign_loss=options.benign_loss)
 
 
 def train_own_network(victim: Victim, training: Part, options: Options, report: Report) -> bytes:

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from garrison.guard.detectors.base import Column, Seen
+from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.near_duplicates import FEWEST, NearDuplicates
 from garrison.guard.detectors.steps import MOST_NATS, TERMS, terms
+from garrison.hardening.callers import ROWS, columns_of, draw, seen_as, shares_of, unit_of
 from garrison.hardening.shifts import PLAIN
-from garrison.types import Array, FloatArray
+from garrison.types import FloatArray
 
-_ROWS = 500
 _CALLERS = 4
 _FEWEST_OF_A_CLASS = 100
 _THIEVES = 40
@@ -45,10 +45,9 @@ def fit_near_duplicates(pools: Mapping[str, Seen], seed: int) -> NearDuplicates 
     """
     rng = np.random.default_rng([seed, 3])
     plain = pools[PLAIN].projection
-    if len(plain) < _ROWS:
+    if len(plain) < ROWS:
         return None
-    largest = max(float(np.abs(pool.projection).max()) for pool in pools.values())
-    bare = NearDuplicates(threshold=math.inf, unit=round(max(largest, 1e-6) * 1.25 / 127, 7), weights=(0.0,) * TERMS)
+    bare = NearDuplicates(threshold=math.inf, unit=unit_of(pools), weights=(0.0,) * TERMS)
     kinds = [_looked_at(bare, callers, FEWEST) for callers in _honest(pools, rng)]
     honest = [found for found, _ in kinds]
     usual = usual_distance(honest[0])
@@ -64,7 +63,7 @@ def _equal(stepped: float, share: float) -> float:
 
 def usual_terms(detector: NearDuplicates, projection: FloatArray, rng: np.random.Generator) -> FloatArray:
     """The terms of the rows of a few honest callers."""
-    callers = [projection[rng.permutation(len(projection))[:_ROWS]] for _ in range(_CALLERS)]
+    callers = [projection[rng.permutation(len(projection))[:ROWS]] for _ in range(_CALLERS)]
     return _terms_of(detector, callers, FEWEST)
 
 
@@ -102,16 +101,9 @@ def logistic(honest: Sequence[FloatArray], thieves: Sequence[FloatArray]) -> tup
 
 def _honest(pools: Mapping[str, Seen], rng: np.random.Generator) -> list[list[FloatArray]]:
     """Projections of the rows of honest callers: several of each kind, the plain one first, and one of each class alone."""
-    plain = pools[PLAIN]
-    kinds = (PLAIN, *(kind for kind in pools if kind != PLAIN))
-    found = [
-        [pools[kind].projection[rng.permutation(len(plain.top))[:_ROWS]] for _ in range(_CALLERS)] for kind in kinds
-    ]
-    for number in np.unique(plain.top):
-        rows = np.flatnonzero(plain.top == number)
-        if len(rows) >= _FEWEST_OF_A_CLASS:
-            found += [[pools[kind].projection[rng.permutation(rows)[:_ROWS]]] for kind in kinds]
-    return found
+    drawn = draw(pools, rng, each=_CALLERS, fewest_of_a_class=_FEWEST_OF_A_CLASS)
+    found = [[pools[kind].projection[rows] for rows in callers] for kind, callers in drawn.mixed.items()]
+    return found + [[pools[kind].projection[rows]] for kind, rows in drawn.of_a_class]
 
 
 def thief_rows(plain: FloatArray, usual: float, number: int, rng: np.random.Generator) -> FloatArray:
@@ -119,7 +111,7 @@ def thief_rows(plain: FloatArray, usual: float, number: int, rng: np.random.Gene
     low = _LONG if number % 4 else STEPS[0]
     length = usual * low * (STEPS[1] / low) ** rng.random()
     alike = _ALIKE[number // 2 % len(_ALIKE)]
-    found = plain[rng.permutation(len(plain))[:_ROWS]].copy()
+    found = plain[rng.permutation(len(plain))[:ROWS]].copy()
     width = found.shape[1]
     ways = rng.normal(size=found.shape)
     row, way = _SEEDS, 1.0
@@ -143,20 +135,13 @@ def _looked_at(detector: NearDuplicates, callers: Sequence[FloatArray], first: i
     turn = np.argsort(asked, kind="stable")  # callers take turns
     place = np.repeat(np.arange(len(callers)), [len(x) for x in callers])[turn]
     asked = asked[turn]
-    projection = np.concatenate(callers)[turn].astype(np.float32)
-    nothing = np.zeros(len(place), np.float32)
+    projection = np.concatenate(callers)[turn]
+    width = projection.shape[1]
     squares, equal = detector.apart(
-        Seen(place, asked, projection, nothing, nothing, nothing.astype(np.intp)),
-        {name: empty(column, len(callers)) for name, column in detector.columns(projection.shape[1]).items()},
-        {name: empty(column) for name, column in detector.shares(projection.shape[1]).items()},
+        seen_as(place, asked, projection), columns_of(detector, width, len(callers)), shares_of(detector, width)
     )
     nearest, second = np.sqrt(squares) * detector.unit
     late = asked >= first
     there = np.isfinite(second) & late
     share = 0.0 if equal is None else float(equal[late].mean())
     return terms(nearest[there], second[there], asked[there], detector.slots), share
-
-
-def empty(column: Column, callers: int | None = None) -> Array:
-    """A column as it is before anybody asked; a shared one where `callers` is None."""
-    return np.full(column.shape if callers is None else (callers, *column.shape), column.fill, dtype=column.dtype)

@@ -55,6 +55,8 @@ class _Answer(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
+_MOST_DIMENSIONS = 32
+"""As many as every NumPy can hold."""
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(_Answer)
 
@@ -134,7 +136,8 @@ def _json_data(name: str, values: Array) -> list[Any]:
 
 def _tensor(tensor: _OutputTensor, body: bytes, start: int, size: int | None) -> Array:
     dtype = NUMPY_DTYPES.get(tensor.datatype)
-    if dtype is None or not tensor.shape or any(not 0 <= n <= len(body) for n in tensor.shape):
+    wrong = not 0 < len(tensor.shape) <= _MOST_DIMENSIONS or any(not 0 <= n <= len(body) for n in tensor.shape)
+    if dtype is None or wrong:
         raise ServiceError(f"the answer's output {tensor.name[:64]!r} has an unknown datatype or an impossible shape")
     count = math.prod(tensor.shape)
     if size is None:

@@ -21,9 +21,10 @@ from garrison.errors import ProofError
 _LABEL = b"garrison signed answers v1\0"
 _RECEIPT = b"garrison receipt v1\0"
 _LEAF, _NODE = b"\0", b"\1"
-_FIRST, _SECOND = b'{"request":"', b'","answer":"'
+_FIRST, _SECOND = b'{"request":"', '","answer":"'
 _MOST_FRONT = 32
 _HEX_DIGITS = 64
+_FRONT = len(_FIRST) + len(_SECOND) + 2 * _HEX_DIGITS
 
 
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -80,15 +81,14 @@ class StatementWriter:
 
     def __init__(self, model: str, guard: str, upstream: str = "") -> None:
         self.model, self.guard = model, guard
-        self._model = b'","model":%b,"guard":%b,"time":' % (canonical_json(model), canonical_json(guard))
-        self._end = b',"upstream":%b}' % canonical_json(upstream) if upstream else b"}"
+        self._model = f'","model":{_json(model)},"guard":{_json(guard)},"time":'
+        self._end = f',"upstream":{_json(upstream)}}}' if upstream else "}"
 
     def write(self, request: bytes, answer: bytes, time: int, nonce: str) -> bytes:
         """A statement about bodies: their digests are made here."""
         asked, told = hashlib.sha256(request).hexdigest(), hashlib.sha256(answer).hexdigest()
-        digests = b'{"request":"%b","answer":"%b' % (asked.encode(), told.encode())
-        said = canonical_json(nonce) if nonce else b'""'
-        return b"".join((digests, self._model, b'%d,"nonce":' % time, said, self._end))
+        said = _json(nonce) if nonce else '""'
+        return f'{{"request":"{asked}","answer":"{told}{self._model}{time},"nonce":{said}{self._end}'.encode()
 
 
 def unverified(proof: bytes) -> Statement:
@@ -112,10 +112,10 @@ def digests_in(proof: bytes) -> tuple[str, str]:
         ProofError: it cannot be read.
     """
     start = proof.find(_FIRST, 0, _MOST_FRONT)
-    asked = start + len(_FIRST)
-    told = asked + _HEX_DIGITS + len(_SECOND)
-    if start >= 0 and proof[asked + _HEX_DIGITS : told] == _SECOND:
-        return proof[asked : asked + _HEX_DIGITS].decode("ascii"), proof[told : told + _HEX_DIGITS].decode("ascii")
+    if start >= 0:
+        found = proof[start + len(_FIRST) : start + _FRONT].decode("ascii")
+        if found[_HEX_DIGITS:-_HEX_DIGITS] == _SECOND:
+            return found[:_HEX_DIGITS], found[-_HEX_DIGITS:]
     statement = read_proof(proof)[1]
     return statement.request, statement.answer
 
@@ -141,14 +141,22 @@ def read_proof(proof: bytes) -> tuple[Proof, Statement]:
         raise ProofError("the answer's proof cannot be read") from error
 
 
+def signed_message(proof: Proof) -> bytes:
+    """What the signature must be over, for a proof's statement to stand in the batch: the same for all answers of a batch.
+
+    Raises:
+        ProofError: the path does not fit the place.
+    """
+    return _LABEL + _root(_hash(_LEAF + proof.statement), proof)
+
+
 def check_signature(proof: Proof, public_key: bytes) -> None:
     """Check that a proof's statement was signed under a key.
 
     Raises:
         ProofError: it was not.
     """
-    root = _root(_hash(_LEAF + proof.statement), proof)
-    verify_ed25519(public_key, proof.signature, _LABEL + root)
+    verify_ed25519(public_key, proof.signature, signed_message(proof))
 
 
 def verify_answer(proof: bytes, public_key: bytes, *, request: bytes, answer: bytes, nonce: str) -> Statement:
@@ -173,6 +181,10 @@ def verify_answer(proof: bytes, public_key: bytes, *, request: bytes, answer: by
                 f"the signed {name} is not the one that was sent or received: expected {mine}, found {theirs}"
             )
     return statement
+
+
+def _json(text: str) -> str:
+    return canonical_json(text).decode()
 
 
 def _hash(data: bytes) -> bytes:

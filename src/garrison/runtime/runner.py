@@ -135,11 +135,6 @@ class Runner:
         if self._on_demand is not None:
             self._on_demand.stop_loading()
 
-    @property
-    def is_guarded(self) -> bool:
-        """Whether the guarded graph runs."""
-        return self._guarded is not None
-
     def guarded(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """All that the guarded graph finds, and of the scores those that keyed answers are made of, by name; each (rows, ...)."""
         return self._found(self._present().outputs, inputs)

@@ -90,10 +90,6 @@ class Authenticator:
         self._name_of = name_of
         self._known: dict[str, Identity] = {}
 
-    @property
-    def uses_keys(self) -> bool:
-        return self._path is not None
-
     def entry(self, caller: str) -> KeyEntry | None:
         """What the key file says of a caller."""
         return self._ring.keys.get(caller)

@@ -25,7 +25,7 @@ from garrison.errors import BudgetExhaustedError, UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.server.batch_size import CHEAP_SECONDS, BatchSize
-from garrison.server.delivering import failed, failure, finish, hold_back
+from garrison.server.delivering import failed, failure, finish, hold_back, is_sendable, unsendable
 from garrison.server.ledger.recorder import Recorder
 from garrison.server.model_budget import Left, ModelBudget
 from garrison.server.tally import ModelCount
@@ -34,9 +34,13 @@ from garrison.server.waiting import FairQueue, Waiting
 INLINE_SECONDS = CHEAP_SECONDS
 """A batch that is expected to take longer is not computed on the event loop's thread."""
 
+LOOK_SECONDS = 0.0001
+"""So long after a request came, clients of the batch before are looked out for."""
+
 Call = Callable[[Sequence[Ask]], list[Reply]]
 Begin = Callable[[Sequence[Ask]], Pending | None]
 Result = TypeVar("Result")
+_ANY = Left(-1, -1)
 
 
 class _Job:
@@ -95,7 +99,8 @@ class Batcher:
         self._size = BatchSize()
         self.count = ModelCount()
         self._scheduled = False
-        self._seen = 0
+        self._seen = self._expected = 0
+        self._look_until = 0.0
         self._working = False
         self._task: asyncio.Task[None] | None = None
         self._asides: deque[asyncio.Future[None]] = deque()
@@ -219,15 +224,18 @@ class Batcher:
             self._schedule()
 
     def _still_coming(self) -> bool:
-        """Whether this turn of the loop brought more requests; then the next one is looked at too, without waiting for it.
+        """Whether to look at the next turn of the loop too: as long as requests come, or those whose clients were answered just now may ask again.
 
-        The thread that reads HTTP is let in first. Where it shares a core with the loop, it is else kept out just when the
-        clients of the last batch ask again, and the first of them gets a batch of its own, which costs as much as a full one.
+        Else the first of them gets a batch of its own, which costs nearly as much as a full one. The thread that reads HTTP is let in first: it
+        may share a core with the loop. Who asks alone waits for nobody.
         """
         waiting = len(self._queue)
-        if waiting <= self._seen or waiting >= self._limits.inline_rows:
+        if waiting >= min(self._expected, self._limits.inline_rows):
             return False
-        self._seen = waiting
+        if waiting > self._seen:
+            self._seen, self._look_until = waiting, time.perf_counter() + LOOK_SECONDS
+        elif time.perf_counter() > self._look_until:
+            return False
         os.sched_yield()
         return True
 
@@ -253,6 +261,7 @@ class Batcher:
 
     def _deliver(self, batch: Sequence[Waiting], replies: Sequence[Reply]) -> None:
         self.count.note(batch, replies)
+        self._expected = len(batch) + len(self._queue)
         finish(batch, replies)
 
     def _dismiss(self, late: list[Waiting]) -> None:
@@ -288,7 +297,7 @@ class Batcher:
             granted = self._budget.charge_at_once(_wants(job.batch, job.answered))
             return None if granted is None else self._charged(job, job.answered, job.fresh, granted)
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
-            return failure(job.batch, error)
+            return None if _spoilt(job) else failure(job.batch, error)
 
     async def _aside(self, job: _Job) -> None:
         replies = failed(job.batch)
@@ -312,7 +321,14 @@ class Batcher:
             fresh = self._charge_fresh(_news(job.batch, replies)) if job.fresh is None else job.fresh
             return self._charged(job, replies, fresh, self._budget.charge(_wants(job.batch, replies)))
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
-            return failure(job.batch, error)
+            spoilt = _spoilt(job)
+            return self._without(job, spoilt) if spoilt else failure(job.batch, error)
+
+    def _without(self, job: _Job, spoilt: set[Waiting]) -> list[Reply]:
+        """A batch of which nothing was sent because of some of its requests: these are refused alone."""
+        others = [request for request in job.batch if request not in spoilt]
+        replies = iter(self._work(_Job(others)) if others else ())
+        return [unsendable() if request in spoilt else next(replies) for request in job.batch]
 
     def _charge_fresh(self, news: list[tuple[str, int]]) -> list[bool]:
         """Charge new rows, and those of earlier batches that could not be: to the enclave they are not new any more."""
@@ -340,6 +356,13 @@ class Batcher:
 def _ask(request: Waiting, left: Left) -> Ask:
     r = request
     return Ask(r.caller, left.allowed, r.body, r.json_bytes, r.nonce, r.sealed, left.fresh, r.work, r.form)
+
+
+def _spoilt(job: _Job) -> set[Waiting]:
+    """Those requests for which a batch could not be handed to the enclave; none where it was handed over, or there is another reason."""
+    if job.pending is not None or job.answered is not None:
+        return set()
+    return {request for request in job.batch if not is_sendable(_ask(request, job.left.get(request.caller, _ANY)))}
 
 
 def _wants(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:

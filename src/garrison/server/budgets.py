@@ -168,12 +168,17 @@ class BudgetBook:
             self._make_room()
             granted = [True] * len(wants)
             touched: list[Key] = []
+            taken: list[tuple[_Account, int]] = []
             try:
                 with self._store.transaction() as counts:
                     for k in sorted(range(len(wants)), key=lambda k: wants[k][0]):  # see `Counts`
                         caller, rows = wants[k]
                         granted[k] = rows == 0 or self._take(counts, (model, caller, now), rows, limit, touched)
+                        if granted[k] and rows:
+                            taken.append((self._accounts[model, caller, now], rows))
             except BaseException:
+                for account, rows in taken:  # of what was leased before: nobody is answered
+                    account.unused += rows
                 self._forget(touched)
                 raise
             return granted

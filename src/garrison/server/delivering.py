@@ -6,9 +6,11 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 
-from garrison.errors import UnavailableError
+import msgspec
+
+from garrison.errors import MalformedRequestError, UnavailableError
 from garrison.protocol.http_status import INTERNAL
-from garrison.protocol.messages import Outcome, Reply
+from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.server.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,21 @@ def failure(batch: Sequence[Waiting], error: Exception) -> list[Reply]:
         return failed(batch, UnavailableError.code, "the budgets cannot be kept just now; try again")
     logger.error("a batch of %d requests could not be answered or charged", len(batch), exc_info=error)
     return failed(batch)
+
+
+def is_sendable(ask: Ask) -> bool:
+    """Whether a request can be handed to an enclave: its words may hold what no UTF-8 can say, or a number be too long."""
+    try:
+        msgspec.msgpack.encode(ask)
+    except (UnicodeEncodeError, OverflowError, TypeError, ValueError):
+        return False
+    return True
+
+
+def unsendable() -> Reply:
+    """What its caller is told."""
+    code, told = MalformedRequestError.code, "a header of this request cannot be read"
+    return Reply(code, told, b"", -1, b"", Outcome(code=code, rows=0))
 
 
 def failed(batch: Sequence[Waiting], code: str = INTERNAL, detail: str = "") -> list[Reply]:

@@ -114,7 +114,8 @@ class Front:
         threading.Thread(target=self._listen, args=(stop,), name="garrison-front", daemon=True).start()
 
     def _listen(self, stop: Callable[[], None]) -> None:
-        """Do what the server says, until it says stop or has gone."""
+        """Do what the server says until it has gone; after it said stop too, as what is written down last may need evidence."""
+        told_to_stop = False
         try:
             while True:
                 message, pipe = self._end.receive()
@@ -123,14 +124,17 @@ class Front:
                         self._enclaves[k].renew(card, pipe)
                     case Told():
                         self._told.put(message)
-                    case Stop():
-                        break
+                    case Stop() if not told_to_stop:
+                        told_to_stop = True
+                        stop()
                     case _:
                         raise FrameError("the server says what it must not")
         except FrameError as error:
-            logger.warning("the server has gone: %s", error)
+            if not told_to_stop:
+                logger.warning("the server has gone: %s", error)
         finally:
-            stop()
+            if not told_to_stop:
+                stop()
 
 
 def main(words: Sequence[str]) -> None:

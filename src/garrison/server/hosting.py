@@ -12,7 +12,7 @@ from garrison.bundle.manifest import InputSpec, Manifest, parse_manifest
 from garrison.enclave.host import Elsewhere, Enclave, ServiceCard
 from garrison.errors import ConfigError
 from garrison.limits import Limits
-from garrison.protocol.oip import ALL_JSON
+from garrison.protocol.oip import ALL_JSON, GRPC
 from garrison.server.batching import Batcher
 from garrison.server.budgets import BudgetBook
 from garrison.server.ledger.ledger import Ledger
@@ -35,6 +35,7 @@ class Model:
     Attributes:
         enclave: answers; an enclave that is started anew may say other things on its card.
         row_bytes: size of one row in binary form.
+        least_row_bytes: the same, as short as gRPC may say it.
         features: values in one row.
         rate_limits: says what a caller has left.
         budget: what callers may ask.
@@ -44,6 +45,7 @@ class Model:
     manifest: Manifest
     batcher: Batcher
     row_bytes: int
+    least_row_bytes: int
     features: int
     rate_limits: RateLimits
     budget: ModelBudget
@@ -75,7 +77,9 @@ class Model:
 
     def cost(self, body_bytes: int, json_bytes: int) -> float:
         """What a request may cost, in rows. The server does not read requests, so it goes by the length of both parts: tensors may
-        stand in either, whatever the header says."""
+        stand in either, whatever the header says. In a message of gRPC a whole number may take one byte, whatever its type is."""
+        if json_bytes == GRPC:
+            return max(1.0, body_bytes / self.least_row_bytes)
         in_json = body_bytes if json_bytes == ALL_JSON else min(max(json_bytes - _JSON_FRAME_BYTES, 0), body_bytes)
         binary = 0 if json_bytes == ALL_JSON else max(body_bytes - json_bytes, 0)
         return max(1.0, in_json / (_JSON_BYTES_A_VALUE * self.features) + binary / self.row_bytes)
@@ -94,15 +98,20 @@ def make_model(
     manifest = parse_manifest(card.manifest_json)
     budget = ModelBudget(manifest.name, card.budget_rows, card.budget_period, book, card.budget_distinct, quotas)
     features = sum(math.prod(spec.shape) for spec in manifest.inputs)
-    row_bytes = sum(map(_row_bytes, manifest.inputs))
+    row_bytes, least = sum(map(_row_bytes, manifest.inputs)), sum(map(_least_row_bytes, manifest.inputs))
     begin = enclave.begin if isinstance(enclave, Elsewhere) else None
     recorder = None if ledger is None else ledger.recorder(manifest.name, manifest.version)
     batcher = Batcher(enclave.call, budget, worker, limits, begin, recorder)
-    return Model(enclave, manifest, batcher, row_bytes, features, RateLimits(budget), budget)
+    return Model(enclave, manifest, batcher, row_bytes, least, features, RateLimits(budget), budget)
 
 
 def _row_bytes(spec: InputSpec) -> int:
     return math.prod(spec.shape) * NUMPY_DTYPES[spec.datatype].itemsize
+
+
+def _least_row_bytes(spec: InputSpec) -> int:
+    dtype = NUMPY_DTYPES[spec.datatype]
+    return math.prod(spec.shape) * (dtype.itemsize if dtype.kind == "f" else 1)
 
 
 class Hosting:

@@ -14,7 +14,6 @@ from typing import Literal
 from garrison.errors import ConfigError
 
 Operation = Literal["infer", "metadata", "attest"]
-OPERATIONS: tuple[Operation, ...] = ("infer", "metadata", "attest")
 EVERYTHING = "*"
 NEVER = float("inf")
 _SCOPE = re.compile(r"(\*|infer|metadata|attest):(\*|[A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:@(\d{1,9}))?")

@@ -13,7 +13,6 @@ import base64
 import contextlib
 import http.client
 import importlib
-import ipaddress
 import logging
 import socket
 import ssl
@@ -29,6 +28,7 @@ import msgspec
 
 from garrison.config import URLS, OidcConfig
 from garrison.errors import ConfigError, MissingExtraError
+from garrison.server.addresses import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -265,19 +265,10 @@ def _context(settings: OidcConfig) -> ssl.SSLContext | None:
     if not host or parts.username is not None:
         raise ConfigError("oidc.jwks must be a URL with a host, and without a password")
     if parts.scheme == "http":
-        if not _is_here(host):
+        if not is_loopback(host):
             raise ConfigError("oidc.jwks must be https: whoever can change it on the way says which tokens are good")
         return None
     try:
         return ssl.create_default_context(cafile=settings.jwks_ca or None)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"oidc.jwks_ca: {settings.jwks_ca} holds no certificates that can be read") from error
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -105,7 +105,7 @@ def read_keys(path: Path) -> KeyRing:
         if found != FORMAT:
             raise ConfigError(f"{path}: expected format {FORMAT!r}, found {found[:64]!r}")
         return msgspec.json.decode(data, type=KeyRing)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a key file: {error}") from error
 
 

@@ -5,7 +5,6 @@ Refuses to start rather than to start weaker than asked.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from garrison.enclave.host import Enclave, Launch, launch
 from garrison.enclave.program import Program
 from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError
 from garrison.limits import MIB
+from garrison.server.addresses import is_loopback
 from garrison.server.auth import ADDRESS, CERTIFICATE, SUBJECT, read_keys
 from garrison.server.budgets import default_folder
 from garrison.server.stores import scheme_of
@@ -97,7 +97,7 @@ def check_exposure(config: Config) -> None:
     server = config.server
     if server.store:
         scheme_of(server.store)
-    if _is_loopback(server.host):
+    if is_loopback(server.host):
         return
     if not (server.keys or config.oidc.issuer or server.tls_client_names or server.allow_anonymous):
         raise ConfigError(
@@ -263,12 +263,3 @@ def _secret(config: Config, bundle: Path, peek: _Peek) -> bytes | None:
         )
     keys = [read_secret(file) for file in files]
     return next((key for key in keys if key_commitment(key) == peek.key_commitment), keys[0])
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

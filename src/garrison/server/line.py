@@ -74,8 +74,8 @@ class LineEnclave:
     def begin(self, asks: Sequence[Ask]) -> Asked | None:
         return self._present().begin(asks)
 
-    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
-        return self._present().witness(ledger, at, head)
+    def witness(self, ledger: bytes, at: int, head: bytes, start: bytes = b"", bodies: bytes = b"") -> SignedCheckpoint:
+        return self._present().witness(ledger, at, head, start, bodies)
 
     def evidence(self, nonce: bytes) -> Evidence:
         return self._evidence(nonce)

@@ -320,7 +320,8 @@ async def _listen(assembly: Assembly, listener: socket.socket, connections: int)
     inner = listen(LOOPBACK, 0)
     address = inner.getsockname()[:2]
     server = make_server(assembly.rsgi, inner, seconds, connections)
-    await assembly.names.start(listener, tls, address, seconds)
+    # Each takes three descriptors: to its client, to the web server, and the web server's end.
+    await assembly.names.start(listener, tls, address, seconds, max(1, connections // 3))
     return server
 
 

@@ -13,7 +13,7 @@ import time
 from functools import partial
 from typing import Any, TypeAlias
 
-from granian._granian import RSGIProtocolClosed, SocketHolder
+from granian._granian import RSGIProtocolClosed, RSGIProtocolError, SocketHolder
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
@@ -241,10 +241,10 @@ class RsgiApp:
             raise GarrisonError("a request is answered outside a task")
         self._reading[task] = asyncio.get_running_loop().time() + self._limits.body_read_seconds
         try:
-            if length is not None and length <= _SMALL_BODY_BYTES:
-                body: bytes = await protocol()
-                return body
-            return await self._stream(protocol, most, caller)
+            small = length is not None and length <= _SMALL_BODY_BYTES
+            body: bytes = await protocol() if small else await self._stream(protocol, most, caller)
+        except (RSGIProtocolError, RSGIProtocolClosed) as error:
+            raise _cut_short(length) from error
         except asyncio.CancelledError as error:
             task.uncancel()
             raise SlowRequestError(
@@ -252,6 +252,9 @@ class RsgiApp:
             ) from error
         finally:
             del self._reading[task]
+        if length is not None and len(body) != length:
+            raise _cut_short(length)
+        return body
 
     async def _stream(self, protocol: Any, most: int, caller: str) -> bytes:
         """A long body, or one of unknown length: counted against all that is held while it comes in."""
@@ -331,6 +334,10 @@ def _single(headers: Any, name: str) -> str | None:
 def _wrong_method(method: str, route: Route) -> Answer:
     allowed = ", ".join(route.methods)
     return error_answer(MethodError.code, f"expected {allowed}, found {method[:16]}", [("allow", allowed)])
+
+
+def _cut_short(length: int | None) -> MalformedRequestError:
+    return MalformedRequestError(f"the body ended before it was whole: {length} bytes were announced")
 
 
 def _too_long(most: int, found: int) -> LimitError:

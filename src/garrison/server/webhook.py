@@ -7,7 +7,7 @@
 
     {"type":"drift.alarm","timestamp":"2026-11-21T20:37:17Z","data":{...}}
 
-Invariants: `send` never waits; no more than `MOST_WAITING` events wait, and one that was tried most is dropped for another, which is counted; HTTPS, or this very machine; no redirect is
+Invariants: `send` never waits; one try ends after `MOST_SECONDS` in all, however slowly the other speaks; no more than `MOST_WAITING` events wait, and one that was tried most is dropped for another, which is counted; HTTPS, or this very machine; no redirect is
 followed; what the other answers is not kept. An event holds no value of an input or an answer.
 
 Not covered: events that wait are lost with the server. The receiver must check signature and time, and know an id that it has seen.
@@ -22,13 +22,14 @@ import hashlib
 import heapq
 import hmac
 import http.client
-import ipaddress
 import logging
 import secrets
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -36,6 +37,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from garrison.errors import ConfigError
+from garrison.server.addresses import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ MOST_WAITING = 256
 PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0)
 """Seconds between the tries of one event, each up to a quarter longer by chance; then it is given up."""
 SECONDS = 5.0
+"""For each step of a try: to connect, and for each read and write."""
+MOST_SECONDS = 15.0
+"""For one try in all, from when the connection stands. An address that does not answer is left after `SECONDS`, and the next one of that name is tried."""
 PREFIX = "whsec_"
 _LEAST_SECRET, _MOST_SECRET = 24, 64
 _MOST_FILE = 4_096
@@ -92,7 +97,7 @@ def check_url(url: str) -> SplitResult:
         raise ConfigError(f"the webhook's address must be https://HOST/PATH, found {url!r}")
     if parts.username is not None or parts.password is not None:
         raise ConfigError("the webhook's address must hold no user name and no password: events are signed")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise ConfigError(f"the webhook's address must be https, or on this machine; found {url!r}")
     return parts
 
@@ -120,6 +125,7 @@ class Webhook:
         secret: 24 to 64 bytes.
         ca: file of the certificates that may vouch for the other; None for the system's.
         pauses: see `PAUSES`.
+        most_seconds: see `MOST_SECONDS`.
 
     Attributes:
         sent, dropped: events so far; `dropped` counts those given up too.
@@ -128,10 +134,18 @@ class Webhook:
         ConfigError: an address that is not allowed, or a file of certificates that cannot be read.
     """
 
-    def __init__(self, url: str, secret: bytes, ca: Path | None = None, pauses: tuple[float, ...] = PAUSES) -> None:
+    def __init__(
+        self,
+        url: str,
+        secret: bytes,
+        ca: Path | None = None,
+        pauses: tuple[float, ...] = PAUSES,
+        most_seconds: float = MOST_SECONDS,
+    ) -> None:
         self._to = check_url(url)
         self._secret = secret
         self._pauses = pauses
+        self._most_seconds = most_seconds
         self._context = _context(ca) if self._to.scheme == "https" else None
         self._waiting: list[_Event] = []
         self._wake = threading.Condition()
@@ -217,13 +231,26 @@ class Webhook:
             "webhook-timestamp": str(now),
             "webhook-signature": sign(self._secret, event.id, now, event.body),
         }
+        bound = threading.Timer(self._most_seconds, _cut, (connection,))
+        bound.daemon = True
+        bound.start()
         try:
             connection.request("POST", (to.path or "/") + (f"?{to.query}" if to.query else ""), event.body, headers)
             answer = connection.getresponse()
-            answer.read(_MOST_ANSWER)
+            with suppress(OSError, http.client.HTTPException):  # its status is what counts
+                answer.read(_MOST_ANSWER)
             return answer.status
         finally:
+            bound.cancel()
             connection.close()
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """End a connection under whoever reads from it, or shakes hands."""
+    made: socket.socket | None = connection.sock
+    if made is not None:
+        with suppress(OSError):
+            socket.socket.shutdown(made, socket.SHUT_RDWR)
 
 
 def _context(ca: Path | None) -> ssl.SSLContext:
@@ -231,10 +258,3 @@ def _context(ca: Path | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=None if ca is None else str(ca))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the webhook's certificates {ca} cannot be read") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -28,10 +28,10 @@ import msgspec
 
 from garrison.config import Config
 from garrison.crypto.owner import OwnerPublicKey
-from garrison.enclave.backends.process import YOUNG_SECONDS, pause
 from garrison.enclave.host import Enclave, ServiceCard
 from garrison.enclave.levels import NONE
 from garrison.enclave.program import Program
+from garrison.enclave.restarts import Restarts
 from garrison.enclave.talk import Failed, failure, raised_again
 from garrison.errors import ConfigError, FrameError, GarrisonError, UnavailableError
 from garrison.server.control import Line, Listening, Lost, ServerEnd, Setup, Stop, Told, Wish
@@ -77,7 +77,6 @@ class _Front:
     number: int
     process: subprocess.Popen[bytes]
     end: ServerEnd
-    born: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
     keys: dict[int, bytes] = field(default_factory=dict)
     cards: tuple[ServiceCard, ...] = ()
@@ -101,17 +100,12 @@ class Workers:
         self._set_up = threading.Event()
         self._events: queue.SimpleQueue[_Front | None] = queue.SimpleQueue()
         self._fronts: dict[int, _Front] = {}
-        self._failures: dict[int, int] = {}
+        self._restarts: dict[int, Restarts] = {}
         self._ended = Counted()
         self._due: dict[int, float] = {}
         self._stopping = False
         for number in range(config.server.workers):
             self._spawn(number)  # they load their libraries while enclaves start
-
-    @property
-    def processes(self) -> list[int]:
-        """Process ids of the front workers, by place."""
-        return [front.process.pid for _, front in sorted(self._fronts.items())]
 
     def start(self, setup: Setup, enclaves: Sequence[Shared]) -> Sequence[ServiceCard]:
         """Let all front workers begin, and wait until they listen.
@@ -194,10 +188,10 @@ class Workers:
             return
         del self._fronts[front.number]
         self._ended = added([self._ended, ended(front.counted)])
-        young = time.monotonic() - front.born < YOUNG_SECONDS
-        failures = self._failures[front.number] = self._failures.get(front.number, 0) + 1 if young else 0
+        restarts = self._restarts.setdefault(front.number, Restarts())
+        wait = restarts.died() if front.cards else restarts.failed()
         logger.error("front worker %d has ended (%d); another is started", front.process.pid, front.process.returncode)
-        self._due[front.number] = time.monotonic() + pause(failures)
+        self._due[front.number] = time.monotonic() + wait
 
     def _spawn(self, number: int) -> None:
         ours, theirs = socket.socketpair()

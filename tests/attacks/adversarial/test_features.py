@@ -8,7 +8,6 @@ import torch
 from tests.attacks.adversarial.nets import as_tensor, blocks, digits
 
 from garrison.attacks.adversarial.features import (
-    box_lbfgs,
     feature_adversary,
     featurefool,
     intra_class_distance,
@@ -99,13 +98,6 @@ def test_the_gradient_of_the_triplet_loss_is_right() -> None:
         return triplet_loss(unit, images, unit(near), unit(far), margin).sum()
 
     assert torch.autograd.gradcheck(loss, x.requires_grad_())
-
-
-def test_lbfgs_finds_the_nearest_point_of_the_box() -> None:
-    target = torch.tensor([[[[-0.5, 0.25, 3.0]]]])
-    start = torch.full_like(target, 0.5)
-    found = box_lbfgs(lambda x: (x - target).flatten(1).square().sum(dim=1), start, start * 0, start * 2, 30)
-    assert found.flatten().tolist() == pytest.approx([0.0, 0.25, 1.0], abs=1e-4)
 
 
 def test_the_distance_within_a_class() -> None:

@@ -7,9 +7,9 @@ import pytest
 from tests.attacks.services import CLASSES, Linear, rows
 
 from garrison.attacks.exam import Exam
-from garrison.attacks.extraction.clusters import clusters, projected
+from garrison.attacks.extraction.clusters import Groups, clusters, projected
 from garrison.attacks.extraction.knockoff import Knockoff
-from garrison.attacks.extraction.knockoff_adaptive import Bandit, Judge, KnockoffAdaptive, Reward
+from garrison.attacks.extraction.knockoff_adaptive import Bandit, Judge, KnockoffAdaptive, Reward, meanings
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, MeteredOracle, Oracle
 from garrison.types import Array
@@ -17,39 +17,62 @@ from garrison.types import Array
 ALL = tuple(Reward)
 
 
+def divided(groups: Groups, rate: float = 1.0, seed: int = 0) -> Bandit:
+    bandit = Bandit(np.random.default_rng(seed).permutation(len(groups)), 25, rate)
+    bandit.divide("looks", groups, int(groups.max()) + 1)
+    return bandit
+
+
 def trained_bandit(pays: tuple[float, ...], rounds: int, rate: float = 1.0) -> Bandit:
-    groups = np.repeat(np.arange(len(pays)), 2000)
-    bandit = Bandit(groups, 25, rate, np.random.default_rng(0))
-    noise = np.random.default_rng(1)
-    for row in bandit.draw(rounds):
-        bandit.learn(int(groups[row]), pays[groups[row]] + 0.2 * noise.normal())
+    groups = np.repeat(np.arange(len(pays)), 500)
+    bandit, noise = divided(groups, rate), np.random.default_rng(1)
+    for _ in range(rounds // 10):
+        drawn = bandit.draw(10)
+        bandit.learn(drawn, [pays[groups[row]] + 0.2 * noise.normal() for row in drawn])
     return bandit
 
 
 def test_the_policy_moves_to_the_group_that_pays_and_else_stays() -> None:
-    paying = np.mean(
-        [trained_bandit((0.9, 0.1, 0.1, 0.1), 500).policy()[0], trained_bandit((0.9, 0.1, 0.1, 0.1), 900).policy()[0]]
-    )
-    alike = trained_bandit((0.5, 0.5, 0.5, 0.5), 500).policy()
-    assert paying > 0.5
+    paying = trained_bandit((0.9, 0.1, 0.1, 0.1), 300).policy("looks")
+    alike = trained_bandit((0.5, 0.5, 0.5, 0.5), 300).policy("looks")
+    assert paying[0] > 0.45
     assert alike.max() < 0.4  # control
 
 
 def test_a_step_is_the_papers() -> None:
-    bandit = Bandit(np.array([0, 0, 1, 1]), 25, 1.0, np.random.default_rng(0))
-    bandit.learn(0, 0.5)  # the first reward is its own baseline
-    assert bandit.policy().tolist() == [0.5, 0.5]
-    bandit.learn(0, 1.0)  # a = 1/2, r - mean r = 0.5, pi = 0.5: H = (0.125, -0.125)
+    bandit = divided(np.array([0, 0, 1, 1]))
+    bandit.learn(np.array([0]), [0.5])  # the first reward is its own baseline
+    assert bandit.policy("looks").tolist() == [0.5, 0.5]
+    bandit.learn(np.array([0]), [1.0])  # a = 1/2, r - mean r = 0.5, pi = 0.5: H = (0.125, -0.125)
     expected = np.exp([0.125, -0.125])
-    assert bandit.policy() == pytest.approx(expected / expected.sum())
+    assert bandit.policy("looks") == pytest.approx(expected / expected.sum())
 
 
 def test_no_row_is_drawn_twice_and_empty_groups_are_left() -> None:
-    bandit = Bandit(np.array([0] * 3 + [1] * 40 + [2] * 7), 25, 1.0, np.random.default_rng(0))
+    bandit = divided(np.array([0] * 3 + [1] * 40 + [2] * 7))
     drawn = np.concatenate([bandit.draw(20), bandit.draw(20), bandit.draw(20)])
     assert sorted(drawn.tolist()) == list(range(50))
     assert bandit.left == 0
     assert len(bandit.draw(5)) == 0
+
+
+def test_where_nothing_is_learnt_the_order_stays_and_where_it_is_groups_come_as_often_as_their_chance() -> None:
+    order = np.random.default_rng(4).permutation(9000)
+    bandit = Bandit(order, 25, 1.0)
+    groups = np.arange(9000) % 3
+    bandit.divide("looks", groups, 3)
+    assert (bandit.draw(700) == order[:700]).all()
+    bandit.learn(np.array([0]), [0.0])
+    bandit.learn(np.array([0, 3]), [2.0, 2.0])  # group 0 is preferred now
+    chances = bandit.policy("looks")
+    assert chances[0] > 0.5
+    assert np.bincount(groups[bandit.draw(600)], minlength=3) / 600 == pytest.approx(chances, abs=0.07)
+
+
+def test_rows_are_grouped_by_what_the_clone_takes_them_for() -> None:
+    p = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
+    assert meanings(p, 2).tolist() == [1, 0, 3, 2]
+    assert meanings(p, 1).tolist() == [0, 0, 1, 1]
 
 
 def test_rewards_are_what_they_say() -> None:
@@ -112,6 +135,23 @@ def test_it_asks_what_pays_and_the_controls_do_not() -> None:
     assert 0.2 < random < 0.3
     assert learnt > unlearnt + 0.15
     assert learnt > random + 0.15
+
+
+def test_without_rewards_it_is_the_random_thief() -> None:
+    """The control: the same rows in the same order, and the same clone."""
+    x = rows(40, seed=5)
+    exam = Exam(x, Linear().truth(x).argmax(axis=1))
+    random, blind = Linear(), Linear()
+    training = {"epochs": 2, "fewest_steps": 1}
+    trials = [
+        attack.carry_out(service, Knowledge(rows(300)), exam, budget=90, seed=2)
+        for attack, service in (
+            (Knockoff(**training), random),
+            (KnockoffAdaptive(rewards=(), rows_a_round=20, actions=5, **training), blind),
+        )
+    ]
+    assert (np.concatenate(random.asked) == np.concatenate(blind.asked)).all()
+    assert (trials[0].scores["clone_accuracy"] == trials[1].scores["clone_accuracy"]).all()
 
 
 def test_labels_alone_say_nothing_of_certainty() -> None:

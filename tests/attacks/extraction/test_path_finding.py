@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_german_credit_is_exact_although_leaves_share_an_identity(credit: German
     assert len(identities) < target.leaves == 26
     trials = [trees.steal(target, credit.x.astype(dtype), PathFinding(), seed=seed) for seed in range(2)]
     assert all(exact(trial) for trial in trials)
-    assert np.mean([trial.queries for trial in trials]) <= 26 * 70
+    assert max(trial.queries for trial in trials) <= 26 * 60
     assert all(trial.told["exact by its own check"] for trial in trials)
 
 
@@ -108,7 +109,7 @@ def test_categories_are_split_value_by_value(credit: German) -> None:
         for knowledge in (None, Knowledge(everywhere(target, {}, 300)))
     )
     assert exact(known)
-    assert known.queries <= 26 * 70
+    assert known.queries <= 26 * 60
     assert not exact(blind)  # the control: who takes the numbers of categories for numbers cannot draw them evenly
 
 
@@ -198,10 +199,11 @@ def test_refused_places_are_boxes_too(german: tuple[Array, Array]) -> None:
 def test_a_sealed_tree_is_stolen_over_http_and_rounding_or_labels_are_seen(credit: German, tmp_path: Path) -> None:
     model = DecisionTreeClassifier(max_leaf_nodes=26, random_state=0).fit(credit.x, credit.y)
     with both_ways(model, credit.x, tmp_path) as service:
+        begun = time.process_time()
         trial = trees.steal(service.remote, credit.x, PathFinding())
+        assert time.process_time() - begun < 60  # of this process; by the clock a busy machine is slow
         assert trial.scores["fidelity"].min() == trial.scores["uniform_fidelity"].min() == 1.0
         assert trial.scores["total_variation"].mean() < 1e-3
-        assert trial.seconds < 60
         assert trees.steal(service.local, credit.x, PathFinding()).queries == trial.queries
     (tmp_path / "labels").mkdir()
     with both_ways(model, credit.x, tmp_path / "labels", release="label") as service:  # the control

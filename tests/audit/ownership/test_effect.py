@@ -66,7 +66,7 @@ def test_clones_are_claimed_and_nobody_else(tmp_path: Path) -> None:
     _, _, other_key = served(tmp_path / "other", 0.02)
     assert marked is not None
     assert other_key is not None
-    recipe = replace(Knockoff().recipe, epochs=60)
+    recipe = replace(Knockoff(batch=256, learning_rate=1e-2, weight_decay=0.1).recipe, epochs=60)
 
     def clone(p: FloatArray, seed: int) -> FloatArray:
         return train_clone(ASKED, p, target.facts, recipe, seed)(ASKED)

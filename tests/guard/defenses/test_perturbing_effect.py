@@ -1,4 +1,9 @@
-"""Effect of each answer-perturbing defense on thieves of a plain Fashion-MNIST model. Figures are printed (`pytest -s`)."""
+"""Effect of each answer-perturbing defense on thieves of a plain Fashion-MNIST model. Figures are printed (`pytest -s`).
+
+What a defense claims to take from a thief is held against the thief's own luck: three clones each, and every clone of the defended model must be worse than every
+one of the undefended. If both were alike that would happen once in twenty times. A fixed share cannot be justified: a thief's seed alone moves a clone of digits by
+ten points and more.
+"""
 
 from __future__ import annotations
 
@@ -27,25 +32,26 @@ from garrison.hardening.codebook import calibrated
 from garrison.types import Array, DefenseSpec, FloatArray
 
 pytestmark = pytest.mark.slow
-DIGITS, GROWN = 5000, 2400
+DIGITS, GROWN, SEEDS = 2_000, 1_000, (0, 1, 2)
+THIEF = Knockoff(batch=256, learning_rate=1e-2, weight_decay=0.1)  # as in the guards' tables
 
 
 @dataclass(frozen=True)
 class Case:
-    """A defense, what its thief imagines, and the most that a naive thief may get of what it gets undefended (by digits, by JBDA)."""
+    """A defense, what its thief imagines, and the thieves of soft answers whom it claims to leave less."""
 
     name: str
     parameters: dict[str, Any]
     imagined: Mechanism
-    most: tuple[float, float]
+    stops: frozenset[str] = frozenset()
 
 
 CASES = [
-    Case("reverse-sigmoid", {}, "reverse-sigmoid", (0.9, 1.02)),
-    Case("prediction-poisoning", {"seed": 20251121}, "poisoning", (0.8, 0.9)),
-    Case("gradient-redirection", {"seed": 20251121}, "poisoning", (0.95, 1.0)),
-    Case("modelguard-w", {}, "poisoning", (0.9, 0.95)),
-    Case("modelguard-s", {}, "quantised", (1.02, 1.02)),
+    Case("reverse-sigmoid", {}, "reverse-sigmoid"),
+    Case("prediction-poisoning", {"seed": 20251121}, "poisoning", frozenset({"digits", "jbda"})),
+    Case("gradient-redirection", {"seed": 20251121}, "poisoning", frozenset({"jbda"})),
+    Case("modelguard-w", {}, "poisoning", frozenset({"digits", "jbda"})),
+    Case("modelguard-s", {}, "quantised"),
 ]
 
 
@@ -80,24 +86,38 @@ def digits() -> Array:
 
 
 @pytest.fixture(scope="module")
-def undefended(world: Clothes, digits: Array) -> tuple[float, float]:
-    """Clone accuracy by digits and by JBDA: the control arm."""
-    by_digits = stolen(world, world.victim, Knockoff(), Knowledge(digits))
-    return by_digits, stolen(world, world.victim, Jbda(), own(world))
+def undefended(world: Clothes, digits: Array) -> dict[str, list[float]]:
+    """Accuracy of the clones by thief: the control arm."""
+    found = naive(world, world.victim, digits)
+    sys.stdout.write(f"\nundefended: {shown(found)}")
+    return found
+
+
+def naive(world: Clothes, victim: Any, digits: Array) -> dict[str, list[float]]:
+    return {
+        "digits": stolen(world, victim, THIEF, Knowledge(digits)),
+        "jbda": stolen(world, victim, Jbda(), own(world)),
+    }
+
+
+def shown(found: dict[str, list[float]]) -> str:
+    return ", ".join(f"{name} {[round(100 * accuracy, 1) for accuracy in values]}" for name, values in found.items())
 
 
 def own(world: Clothes) -> Knowledge:
     return Knowledge(world.x[:0], labelled=world.labelled(15, 0))
 
 
-def stolen(world: Clothes, victim: Any, attack: Attack, known: Knowledge, *tactics: Tactic) -> float:
+def stolen(
+    world: Clothes, victim: Any, attack: Attack, known: Knowledge, *tactics: Tactic, seeds: tuple[int, ...] = SEEDS
+) -> list[float]:
     budget = GROWN if isinstance(attack, Jbda) else DIGITS
-    trial = attack.carry_out(victim, known, world.exam, budget=budget, seed=0, tactics=tactics)
-    return float(trial.scores["clone_accuracy"].mean())
+    trials = (attack.carry_out(victim, known, world.exam, budget=budget, seed=s, tactics=tactics) for s in seeds)
+    return [float(trial.scores["clone_accuracy"].mean()) for trial in trials]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.name))
-def test_what_thieves_get(world: Clothes, digits: Array, undefended: tuple[float, float], case: Case) -> None:
+def test_what_thieves_get(world: Clothes, digits: Array, undefended: dict[str, list[float]], case: Case) -> None:
     known = case.parameters
     if case.name == "modelguard-s":
         answers = world.victim.query(world.x).probabilities
@@ -109,11 +129,8 @@ def test_what_thieves_get(world: Clothes, digits: Array, undefended: tuple[float
     # Whoever reads the first class alone sees the undefended model, on every row.
     for x in (world.exam.x, digits[:DIGITS]):
         np.testing.assert_array_equal(service.query(x).labels, world.victim.query(x).labels)
-    naive = stolen(world, service, Knockoff(), Knowledge(digits)), stolen(world, service, Jbda(), own(world))
-    aware = stolen(world, service, Knockoff(), Knowledge(digits), RestoreBayes(mechanism=case.imagined))
-    shown = [f"{what} {100 * value:.1f}" for what, value in zip(("digits", "jbda"), naive, strict=True)]
-    sys.stdout.write(f"\n{case.name}: undefended {undefended}, naive {shown}, digits restored {100 * aware:.1f}")
-    assert undefended[0] > 0.3
-    assert undefended[1] > 0.71
-    for got, control, most in zip(naive, undefended, case.most, strict=True):
-        assert got <= most * control
+    found = naive(world, service, digits)
+    aware = stolen(world, service, THIEF, Knowledge(digits), RestoreBayes(mechanism=case.imagined), seeds=SEEDS[:1])
+    sys.stdout.write(f"\n{case.name}: {shown(found | {'digits restored': aware})}")
+    for thief in case.stops:
+        assert max(found[thief]) < min(undefended[thief]), thief

@@ -10,7 +10,7 @@ from garrison.guard.detectors.accounts import FEWEST, MOST, Accounts
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.steps import TERMS
 from garrison.guard.detectors.turns import summed
-from garrison.hardening.near import empty
+from garrison.hardening.callers import empty
 from garrison.types import Array, FloatArray
 
 WIDTH, UNIT = 8, 0.1

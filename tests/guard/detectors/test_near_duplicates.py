@@ -8,7 +8,8 @@ import pytest
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.near_duplicates import FEWEST, MOST_SLOTS, SLOTS, NearDuplicates, drawn
 from garrison.guard.detectors.steps import TERMS, terms
-from garrison.hardening.near import empty, fit_near_duplicates, logistic
+from garrison.hardening.callers import empty
+from garrison.hardening.near import fit_near_duplicates, logistic
 from garrison.hardening.shifts import PLAIN
 from garrison.types import Array, FloatArray
 

@@ -8,7 +8,7 @@ import pytest
 
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.small_steps import SLOTS, SmallSteps
-from garrison.hardening.near import empty
+from garrison.hardening.callers import empty
 from garrison.hardening.shifts import PLAIN
 from garrison.hardening.small_steps import fit_small_steps
 from garrison.hardening.watching import sums, take

@@ -115,6 +115,21 @@ def test_nothing_is_said_of_few_distances_and_far_rows_are_kept() -> None:
     assert set(later[60:].tolist()) <= {-0.1, 0.2}
 
 
+def test_rows_in_one_call_are_weighed_as_one_by_one() -> None:
+    """More rows than are looked at at once; many of them stepped from one in the same call."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(200, 4))
+    x[50:] = x[rng.integers(0, 50, 150)] + 0.1 * rng.normal(size=(150, 4))
+    place, detector = rng.integers(0, 2, 200), prada(slots=8)
+    at_once, one_by_one = memory(detector), memory(detector)
+    whole = detector.weigh(seen(x, place=place), at_once, {})
+    single = [detector.weigh(seen(row[None], place=one), one_by_one, {}) for row, one in zip(x, place, strict=True)]
+    np.testing.assert_array_equal(whole, np.concatenate(single))
+    assert len(set(whole.tolist())) > 1
+    for name, column in at_once.items():
+        np.testing.assert_allclose(column, one_by_one[name], rtol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("kind", "given"),
     [

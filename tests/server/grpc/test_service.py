@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.fuzzing.rpc import recorded
 from tests.models import CLASSES, images
 from tests.server.pki import Authority
 from tests.serving import Bundles, Served, serve
@@ -315,6 +317,28 @@ def test_tls_is_that_of_http(bundles: Bundles, tmp_path: Path) -> None:
         ):
             with channel:
                 assert failure(channel, data, seconds=2).code().name in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+
+
+def test_a_path_that_is_no_text_ends_the_service_for_nobody(
+    bundles: Bundles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """grpcio ends its whole server at such a call; another one takes its place at the same port."""
+    with serve(bundles, "mlp-1", state=tmp_path, grpc_port=0) as served:
+        host, _, port = address(served).rpartition(":")
+        good = recorded(address(served), message(images(1)))
+        assert good.count(b"ModelInfer") == 1
+        for done in range(3):
+            with socket.create_connection((host, int(port)), timeout=SECONDS) as stranger:
+                stranger.sendall(good.replace(b"ModelInfer", b"\x80\xffdelInfer"))
+                assert stranger.recv(1)
+            end = time.monotonic() + SECONDS
+            while caplog.text.count("another one begins") == done:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            with grpc.insecure_channel(address(served)) as channel:
+                call = channel.unary_unary(INFER)
+                call(message(images(1)), wait_for_ready=True, timeout=SECONDS)
+        assert "delInfer" not in caplog.text
 
 
 def test_settings_that_cannot_be() -> None:

@@ -26,8 +26,8 @@ from garrison.server.ledger.verify import ChainReport, verify_ledger
 class Signing(Simulated):
     """An enclave that signs ledgers; may be asked for several things at once."""
 
-    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
-        return self.service.witness.sign(ledger, at, head)
+    def witness(self, ledger: bytes, at: int, head: bytes, start: bytes = b"", bodies: bytes = b"") -> SignedCheckpoint:
+        return self.service.witness.sign(ledger, at, head, start, bodies)
 
     def _alone(self, more: int) -> None:
         pass
@@ -46,7 +46,7 @@ def fill(ledger: Ledger, lines: int, each: int = 3) -> list[bool]:
         entries = tuple(Entry(f"caller-{k}", 1, request=f"{k:064x}", nonce=f"{k}.{i}") for i in range(each))
 
         def make(chain: Chain, entries: tuple[Entry, ...] = entries) -> bytes:
-            return chain.add(Answers(chain.seq, 1.0, "mlp", 1, entries))
+            return chain.add(Answers(chain.seq, time.time(), "mlp", 1, entries))
 
         ledger._writer.put(make, told.append, each)
         wait(lambda k=k: len(told) > k)  # type: ignore[misc]
@@ -87,7 +87,7 @@ class Room:
     def open(self, sync: Callable[[int], None] = os.fdatasync, **settings_: Any) -> Iterator[Ledger]:
         settings_ = {"checkpoint_seconds": 1000.0} | settings_
         ledger = Ledger(settings(self.folder, **settings_), [self.enclave], sync=sync)
-        wait(lambda: ledger.entries >= 3)
+        wait(lambda: ledger.entries >= 5)
         with ledger._notary._turn:  # its first round has ended, so that no signature of its own comes in between
             pass
         try:

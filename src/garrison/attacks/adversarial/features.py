@@ -8,34 +8,25 @@ Examples" (NDSS 2020): minimise `|x' - x_s|^2 + lambda max(D(phi(x'), phi(x_t)) 
 `|phi(x') - phi(x_t)|^2` with every value within epsilon of the source.
 
 Features are brought to unit length, so that distances lie in 0 to 2 and alpha means the same on every network. Images are
-optimised together, some at a time: one line search serves all of them, and each loss is its own image's alone.
+optimised together, some at a time, each by a line search of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-
-from garrison.attacks.adversarial.gradients import Network, distance, gradient
+from garrison.attacks.adversarial.gradients import Network, distance
+from garrison.attacks.adversarial.lbfgs import box_lbfgs
 from garrison.errors import MissingExtraError
-from garrison.types import FloatArray
 
 try:
     import torch
     from torch.nn import functional
 except ImportError as error:
     raise MissingExtraError("torch", "audit") from error
-try:
-    from scipy import optimize
-except ImportError as error:
-    raise MissingExtraError("scipy", "audit") from error
 
 ALPHA = 0.5
 """The paper's alpha."""
 AT_ONCE, MOST_VALUES = 64, 1_000_000
-"""Images that are optimised together, and values of all of them: the optimiser keeps some 25 double numbers a value."""
-_EVALUATIONS_A_STEP = 2
+"""Images that are optimised together, and values of all of them: the optimiser keeps some 20 numbers a value."""
 
 
 def unit_features(phi: Network) -> Network:
@@ -136,34 +127,6 @@ def feature_adversary(
         low, high = (source - epsilon).clamp_min(0.0), (source + epsilon).clamp_max(1.0)
         found.append(box_lbfgs(loss, source, low, high, steps))
     return torch.cat(found) if found else sources.clone()
-
-
-def box_lbfgs(
-    loss: Callable[[torch.Tensor], torch.Tensor],
-    start: torch.Tensor,
-    low: torch.Tensor,
-    high: torch.Tensor,
-    steps: int,
-) -> torch.Tensor:
-    """Images in the box [low, high] that descend the sum of `loss`; L-BFGS-B (Byrd, Lu, Nocedal and Zhu 1995) of scipy."""
-
-    def value(flat: FloatArray) -> tuple[float, FloatArray]:
-        losses, slope = gradient(loss, torch.as_tensor(flat.astype(np.float32)).reshape(start.shape))
-        return float(losses.sum()), slope.numpy().ravel().astype(np.float64)
-
-    bounds = optimize.Bounds(*(edge.numpy().ravel().astype(np.float64) for edge in (low, high)))
-    options = {"maxiter": steps, "maxfun": _EVALUATIONS_A_STEP * steps}
-    done = optimize.minimize(
-        value,
-        start.numpy().ravel().astype(np.float64),
-        jac=True,
-        bounds=bounds,
-        method="L-BFGS-B",
-        options=options,
-    )
-    found = torch.as_tensor(done.x.astype(np.float32)).reshape(start.shape)
-    # Double precision brought to single may step over the edge by a rounding.
-    return torch.minimum(torch.maximum(found, low), high)
 
 
 def moved(unit: Network, images: torch.Tensor, sources: torch.Tensor, guides: torch.Tensor) -> dict[str, float]:

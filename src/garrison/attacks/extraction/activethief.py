@@ -80,9 +80,6 @@ class ActiveThief(Knockoff, frozen=True):
     candidates: int = 5000
     wider: float = 2.0
     round_epochs: int = 5
-    batch: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,9 +42,6 @@ class Copycat(Knockoff, frozen=True):
 
     copies: int = 0
     shift: int = 2
-    batch: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,7 +76,8 @@ class DataFree(Knockoff, frozen=True):
     generator_steps: int = 20
     generator_rate: float = 1e-3
     round_epochs: int = 2
-    weight_decay: float = 0.0
+    batch: int = 256
+    learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
         super().__post_init__()

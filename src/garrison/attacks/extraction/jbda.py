@@ -54,6 +54,9 @@ class Jbda(Knockoff, frozen=True):
     doublings: int = 4
     reservoir: int = 400
     round_epochs: int = 10
+    batch: int = 256
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
     balance: float = 0.0
 
     def __post_init__(self) -> None:

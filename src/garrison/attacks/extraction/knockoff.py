@@ -43,9 +43,9 @@ class Knockoff(Attack, frozen=True):
 
     epochs: int = 20
     fewest_steps: int = 150
-    batch: int = 256
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.1
+    batch: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
     averaged: float = 0.4
     balance: float = 1.0
 

@@ -1,26 +1,30 @@
 """Surrogate-data extraction that learns which surrogate rows pay: a bandit over groups of rows.
 
 Orekondy, Schiele and Fritz, "Knockoff Nets: Stealing Functionality of Black-Box Models" (CVPR 2019), section 4.1.2. An action z is
-a group of surrogate rows, drawn with the chance `pi(z) = exp(H(z)) / sum exp(H)`; a row of that group is asked, and
+a group of surrogate rows; a row of that group is asked, and the preference H moves by
 
     H(z) += a (r - mean r) (1 - pi(z)),    H(others) -= a (r - mean r) pi(others),    a = rate / times z was drawn,
 
 with the mean over the last `window` rewards. The reward is the mean of up to three in [0, 1]: certainty (first minus second probability),
 diversity (`sum_k max(0, y_k - mean y_k)` over the last `window` answers) and loss (how far the clone is from the answer).
 
-Different from the paper: groups come from clustering, as surrogate rows carry no labels here; the clone behind the loss is trained
-on between rounds of rows, not after each row; the loss is `1 - exp(-KL(answer, clone))`, so that it lies in [0, 1]; rows without a
-usable answer earn nothing. The last training begins anew and is the random strategy's own, so that the two differ in their rows alone.
+Different from the paper: surrogate rows carry no labels here, so that a row is in two groups, by what it looks like (clusters) and by
+what the clone between two rounds takes it for and how surely; a row is drawn with a chance proportional to `exp(H(z1) + H(z2))`.
+The clone behind the loss is trained on between rounds of rows, not after each row; the loss is `1 - exp(-KL(answer, clone))`, so that
+it lies in [0, 1]; rows without a usable answer earn nothing.
+
+Invariant: as long as nothing is learnt, and with no reward, the rows are those of the random strategy with the same seed, in its order. The
+last training begins anew and is the random strategy's own. So the two differ in the rows that the bandit preferred, and in no luck of a draw.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from garrison.attacks.base import Goal
 from garrison.attacks.checks import at_least, positive
@@ -35,6 +39,8 @@ from garrison.attacks.oracle import MeteredOracle
 from garrison.types import FloatArray
 
 TINY = 1e-12
+LOOKS, MEANING = "looks", "meaning"
+"""The two divisions: clusters of rows, and what the clone takes them for."""
 
 
 class Reward(enum.StrEnum):
@@ -52,7 +58,8 @@ class KnockoffAdaptive(Knockoff, frozen=True):
     """Ask surrogate rows from the groups that have paid, train a clone on the answers.
 
     Attributes:
-        actions: groups that the surrogate rows are divided into; fewer where there are fewer rows.
+        actions: groups that the surrogate rows are divided into by their looks; fewer where there are fewer rows.
+        levels: groups into which the rows that the clone takes for one class are divided, by how surely it does.
         rewards: which of "certainty", "diversity" and "loss" count; with none every group keeps its chance, a control.
         rate: times a.
         window: answers and rewards that the means are taken over.
@@ -66,18 +73,16 @@ class KnockoffAdaptive(Knockoff, frozen=True):
     goal: ClassVar[Goal] = Goal.EXTRACTION
 
     actions: int = 50
+    levels: int = 3
     rewards: tuple[Reward, ...] = (Reward.CERTAINTY, Reward.DIVERSITY, Reward.LOSS)
     window: int = 25
     rate: float = 5.0
     rows_a_round: int = 250
     round_epochs: int = 3
-    batch: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "actions", "window", "rows_a_round", "round_epochs")
+        at_least(self, 1, "actions", "levels", "window", "rows_a_round", "round_epochs")
         positive(self, "rate")
         if len(set(self.rewards)) != len(self.rewards):
             raise ValueError("rewards must name none twice")
@@ -86,23 +91,43 @@ class KnockoffAdaptive(Knockoff, frozen=True):
         pool, held = knowledge.surrogate, TransferSet(oracle)
         if not len(pool):
             return Loot(train_clone(pool, held.targets, oracle.facts, self.recipe, 0))
-        student = Student(oracle.facts, pool[:1000], int(rng.integers(2**63)))
+        bandit = Bandit(rng.permutation(len(pool)), self.window, self.rate)
         seed = int(rng.integers(2**63))
-        groups = clusters(pool, min(self.actions, len(pool)), rng)
-        bandit = Bandit(groups, self.window, self.rate, rng)
+        student = Student(oracle.facts, pool[:1000], int(rng.integers(2**63)))
+        actions = min(self.actions, len(pool))
+        bandit.divide(LOOKS, clusters(pool, actions, rng), actions)
         judge = Judge(tuple(r for r in self.rewards if r != Reward.CERTAINTY or oracle.facts.soft), self.window)
         while oracle.remaining and bandit.left:
             drawn = bandit.draw(min(self.rows_a_round, oracle.remaining))
             new = held.ask(pool[drawn])
+            if not judge.rewards:
+                continue
             guessed = student.probabilities(pool[drawn])
-            for row, target, guess, usable in zip(drawn, held.targets[new], guessed, held.answered[new], strict=False):
-                bandit.learn(int(groups[row]), judge.reward(target, guess) if usable else 0.0)
-            if oracle.remaining and Reward.LOSS in judge.rewards:
+            answered = zip(held.targets[new], guessed, held.answered[new], strict=False)
+            rewards = [judge.reward(target, guess) if usable else 0.0 for target, guess, usable in answered]
+            bandit.learn(drawn[: len(rewards)], rewards)
+            if oracle.remaining:
                 student.learn(*held.usable(), self.recipe_of(self.round_epochs))
+                meant = meanings(student.probabilities(pool), self.levels)
+                bandit.divide(MEANING, meant, self.levels * oracle.facts.classes)
         clone = train_clone(*held.usable(), oracle.facts, self.recipe, seed)
         return Loot(
-            clone, {"mean_reward": judge.mean_reward, "highest_chance_of_a_group": float(bandit.policy().max())}
+            clone, {"mean_reward": judge.mean_reward, "highest_chance_of_a_group": float(bandit.policy(LOOKS).max())}
         )
+
+
+def meanings(p: FloatArray, levels: int) -> Groups:
+    """Groups of rows by their first class and how far it is ahead of the second, shape (rows,).
+
+    Args:
+        p: (rows, classes), probabilities.
+        levels: equally many rows of all classes together are in each.
+    """
+    ordered = np.sort(p, axis=1)
+    lead = ordered[:, -1] - (ordered[:, -2] if p.shape[1] > 1 else 0.0)
+    edges = np.quantile(lead, np.arange(1, levels) / levels) if len(p) else np.zeros(0)
+    found: Groups = p.argmax(axis=1).astype(np.int64) * levels + np.digitize(lead, edges)
+    return found
 
 
 class Judge:
@@ -149,46 +174,70 @@ def _loss(target: FloatArray, guess: FloatArray) -> float:
 
 
 class Bandit:
-    """The gradient bandit (Sutton and Barto, section 2.8) over groups that run empty: a row is drawn once.
+    """The gradient bandit (Sutton and Barto, section 2.8) over rows that are drawn once, each in a group of every division.
 
     Args:
-        groups: (rows,), the group of each row.
+        order: (rows,), the numbers of the rows as they come where nothing is preferred.
         window: rewards that the baseline is the mean of.
         rate: a step is this over the number of times that the group was drawn.
-        rng: of the drawing.
     """
 
-    def __init__(self, groups: Groups, window: int, rate: float, rng: np.random.Generator) -> None:
-        order = rng.permutation(len(groups))
-        self._rows = [deque(order[groups[order] == z].tolist()) for z in range(int(groups.max()) + 1)]
-        self._preference = np.zeros(len(self._rows))
-        self._drawn = np.zeros(len(self._rows))
+    def __init__(self, order: Groups, window: int, rate: float) -> None:
+        # A clock for each row, with the quantiles of an exponential distribution for random times. The first to ring at the pace exp(H) are a
+        # draw without replacement by the policy, what is left of the others' time is exponential again; with all H alike the order stays.
+        self._time = np.empty(len(order))
+        self._time[order] = -np.log(1.0 - (np.arange(len(order)) + 0.5) / max(1, len(order)))
+        self._groups: dict[str, Groups] = {}
+        self._preference: dict[str, FloatArray] = {}
+        self._drawn: dict[str, FloatArray] = {}
+        self._there = np.ones(len(order), np.bool_)
         self._last: deque[float] = deque(maxlen=window)
-        self._rng, self._rate = rng, rate
-        self.left = len(groups)
+        self._rate = rate
 
-    def policy(self) -> FloatArray:
-        """Chance of each group; 0 for the empty ones."""
-        there = np.array([bool(rows) for rows in self._rows])
-        weights = np.exp(self._preference - self._preference.max()) * (there if there.any() else 1.0)
-        found: FloatArray = weights / weights.sum()
+    @property
+    def left(self) -> int:
+        """Rows that were not drawn."""
+        return int(self._there.sum())
+
+    def divide(self, division: str, groups: Groups, count: int) -> None:
+        """Say in which of `count` groups each row is, (rows,); what was learnt of a group's number stays."""
+        self._groups[division] = groups
+        self._preference.setdefault(division, np.zeros(count))
+        self._drawn.setdefault(division, np.zeros(count))
+
+    def policy(self, division: str) -> FloatArray:
+        """Chance of each group; 0 for those of which no row is left."""
+        height = self._height()
+        weights = np.exp(height - height.max()) * (self._there if self.left else 1.0)
+        counts = np.bincount(self._groups[division], weights, len(self._preference[division]))
+        found: FloatArray = counts / counts.sum()
         return found
 
-    def draw(self, most: int) -> npt.NDArray[np.int64]:
-        """At most so many rows by the present policy, none twice; fewer where no more are left."""
-        drawn: list[int] = []
-        while len(drawn) < most and self.left:
-            for z in self._rng.choice(len(self._rows), most - len(drawn), p=self.policy()):
-                if self._rows[z]:
-                    drawn.append(self._rows[z].popleft())
-                    self.left -= 1
-        return np.array(drawn, dtype=np.int64)
+    def draw(self, most: int) -> Groups:
+        """Numbers of at most so many rows by the present policy, none twice; fewer where no more are left."""
+        height = self._height()
+        pace = np.exp(height - height.max())
+        rings = np.where(self._there, self._time / pace, np.inf)
+        found = np.argsort(rings, kind="stable")[: min(most, self.left)]
+        self._there[found] = False
+        self._time -= pace * float(rings[found].max(initial=0.0))
+        return found.astype(np.int64)
 
-    def learn(self, action: int, reward: float) -> None:
-        """Shift the policy by one reward."""
-        baseline = float(np.mean(self._last)) if self._last else reward
-        self._last.append(reward)
-        self._drawn[action] += 1
-        step, policy = self._rate * (reward - baseline) / self._drawn[action], self.policy()
-        self._preference -= step * policy
-        self._preference[action] += step
+    def learn(self, rows: Groups, rewards: Sequence[float]) -> None:
+        """Shift the policy by the rewards of rows."""
+        policies = {division: self.policy(division) for division in self._groups}
+        for row, reward in zip(rows, rewards, strict=True):
+            baseline = float(np.mean(self._last)) if self._last else reward
+            self._last.append(reward)
+            for division, policy in policies.items():
+                action = self._groups[division][row]
+                self._drawn[division][action] += 1
+                step = self._rate * (reward - baseline) / self._drawn[division][action]
+                self._preference[division] -= step * policy
+                self._preference[division][action] += step
+
+    def _height(self) -> FloatArray:
+        found = np.zeros(len(self._time))
+        for division, groups in self._groups.items():
+            found += self._preference[division][groups]
+        return found

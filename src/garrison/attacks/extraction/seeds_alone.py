@@ -34,6 +34,9 @@ class SeedsAlone(Knockoff, frozen=True):
     asks: ClassVar[bool] = False
 
     seeds: int = 150
+    batch: int = 256
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
     balance: float = 0.0
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class CoverTraffic(Tactic, frozen=True):
     """
 
     name: ClassVar[str] = "cover-traffic"
+    hides: ClassVar[bool] = True
 
     ratio: float = 2.0
 
@@ -35,6 +36,9 @@ class CoverTraffic(Tactic, frozen=True):
 
     def obstacle(self, facts: OracleFacts, knowledge: Knowledge) -> str:  # noqa: ARG002
         return "" if knowledge.in_distribution is not None else "the thief has no rows of the model's own kind"
+
+    def beside(self, rows: int) -> int:
+        return math.ceil(self.ratio * rows)
 
     def around(
         self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator

@@ -24,6 +24,7 @@ class Sybil(Tactic, frozen=True):
     """
 
     name: ClassVar[str] = "sybil"
+    hides: ClassVar[bool] = True
 
     accounts: int = 20
 

@@ -30,7 +30,7 @@ def parse(data: bytes) -> Report:
         raise AuditError(f"a report may be {MOST_BYTES} bytes long")
     try:
         report = msgspec.json.decode(data, type=Report)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AuditError(f"this is no report of an audit: {error}") from error
     if report.format != FORMAT:
         raise AuditError(f"expected a report of format {FORMAT!r}, found {report.format!r}")

@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from garrison.attest.evidence import Evidence
 from garrison.bundle.reader import verify
 from garrison.enclave.card import service_card
+from garrison.enclave.here import ServiceHere
 from garrison.enclave.host import Launch, Pending
 from garrison.enclave.service import Service
-from garrison.enclave.snapshots import keep_state
 from garrison.errors import ConfigError, NotFoundError
 from garrison.guard.defenses.budget import Budget
 from garrison.guard.defenses.proof_of_work import ProofOfWork
 from garrison.guard.pipeline import load_defense
-from garrison.guard.watching.book import Alarm
-from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.messages import Ask, Reply
 from garrison.types import DefenseSpec, ModelFacts, Phase
 from garrison.upstream.connection import NEVER, WaitingError
@@ -50,7 +48,7 @@ def _is_repeatable(spec: DefenseSpec, facts: ModelFacts) -> bool:
     return not (isinstance(defense, ProofOfWork) or defense.shares or defense.fresh_state(facts) is not None)
 
 
-class Gateway:
+class Gateway(ServiceHere):
     """See the module's docstring.
 
     Raises:
@@ -63,7 +61,7 @@ class Gateway:
             raise ConfigError("a gateway needs the URL of the server that runs the model: --upstream URL")
         bundle = verify(start.bundle, start.trusted, start.limits)
         self._scorer = UpstreamScorer(bundle, start.upstream, start.limits)
-        self._service = Service(
+        service = Service(
             bundle,
             key=start.key,
             tightened=start.tightened,
@@ -72,17 +70,13 @@ class Gateway:
             signing_key=start.signing_key,
             scorer=self._scorer,
         )
-        self._repeatable = all(_is_repeatable(spec, self._service.facts) for spec in self._service.chain)
-        self.card = service_card(self._service, "none")
-        self._keeper = keep_state(self._service.caller_state, start.snapshots, self._service.manifest_digest)
+        self._repeatable = all(_is_repeatable(spec, service.facts) for spec in service.chain)
+        super().__init__(service, service_card(service, "none"), start.snapshots)
 
     @property
     def ready(self) -> bool:
         """Whether the other server answered when it was last asked."""
         return self._scorer.reachable
-
-    def call(self, asks: Sequence[Ask]) -> list[Reply]:
-        return self._service.answer(asks)
 
     def begin(self, asks: Sequence[Ask]) -> Pending | None:
         """The answers, where the other server has them within `SHORT_SECONDS`: it is waited for here no longer. Another thread costs several times
@@ -97,18 +91,6 @@ class Gateway:
         finally:
             self._scorer.until = NEVER
 
-    def alarms(self) -> Sequence[Alarm]:
-        return self._service.alarms()
-
-    def clear_alarm(self, caller: str) -> bool:
-        known = self._service.clear_alarm(caller)
-        if self._keeper is not None:
-            self._keeper.now()
-        return known
-
-    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
-        return self._service.witness.sign(ledger, at, head)
-
     def evidence(self, nonce: bytes) -> Evidence:  # noqa: ARG002
         raise NotFoundError("a gateway runs without an enclave (isolation none), so it has no evidence to show")
 
@@ -117,6 +99,5 @@ class Gateway:
         self._scorer.probe()
 
     def stop(self) -> None:
-        if self._keeper is not None:
-            self._keeper.stop()
+        super().stop()
         self._scorer.close()

@@ -4,8 +4,8 @@ It keeps plaintext and keys from the server, from other users and from other pro
 that reads strangers' requests all that it does not need. It does not keep them from root who injects code, nor from what runs
 below the kernel; its evidence is of type "sim" and proves nothing.
 
-When the process dies, requests in flight fail with `UnavailableError`, and a fresh one with fresh keys is started. One that dies
-young, or does not start, is started again after pauses that double. Budgets are the server's and stay as they are.
+When the process dies, requests in flight fail with `UnavailableError`, and a fresh one with fresh keys is started: at once, unless that
+happens again and again (see `garrison.enclave.restarts`). Budgets are the server's and stay as they are.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from garrison.enclave.host import Launch, ServiceCard
 from garrison.enclave.levels import FULL, check_level
 from garrison.enclave.program import LOG_SECONDS, Program, spawn
 from garrison.enclave.quotes import Quoter
+from garrison.enclave.restarts import Restarts
 from garrison.enclave.snapshots import SnapshotKeeper, Snapshots
 from garrison.enclave.talk import Ready, Start
 from garrison.errors import FrameError, GarrisonError, IsolationError, UnavailableError
@@ -39,11 +40,8 @@ logger = logging.getLogger(__name__)
 
 START_SECONDS = 120.0
 """A worker that is not ready after this is ended: a large bundle takes a while to verify."""
-YOUNG_SECONDS = 10.0
-"""A worker that dies at a lower age counts as one that failed to start."""
 SPARE_AFTER_SECONDS = 0.25
 """A worker that lives this long gets a spare, which waits with its libraries loaded."""
-FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.5, 30.0
 _END_SECONDS = 5.0
 
 
@@ -146,6 +144,7 @@ class ProcessEnclave:
         self._start = start
         self._quoter = quoter
         self._stopping = threading.Event()
+        self._restarts = Restarts()
         self._spare = start.program
         try:
             self._worker: Worker | None = self._checked()
@@ -220,8 +219,8 @@ class ProcessEnclave:
             self._snapshot_keeper.now()
         return known
 
-    def witness(self, ledger: bytes, at: int, head: bytes) -> SignedCheckpoint:
-        return self._present().witness(ledger, at, head)
+    def witness(self, ledger: bytes, at: int, head: bytes, start: bytes = b"", bodies: bytes = b"") -> SignedCheckpoint:
+        return self._present().witness(ledger, at, head, start, bodies)
 
     def evidence(self, nonce: bytes) -> Evidence:
         evidence = self._present().attest(nonce)
@@ -286,7 +285,7 @@ class ProcessEnclave:
 
     def _keep(self) -> None:
         """Wait for the worker's death, and see to another; until `stop`."""
-        failures = 0
+        wait = 0.0
         while not self._stopping.is_set():
             worker = self._worker
             if worker is not None:
@@ -294,12 +293,16 @@ class ProcessEnclave:
                 self._worker = None
                 if self._stopping.is_set():
                     return
-                failures = failures + 1 if time.monotonic() - worker.born < YOUNG_SECONDS else 0
-                logger.error("the enclave's process has died (%s); starting a fresh one with fresh keys", _cause(code))
+                wait = self._restarts.died()
+                when = f"in {wait:.1f} s, as it has died so often" if wait else "now"
+                logger.error(
+                    "the enclave's process has died (%s); a fresh one with fresh keys starts %s", _cause(code), when
+                )
                 worker.end()
-            if self._stopping.wait(pause(failures)):
+            if self._stopping.wait(wait):
                 return
-            failures += not self._renew()
+            if not self._renew():
+                wait = self._restarts.failed()
 
     def _outlive(self, worker: Worker) -> int:
         """Wait for its death; meanwhile have another program load its libraries, which is most of what a start takes."""
@@ -343,11 +346,6 @@ class ProcessEnclave:
             self.on_change()
         logger.warning("the enclave serves again, after %.2f s to start", time.monotonic() - worker.born)
         return True
-
-
-def pause(failures: int) -> float:
-    """The first death is answered at once; more of them within a short time, ever more slowly."""
-    return 0.0 if failures <= 1 else min(FIRST_PAUSE_SECONDS * 2.0 ** (failures - 2), MOST_PAUSE_SECONDS)
 
 
 def _cause(code: int) -> str:

@@ -174,6 +174,15 @@ class AdaptiveMisinformation(RowDefense, frozen=True):
     def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
         return Marks(replace=~(view.signals["confidence"] > settings["sure"]))  # NaN fails closed
 
+    def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:
+        if self.constant_time:
+            return None
+        sure = settings["sure"].item()
+        for confidence in view.signals["confidence"].tolist():
+            if not confidence > sure:  # nor NaN
+                return None
+        return {}
+
     def named(self, f: list[float], wrong: list[float], gumbel: list[float], table: FloatArray) -> int:  # noqa: ARG002
         """The class that the new answer of one row names; variants of this defense differ here.
 

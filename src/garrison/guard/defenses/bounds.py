@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 
 from garrison.guard.base import Marks, RowDefense, Settings, Verdict, View, kept
-from garrison.types import Array, InputFacts, ModelFacts, Phase
+from garrison.types import Array, FloatArray, InputFacts, ModelFacts, Phase
 
 
 def within(xp: Any, x: Any, low: Any, high: Any, may_be_missing: Any) -> Any:
@@ -64,9 +65,13 @@ class Bounds(RowDefense, frozen=True):
 
         numpy's minimum and maximum are NaN where any value is, so that NaN never takes the short way; those of other runtimes are not.
         """
-        if all(_all_within(view.batch.inputs[spec.name], spec) for spec in view.facts.inputs):
-            return Verdict(kept(view.batch.rows))
-        return super().__call__(view)
+        return super().__call__(view) if self.glance(view, {}) is None else Verdict(kept(view.batch.rows))
+
+    def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
+        for spec in view.facts.inputs:
+            if not _all_within(view.batch.inputs[spec.name], spec):
+                return None
+        return {}
 
     def detail(self, facts: ModelFacts) -> str:
         names = ", ".join(spec.name for spec in facts.inputs)

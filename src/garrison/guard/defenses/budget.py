@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import msgspec
@@ -12,7 +13,7 @@ from garrison.errors import GuardError
 from garrison.guard.base import Marks, RowDefense, Settings, View, raise_not_tighter
 from garrison.guard.distinct import DistinctRows
 from garrison.guard.state import State
-from garrison.types import BoolArray, ModelFacts, Phase
+from garrison.types import BoolArray, FloatArray, ModelFacts, Phase
 
 Period = Literal["day", "ever"]
 
@@ -69,6 +70,9 @@ class Budget(RowDefense, frozen=True):
             before = view.refused or (False,) * batch.requests
             over |= view.state.over(batch, [a or b for a, b in zip(before, over.tolist(), strict=True)])
         return Marks(refuse=over[batch.request_of_row])
+
+    def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
+        return {} if not self.distinct and view.batch.rows <= min(view.batch.remaining) else None
 
     def _over(self, view: View) -> BoolArray:
         """Requests that ask more rows than their caller has left."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+import numpy as np
 
 from garrison.errors import GuardError
 from garrison.guard.base import Marks, RowDefense, Settings, View
-from garrison.types import ModelFacts, Phase, Task
+from garrison.types import FloatArray, ModelFacts, Phase, Task
 
 
 def confidence(xp: Any, probabilities: Any) -> Any:
@@ -35,3 +38,6 @@ class MaxProbability(RowDefense, frozen=True):
         if view.raw is None:
             raise GuardError(f"{self.name} runs after the model")
         return Marks(signals={"confidence": confidence(xp, view.raw.values)})
+
+    def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
+        return None if view.raw is None else {"confidence": np.maximum.reduce(view.raw.values, axis=1)}

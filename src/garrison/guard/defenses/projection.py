@@ -59,7 +59,9 @@ class Projection(RowDefense, frozen=True):
         for spec in view.facts.inputs:
             features = math.prod(spec.shape)
             x = xp.astype(xp.reshape(view.batch.inputs[spec.name], (-1, features)), xp.float32)
-            parts.append(grouped(xp, xp.where(x == x, x, 0.0), features))  # NaN stands for "missing"
+            if np.any(spec.may_be_missing):
+                x = xp.where(x == x, x, 0.0)  # NaN stands for "missing"
+            parts.append(grouped(xp, x, features))
         x = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
         found = xp.matmul(x, xp.asarray(self._matrix(view.facts)))
         return Marks(

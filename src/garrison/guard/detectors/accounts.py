@@ -14,6 +14,7 @@ was asked so long ago, or so much traffic ago, that it is forgotten.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar, NamedTuple
@@ -26,7 +27,7 @@ from garrison.guard.detectors.hardness import distance
 from garrison.guard.detectors.steps import Odds, check_steps
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats
 from garrison.guard.detectors.turns import summed
-from garrison.types import Array, FloatArray, IntArray
+from garrison.types import Array, BoolArray, FloatArray, IntArray
 
 MOST = 2048
 """Rows remembered of all callers together; the oldest is forgotten first."""
@@ -158,9 +159,11 @@ class Accounts(Detector, frozen=True, dict=True):
         begin = int(count[0])
         number = begin + np.arange(len(place))
         slot = number % MOST
-        apart = (x * np.float32(-2)) @ rows.T
+        apart, own_rows = _scratch(len(place))
+        np.matmul(x * np.float32(-2), rows.T, out=apart)
         apart += square  # less `own`, which is the same for a whole line
-        apart[owner == place[:, np.newaxis]] = _FAR
+        np.equal(owner, place[:, np.newaxis], out=own_rows)
+        np.copyto(apart, _FAR, where=own_rows)
         if len(place) > 1:
             _among_themselves(apart, place, slot, x, own)
         found, first = _nearest_two(apart, own)
@@ -213,6 +216,17 @@ class Accounts(Detector, frozen=True, dict=True):
         return Odds(self.weights, self.stepped, self.unit, MOST)
 
 
+_held = threading.local()
+
+
+def _scratch(block: int) -> tuple[FloatArray, BoolArray]:
+    """Room for the distances of a block to all remembered rows, the same each time: to ask the system for it takes longer than to fill it."""
+    found: tuple[FloatArray, BoolArray] | None = getattr(_held, "room", None)
+    if found is None:
+        found = _held.room = np.empty((_BLOCK, MOST), np.float32), np.empty((_BLOCK, MOST), np.bool_)
+    return found[0][:block], found[1][:block]
+
+
 def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: FloatArray, own: FloatArray) -> None:
     """Set squared distances, less `own` of the later row, to earlier rows of other callers, in the slots that those rows take."""
     inner = own - 2 * (x @ x.T)
@@ -226,9 +240,12 @@ def _nearest_two(apart: FloatArray, own: FloatArray) -> tuple[FloatArray, IntArr
     line, first = np.arange(len(own)), apart.argmin(axis=1)
     found = np.empty((2, len(own)), dtype=np.float32)
     found[0] = apart[line, first]
-    if (found[0] + own).min() < _SAME:  # whole numbers are exact here
-        apart[apart + own[:, np.newaxis] < _SAME] = _FAR
-        first = apart.argmin(axis=1)
+    equal = np.flatnonzero(found[0] + own < _SAME)  # whole numbers are exact here
+    if len(equal):
+        some = apart[equal]
+        some[some + own[equal, np.newaxis] < _SAME] = _FAR
+        apart[equal] = some
+        first[equal] = some.argmin(axis=1)
         found[0] = apart[line, first]
     apart[line, first] = _FAR
     found[1] = apart[line, apart.argmin(axis=1)]

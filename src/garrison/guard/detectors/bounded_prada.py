@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats
-from garrison.guard.detectors.turns import turns
-from garrison.types import Array, FloatArray
+from garrison.guard.detectors.turns import different
+from garrison.types import Array, FloatArray, IntArray
 
 MOST_SLOTS = 64
 _FEWEST = 40.0
 """Distances below which nothing is said of their distribution."""
+_BLOCK = 64
 _FAR = np.float32(np.inf)
 _SMALL = 1e-12
 
@@ -65,57 +66,143 @@ class BoundedPrada(Detector, frozen=True, dict=True):
         }
 
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
-        shape = np.zeros(len(seen.top))
-        for rows in turns(seen.place):
-            shape[rows] = self.step(seen.place[rows], seen.projection[rows], seen.top[rows], columns)
+        shape = self.shapes(seen.place, seen.projection, seen.top, columns)
         edges, nats = self._arrays
         found: FloatArray = np.where(shape < 0, 0.0, nats[edges.bins(shape)])
         return found
 
-    def step(
-        self,
-        place: npt.NDArray[np.intp],
-        x: FloatArray,
-        top: npt.NDArray[np.intp],
-        columns: Mapping[str, Array],
-    ) -> FloatArray:
-        """One row of each of several callers: its statistic, -1 where nothing can be said; then keep it where it is far."""
-        kept, kind = columns["kept"], columns["kind"]
-        apart = kept[place] - x[:, np.newaxis, :]
-        squares = np.einsum("rsk,rsk->rs", apart, apart)
-        squares[kind[place] != top[:, np.newaxis]] = _FAR
-        d = np.sqrt(squares.min(axis=1)).astype(np.float64)
-        compared = np.isfinite(d)
-        moments = columns["moments"][place] * np.where(compared, math.exp(-1 / self.memory), 1.0)[:, np.newaxis]
-        powers = np.where(compared, d, 0.0)[:, np.newaxis] ** np.arange(5)
-        moments += powers * compared[:, np.newaxis]
+    def shapes(self, place: IntArray, x: FloatArray, top: IntArray, columns: Mapping[str, Array]) -> FloatArray:
+        """The statistic of each row, -1 where nothing can be said; rows that are far are kept."""
+        if different(place):
+            return self._step(place, x, top, columns)
+        found = np.empty(len(place))
+        for start in range(0, len(place), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            found[part] = self._block(place[part], x[part], top[part], columns)
+        return found
+
+    def _step(self, place: IntArray, x: FloatArray, top: IntArray, columns: Mapping[str, Array]) -> FloatArray:
+        """One row of each of several callers."""
+        d = self._apart(place, x, top, columns).min(axis=1)
+        compared = d < math.inf
+        near = np.where(compared, d, 0.0)
+        powers = _powers(near)
+        moments = columns["moments"][place]
+        moments[compared] = moments[compared] * self._decay + powers[compared]
         columns["moments"][place] = moments
-        far = ~compared | (d > columns["bar"][place])
-        self._keep(place[far], x[far], top[far], np.where(compared, d, 0.0)[far], columns)
+        far = ~compared | (near > columns["bar"][place])
+        kept = place[far]
+        slot = columns["count"][kept] % self.slots
+        columns["kept"][kept, slot], columns["kind"][kept, slot] = x[far], top[far]
+        columns["count"][kept] += 1
+        columns["grown"][kept] += powers[far, :3]  # the first of a class with distance 0, as published
+        count, total, squares = columns["grown"][kept].T
+        mean = total / count
+        bar = mean - np.sqrt(np.maximum(squares / count - mean * mean, 0.0))
+        columns["bar"][kept] = np.maximum(columns["bar"][kept], bar)
         return np.where(compared & (moments[:, 0] >= _FEWEST), statistic(moments), -1.0)
 
-    def _keep(
-        self,
-        place: npt.NDArray[np.intp],
-        x: FloatArray,
-        top: npt.NDArray[np.intp],
-        d: FloatArray,
-        columns: Mapping[str, Array],
-    ) -> None:
-        slot = columns["count"][place] % self.slots
-        columns["kept"][place, slot], columns["kind"][place, slot] = x, top
-        columns["count"][place] += 1
-        grown = columns["grown"][place] + d[:, np.newaxis] ** np.arange(
-            3
-        )  # the first of a class with distance 0, as published
-        columns["grown"][place] = grown
-        mean = grown[:, 1] / grown[:, 0]
-        spread = np.sqrt(np.maximum(grown[:, 2] / grown[:, 0] - mean**2, 0.0))
-        columns["bar"][place] = np.maximum(columns["bar"][place], mean - spread)
+    def _block(self, place: IntArray, x: FloatArray, top: IntArray, columns: Mapping[str, Array]) -> FloatArray:
+        """What `_step` says of each row, for callers with several: all distances are found at once, which of them count row by row."""
+        among = x - x[:, np.newaxis, :]
+        between = np.sqrt(np.einsum("rsk,rsk->rs", among, among)).astype(np.float64)
+        between[top != top[:, np.newaxis]] = math.inf
+        apart = np.concatenate([self._apart(place, x, top, columns), between], axis=1)
+        callers = _Caller.of(place, self.slots, columns)
+        nearest, moments, rows, slots = [], [], [], []
+        for row, one in enumerate(place.tolist()):
+            caller = callers[one]
+            d = float(apart[row, caller.live].min())
+            far = caller.meet(d, self._decay)
+            nearest.append(d)
+            moments.append(caller.moments)
+            if far:
+                rows.append(row)
+                slots.append(caller.keep(d, self.slots + row))
+        places = place[rows]  # of several in one slot the last stands
+        columns["kept"][places, slots], columns["kind"][places, slots] = x[rows], top[rows]
+        _Caller.put(callers, columns)
+        said = np.array(moments)
+        return np.where(np.isfinite(nearest) & (said[:, 0] >= _FEWEST), statistic(said), -1.0)
+
+    def _apart(self, place: IntArray, x: FloatArray, top: IntArray, columns: Mapping[str, Array]) -> FloatArray:
+        """Distances to the kept rows of each row's caller, by slot; infinite to another class."""
+        before = columns["kept"][place] - x[:, np.newaxis, :]
+        squares = np.einsum("rsk,rsk->rs", before, before)
+        squares[columns["kind"][place] != top[:, np.newaxis]] = _FAR
+        found: FloatArray = np.sqrt(squares).astype(np.float64)
+        return found
+
+    @cached_property
+    def _decay(self) -> float:
+        return math.exp(-1 / self.memory)
 
     @cached_property
     def _arrays(self) -> tuple[Edges, FloatArray]:
         return Edges(np.array(self.edges)), np.array(self.nats)
+
+
+def _powers(d: FloatArray) -> FloatArray:
+    """Distances to the powers 0 to 4, shape (rows, 5); by products, as `_Caller` has them."""
+    square = d * d
+    found: FloatArray = np.stack([np.ones(len(d)), d, square, square * d, square * square], axis=1)
+    return found
+
+
+@dataclass(slots=True)
+class _Caller:
+    """What is remembered of one caller, but for the rows: numbers of Python, whose rows come one after the other.
+
+    Attributes:
+        live: by slot, in which column of the distances the row that is kept there stands.
+    """
+
+    live: IntArray
+    count: int
+    bar: float
+    grown: list[float]
+    moments: list[float]
+
+    @classmethod
+    def of(cls, place: IntArray, slots: int, columns: Mapping[str, Array]) -> dict[int, _Caller]:
+        """All callers of some rows, by place."""
+        places = np.unique(place)
+        parts = (columns[name][places].tolist() for name in ("count", "bar", "grown", "moments"))
+        return {one: cls(np.arange(slots), *own) for one, *own in zip(places.tolist(), *parts, strict=True)}
+
+    @staticmethod
+    def put(callers: Mapping[int, _Caller], columns: Mapping[str, Array]) -> None:
+        """Remember them."""
+        places = list(callers)
+        for name in ("count", "bar", "grown", "moments"):
+            columns[name][places] = [getattr(caller, name) for caller in callers.values()]
+
+    def meet(self, d: float, decay: float) -> bool:
+        """Count the distance of a row to the nearest kept one of its class, infinite for the first; whether the row is far."""
+        if d == math.inf:
+            return True
+        square = d * d
+        zeroth, first, second, third, fourth = self.moments
+        self.moments = [
+            zeroth * decay + 1.0,
+            first * decay + d,
+            second * decay + square,
+            third * decay + square * d,
+            fourth * decay + square * square,
+        ]
+        return d > self.bar
+
+    def keep(self, d: float, column: int) -> int:
+        """One more is kept, in that slot; the bar rises to where most kept ones lay. The first of a class counts with distance 0, as published."""
+        slot = self.count % len(self.live)
+        self.live[slot] = column
+        d = d if d < math.inf else 0.0
+        count, total, squares = self.grown
+        self.count += 1
+        self.grown = count, total, squares = [count + 1.0, total + d, squares + d * d]
+        mean = total / count
+        self.bar = max(self.bar, mean - math.sqrt(max(squares / count - mean * mean, 0.0)))
+        return slot
 
 
 def statistic(moments: FloatArray) -> FloatArray:

@@ -21,6 +21,7 @@ import numpy as np
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats
+from garrison.guard.detectors.turns import different
 from garrison.types import Array, FloatArray, IntArray
 
 SLOTS = 16
@@ -83,24 +84,40 @@ class SmallSteps(Detector, frozen=True, dict=True):
         return found
 
     def _block(self, place: IntArray, asked: IntArray, projection: FloatArray, rows: Array) -> FloatArray:
-        whole = np.clip(np.rint(projection / np.float32(self.unit)), -_LARGEST, _LARGEST).astype(np.int8)
-        x = whole.astype(np.float32)
-        own = np.einsum("ij,ij->i", x, x)
-        before = rows[place].astype(np.float32)
-        apart = np.einsum("ijk,ijk->ij", before, before) - 2 * np.matmul(before, x[:, :, np.newaxis])[:, :, 0]
-        first = asked - _turns(place)
-        slot = np.arange(self.slots)
-        number = first[:, np.newaxis] - 1 - (first[:, np.newaxis] - 1 - slot) % self.slots
-        apart[(number < 0) | (number < asked[:, np.newaxis] - self.slots)] = _FAR
-        nearest = apart.min(axis=1) + own
-        later, earlier = np.nonzero(np.tril(place[:, np.newaxis] == place, -1))
-        if len(later):
-            close = asked[later] - asked[earlier] <= self.slots
-            later, earlier = later[close], earlier[close]
-            np.minimum.at(nearest, later, own[later] + own[earlier] - 2 * np.einsum("ij,ij->i", x[later], x[earlier]))
-        rows[place, asked % self.slots] = whole  # of several in one slot the last stands
-        found: FloatArray = np.sqrt(np.maximum(nearest, 0)) * np.float32(self.unit)
+        x = np.rint(projection / np.float32(self.unit))
+        np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
+        apart = rows[place] - x[:, np.newaxis, :]
+        squares = np.vecdot(apart, apart)  # sums of whole numbers: exact
+        if different(place):
+            if asked.min() < self.slots:
+                squares[self._slot >= asked[:, np.newaxis]] = _FAR  # no row stands there yet
+            nearest = squares.min(axis=1)
+        else:
+            nearest = self._nearest_of_several(place, asked, x, squares)
+        rows[place, asked % self.slots] = x  # of several in one slot the last stands
+        found: FloatArray = np.sqrt(nearest) * np.float32(self.unit)
         return found
+
+    def _nearest_of_several(self, place: IntArray, asked: IntArray, x: FloatArray, squares: FloatArray) -> FloatArray:
+        """Squared distances to the nearest, where a caller has several of these rows: they are among each other's last ones.
+
+        Args:
+            squares: to what stands in the slots before these rows; used up.
+        """
+        first = asked[:, np.newaxis] - 1 - _turns(place)[:, np.newaxis]
+        number = first - (first - self._slot) % self.slots
+        squares[(number < 0) | (number < asked[:, np.newaxis] - self.slots)] = _FAR
+        nearest: FloatArray = squares.min(axis=1)
+        later, earlier = np.nonzero(np.tril(place[:, np.newaxis] == place, -1))
+        close = asked[later] - asked[earlier] <= self.slots
+        later, earlier = later[close], earlier[close]
+        apart = x[later] - x[earlier]
+        np.minimum.at(nearest, later, np.vecdot(apart, apart))
+        return nearest
+
+    @cached_property
+    def _slot(self) -> IntArray:
+        return np.arange(self.slots)
 
     @cached_property
     def _arrays(self) -> tuple[Edges, FloatArray]:

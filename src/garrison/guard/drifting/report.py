@@ -81,10 +81,26 @@ class DriftReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def ringing(self) -> tuple[DriftAlarm, ...]:
         return tuple(alarm for alarm in self.alarms if alarm.active)
 
-    def without_histograms(self) -> DriftReport:
-        """The same, but for the histograms: for a service whose operator must not look into inputs."""
-        bare = tuple(msgspec.structs.replace(c, edges=(), reference=(), now=()) for c in self.columns)
-        return msgspec.structs.replace(self, columns=bare)
+    def without_inputs(self) -> DriftReport:
+        """What may be told where the operator must not look into inputs: alarms, and coarsely how far the most shifted column is from one.
+
+        Its operator may send all rows of a look but one, and would read that one off exact figures, also off means and measures of single columns.
+        """
+        alarms = tuple(
+            msgspec.structs.replace(alarm, value=_coarse(alarm.value, alarm.threshold), callers=())
+            for alarm in self.alarms
+        )
+        values, peaks = (
+            {kind: _coarse(value, self.thresholds[kind]) for kind, value in found.items()}
+            for found in (self.values, self.peaks)
+        )
+        return msgspec.structs.replace(self, values=values, peaks=peaks, columns=(), callers=(), alarms=alarms)
+
+
+def _coarse(value: float, threshold: float) -> float:
+    """To a quarter of the threshold."""
+    step = threshold / 4
+    return round(value / step) * step
 
 
 class Compared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -118,6 +118,7 @@ class DriftState:
         self.alarms: list[DriftAlarm] = []
         self._rung = 0
         self._blamed: dict[int, tuple[int, int]] = {}
+        self._told = NOBODY
         self.peaks = [0.0] * len(KINDS)
         self._latest = self.sketch.look()
         self._latest_shares = self.sketch.shares
@@ -264,7 +265,9 @@ class DriftState:
         """As of the last look: what came since then is not in it, so that two reports never differ by a few rows."""
         look, settings = self._latest, self._settings
         order = np.argsort(-look.psi, kind="stable").tolist()
-        found = blame(self.sketch, self.callers, order[0]) if self.sketch.rows else NOBODY
+        if not self._unseen:  # else the sketch knows rows that the last look does not
+            self._told = blame(self.sketch, self.callers, order[0]) if self.sketch.rows else NOBODY
+        found = self._told
         return DriftReport(
             rows=self.sketch.rows,
             reference_rows=settings.reference_rows,

@@ -176,7 +176,8 @@ class Evidence:
         """By detector, whether the alarm rings for a key; None for none. Changes nothing that counts."""
         if key not in self._ringing:
             return None
-        found: BoolArray = self.alarms(np.array([key]), now)[0] >= ENDS_AT * self.thresholds
+        age = max(now - float(self.table["seen"][key]), 0.0)
+        found: BoolArray = self.table["alarm"][key] * np.exp2(age / -self._half_life) >= ENDS_AT * self.thresholds
         return found
 
     def alarms(self, keys: PlaceArray, now: float) -> FloatArray:

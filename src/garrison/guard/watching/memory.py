@@ -23,7 +23,7 @@ from garrison.types import Array, BoolArray, InputFacts, ModelFacts
 SECRET_BYTES = 32
 DIGEST_BYTES = 4
 _WORD = 4
-_BLOCK = 16
+_BLOCK = 32
 DigestArray = npt.NDArray[np.uint32]
 
 
@@ -114,5 +114,9 @@ class Rings:
 
     def knows(self, places: PlaceArray, digests: DigestArray) -> BoolArray:
         """Whether each row is among its caller's, shape (rows,)."""
-        found: BoolArray = (self.table["ring"][places] == digests[:, np.newaxis]).any(axis=1)
+        filled = min(int(self.table["next"][places].max(initial=0)), self.length)
+        equal = self.table["ring"][places, :filled] == digests[:, np.newaxis]
+        if not np.count_nonzero(equal):  # nearly always
+            return np.zeros(len(places), np.bool_)
+        found: BoolArray = equal.any(axis=1)
         return found

@@ -20,7 +20,7 @@ import numpy as np
 
 from garrison.errors import MissingExtraError, ModelFileError, UnsupportedModelError
 from garrison.sealing.formats.lightgbm_text import Block, written
-from garrison.sealing.formats.source import Source
+from garrison.sealing.formats.source import Source, bounded_bytes
 from garrison.sealing.formats.trees import INPUT, Ensemble, Index, Link, Tree, declared, to_onnx
 from garrison.types import Array
 
@@ -30,7 +30,6 @@ except ImportError as error:
     raise MissingExtraError("lightgbm", "lightgbm") from error
 
 VERSIONS = frozenset({"v3", "v4"})
-MOST_BYTES = 1024**3
 _LINKS: dict[str, Link] = {
     **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape"), "identity"),
     **dict.fromkeys(("lambdarank", "rank_xendcg", "custom"), "identity"),
@@ -56,7 +55,7 @@ def read(path: Path, *, double: bool = False) -> Source:
         ModelFileError: not a model file of LightGBM.
         UnsupportedModelError: an objective or a kind of tree that is not converted.
     """
-    data = _bytes(path)
+    data = bounded_bytes(path)
     header, fields = _parts(data, str(path))
     ensemble, classes, text = _ensemble(header, fields, str(path))
     return Source(
@@ -68,15 +67,6 @@ def read(path: Path, *, double: bool = False) -> Source:
         packages=("lightgbm", "onnx"),
         rows_off=0.0,
     )
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ModelFileError(f"{path}: larger than {MOST_BYTES} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror}") from error
 
 
 def _parts(data: bytes, name: str) -> tuple[dict[str, str], list[dict[str, str]]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from garrison.errors import MissingExtraError, UnsupportedModelError
+from garrison.errors import MissingExtraError, ModelFileError, UnsupportedModelError
 from garrison.hardening.graphs import Declared
 from garrison.types import Array
 
@@ -19,6 +20,7 @@ except ImportError as error:
 
 TOLERANCE = {np.dtype(np.float16): 1e-2, np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-7}
 """Largest difference between converted and original model that is put down to rounding, relative to the answers' scale."""
+MOST_FILE_BYTES = 1024**3
 MOST_ROWS_OFF = 0.01
 MOST_ROWS_COMPARED = 1024
 """The original answers them in one batch."""
@@ -47,6 +49,20 @@ class Source:
     reference: Callable[[dict[str, Array]], Array] | None = None
     packages: tuple[str, ...] = ()
     rows_off: float = MOST_ROWS_OFF
+
+
+def bounded_bytes(path: Path) -> bytes:
+    """A model file, whole.
+
+    Raises:
+        ModelFileError: it cannot be read, or is larger than `MOST_FILE_BYTES`.
+    """
+    try:
+        if path.stat().st_size > MOST_FILE_BYTES:
+            raise ModelFileError(f"{path}: larger than {MOST_FILE_BYTES:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path}: {error.strerror}") from error
 
 
 def check_against_reference(source: Source, rows: dict[str, Array], answers: Array) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from garrison.bundle.strict_json import refuse_ambiguous
 from garrison.errors import MissingExtraError, ModelFileError, UnsupportedModelError
 from garrison.sealing.formats import ubjson
-from garrison.sealing.formats.source import Source
+from garrison.sealing.formats.source import Source, bounded_bytes
 from garrison.sealing.formats.trees import INPUT, Ensemble, Link, Tree, check_tree, declared, to_onnx
 from garrison.sealing.formats.xgboost_json import Forest, written
 from garrison.types import Array
@@ -31,7 +31,6 @@ except ImportError as error:
     raise MissingExtraError("xgboost", "xgboost") from error
 
 NEWEST_VERSION = 3
-MOST_BYTES = 1024**3
 _MOST_DIGITS = 9
 _CLASSES = {"binary:logistic": 1, "multi:softprob": 2, "multi:softmax": 2}
 _LINKS: dict[str, Link] = {
@@ -111,7 +110,7 @@ def read(path: Path) -> Source:
         ModelFileError: not a model file of XGBoost.
         UnsupportedModelError: a booster or an objective that is not converted.
     """
-    data = _bytes(path)
+    data = bounded_bytes(path)
     found = _learner(data, path)
     learner = found.learner
     objective = _objective(learner, str(path))
@@ -128,15 +127,6 @@ def read(path: Path) -> Source:
         packages=("xgboost", "onnx"),
         rows_off=0.0,
     )
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ModelFileError(f"{path}: larger than {MOST_BYTES} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror}") from error
 
 
 def _learner(data: bytes, path: Path) -> _File:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -50,12 +51,15 @@ from garrison.server.tls import certificates
 from garrison.server.waiting import NEVER
 
 logger = logging.getLogger(__name__)
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
+"""It would write a traceback for each call whose metadata is no UTF-8, with what the client sent."""
 
 SERVICE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 AUTHORIZATION, CODE_KEY = "authorization", "garrison-code"
 """Who asks; and in the trailing metadata of an error, its code, as in HTTP's body."""
 _IDLE_SECONDS, _PING_SECONDS, _PING_TIMEOUT_SECONDS = 300, 60, 20
 _METADATA_BYTES = 16 * 1024
+_AGAIN_SECONDS = 0.05
 _OK = 200
 _IDENTITY_ONLY = 1
 """No compression: a short message could stand for a long one."""
@@ -118,6 +122,8 @@ class GrpcServer:
         self._awaited = HeldBytes(app.limits.grpc_requests)
         self._certificates = certificates(config)
         self._server: Any = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._stopping = False
         self.address = ""
         self.in_flight = 0
 
@@ -132,24 +138,48 @@ class GrpcServer:
         Raises:
             ConfigError: the port cannot be had.
         """
+        asyncio.get_running_loop().set_exception_handler(_without_paths)
+        await self._begin(self._config.grpc_port or 0)
+        self._keeper = asyncio.ensure_future(self._keep())
+
+    async def stop(self, seconds: float) -> None:
+        self._stopping = True
+        if self._server is not None:
+            await self._server.stop(seconds)
+            self._server = None
+        if self._keeper is not None:
+            await self._keeper  # ends with the server; to cancel it would cancel the server's own wait
+            self._keeper = None
+
+    async def _begin(self, port: int) -> None:
         server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=self._limits.grpc_requests)
         server.add_generic_rpc_handlers(
             (self._handlers(SERVICE, self._methods()), self._handlers(HEALTH, {"Check": self._check}))
         )
-        host = self._config.host
-        wanted = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         try:
-            port = self._listen(server, wanted)
+            port = self._listen(server, f"{host}:{port}")
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen at {wanted}: choose another --grpc-port") from error
+            raise ConfigError(f"cannot listen at {host}:{port}: choose another --grpc-port") from error
         await server.start()
         self._server = server
-        self.address = f"{wanted.rpartition(':')[0]}:{port}"
+        self.address = f"{host}:{port}"
 
-    async def stop(self, seconds: float) -> None:
-        if self._server is not None:
-            await self._server.stop(seconds)
-            self._server = None
+    async def _keep(self) -> None:
+        """Begin another server where grpcio's has ended by itself, as it does for all when one call's path is no UTF-8."""
+        port = int(self.address.rpartition(":")[2])
+        while True:
+            ended = await asyncio.gather(self._server.wait_for_termination(), return_exceptions=True)
+            if self._stopping:
+                return
+            logger.error("the gRPC server has ended by itself (%s); another one begins", type(ended[0]).__name__)
+            begun = False
+            while not begun and not self._stopping:
+                try:
+                    await self._begin(port)
+                    begun = True
+                except ConfigError:
+                    await asyncio.sleep(_AGAIN_SECONDS)
 
     def _listen(self, server: Any, wanted: str) -> int:
         files = self._certificates
@@ -335,3 +365,13 @@ def _path(name: str, version: str) -> str:
     if "/" in name or "/" in version:
         raise MalformedRequestError("a model's name and version hold no slash")
     return f"/v2/models/{name}/versions/{version}" if version else f"/v2/models/{name}"
+
+
+def _without_paths(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio writes down of failed tasks, but for the one with a client's path in it; that it ended the server is told elsewhere."""
+    error = context.get("exception")
+    if (
+        not isinstance(error, UnicodeDecodeError)
+        or "_cygrpc" not in traceback.extract_tb(error.__traceback__)[-1].filename
+    ):
+        loop.default_exception_handler(context)

@@ -33,6 +33,10 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def chain_name(number: int) -> str:
+    return f"chain-{number:03d}"
+
+
 def segment_name(first: int) -> str:
     return f"{first:012d}{SEGMENT}"
 
@@ -100,7 +104,7 @@ def claim_chain(ledger: Path) -> tuple[Path, int]:
     """
     make_folder(ledger)
     for number in range(_CHAINS):
-        chain = ledger / f"chain-{number:03d}"
+        chain = ledger / chain_name(number)
         make_folder(chain)
         lock = hold(chain)
         if lock is not None:
@@ -210,4 +214,6 @@ def _children(path: Path) -> list[Path]:
     try:
         return list(path.iterdir())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"expected a folder that `garrison serve --ledger` writes at {path}: {error.strerror}"
+        ) from error

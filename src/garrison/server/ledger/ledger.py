@@ -23,6 +23,7 @@ from garrison.enclave.host import Enclave, ServiceCard
 from garrison.errors import GarrisonError
 from garrison.limits import MIB
 from garrison.server.ledger.notary import Notary
+from garrison.server.ledger.reader import chain_ids
 from garrison.server.ledger.recorder import Recorder
 from garrison.server.ledger.records import Act, ServedModel, Start, Stop
 from garrison.server.ledger.retention import prune
@@ -64,7 +65,9 @@ class Ledger:
             sync=sync,
         )
         try:
-            self._writer.write(lambda seq, now: _start(seq, now, config, enclaves, self._writer.cut))
+            ids = chain_ids(Path(config.ledger.folder))
+            beside = tuple(ids[name] for name in sorted(ids) if name != self._writer.path.name)
+            self._writer.write(lambda seq, now: _start(seq, now, config, enclaves, self._writer.cut, beside))
         except GarrisonError:
             self._writer.close()
             raise
@@ -133,10 +136,12 @@ def open_ledger(config: Config, enclaves: Sequence[Enclave]) -> Ledger | None:
     return Ledger(config, enclaves, sync=DISK) if config.ledger.folder else None
 
 
-def _start(seq: int, now: float, config: Config, enclaves: Sequence[Enclave], cut: int) -> Start:
+def _start(
+    seq: int, now: float, config: Config, enclaves: Sequence[Enclave], cut: int, beside: tuple[str, ...]
+) -> Start:
     policies = {name: {k: v for k, v in msgspec.to_builtins(c).items() if v} for name, c in config.callers.items()}
     models = tuple(_served(enclave.card) for enclave in enclaves)
-    return Start(seq, now, garrison.__version__, models, config.guard, policies, cut)
+    return Start(seq, now, garrison.__version__, models, config.guard, policies, cut, beside)
 
 
 def _served(card: ServiceCard) -> ServedModel:

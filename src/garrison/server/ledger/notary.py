@@ -1,7 +1,8 @@
 """Has the enclaves sign how far a chain goes, and writes down what happens beside requests: enclaves that come, alarms that ring. On a thread of its own, as
 enclaves are waited for.
 
-Invariant: only what is on the disk is signed. Where no enclave can sign, the ledger goes on, and the next checkpoint covers it.
+Invariant: only what is on the disk is signed. Where no enclave can sign, the ledger goes on, and the next checkpoint covers it. One enclave signs as long as it answers, since each knows only
+what it signed itself.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import msgspec
 from garrison.bundle.manifest import parse_manifest
 from garrison.enclave.host import Alarm, Watching, Witnessing
 from garrison.enclave.host import Enclave as RunningEnclave
-from garrison.errors import GarrisonError, NotFoundError, UnavailableError
+from garrison.errors import GarrisonError, LedgerError, MalformedRequestError, NotFoundError, UnavailableError
 from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.server.ledger.folder import LATEST, replace_file
 from garrison.server.ledger.records import AlarmRang, Checkpoint, Enclave, evidence_nonce
+from garrison.server.ledger.trail import Trail
 from garrison.server.ledger.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -44,12 +46,19 @@ class Notary:
         self._enclaves = tuple(enclaves)
         self._seconds = seconds
         self._signed_at = -1
+        self._trail = Trail(writer.path)
+        self._signer = 0
+        self._lost: set[bytes] = set()
         self._present: dict[int, tuple[bytes, int]] = {}
         self._rang: dict[tuple[int, str, str], Alarm] = {}
         self._next_look = 0.0
         self._told_of: str = ""
         self._turn = threading.Lock()
         self._stopping = threading.Event()
+        with suppress(
+            GarrisonError
+        ):  # before the first answer, so that the enclave sees all that comes; evidence may take a while, and comes later
+            self._sign()
         self._thread = threading.Thread(target=self._work, name="garrison-notary", daemon=True)
         self._thread.start()
 
@@ -139,6 +148,7 @@ class Notary:
             return Checkpoint(seq, now, signed)
 
         self._writer.write(record)
+        self._trail.signed()
         self._signed_at = (
             written[-1] if written[-1] == at + 1 else at
         )  # nothing new, where only this line has come since
@@ -148,13 +158,30 @@ class Notary:
             raise UnavailableError(f"{self._writer.path / LATEST}: {error.strerror}") from error
 
     def _signature(self, at: int, head: bytes) -> SignedCheckpoint:
-        """Of the first enclave that answers."""
+        """Of the enclave that signed before, or else of the first that answers."""
         last: GarrisonError = UnavailableError("no enclave here signs ledgers")
-        for enclave in self._enclaves:
-            if not isinstance(enclave, Witnessing):
+        for k in (self._signer, *range(len(self._enclaves))):
+            enclave = self._enclaves[k]
+            key = enclave.card.public_key
+            if not isinstance(enclave, Witnessing) or key in self._lost:
                 continue
             try:
-                return enclave.witness(bytes.fromhex(self._writer.ledger), at, head)
+                signed = self._signed_by(enclave, key, at, head)
             except GarrisonError as error:
                 last = error
+            else:
+                self._signer = k
+                return signed
         raise last
+
+    def _signed_by(self, enclave: Witnessing, key: bytes, at: int, head: bytes) -> SignedCheckpoint:
+        ledger = bytes.fromhex(self._writer.ledger)
+        try:
+            return enclave.witness(ledger, at, head, *self._trail.to(head))
+        except (MalformedRequestError, LedgerError):  # it signed something earlier, such as before this process began
+            self._trail.rewind()
+        try:
+            return enclave.witness(ledger, at, head, *self._trail.to(head))
+        except MalformedRequestError:  # too long ago: another may sign, or this one once it was started anew
+            self._lost.add(key)
+            raise

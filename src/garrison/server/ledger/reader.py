@@ -13,9 +13,20 @@ import msgspec
 from garrison.errors import LedgerError
 from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.server.ledger.folder import LATEST, PRUNED, SEGMENT, chains_of, reading, segments_of
-from garrison.server.ledger.records import Answers, Enclave, Entry, Record, read_body, split
+from garrison.server.ledger.records import (
+    MOST_LINE_BYTES,
+    Answers,
+    Begin,
+    Enclave,
+    Entry,
+    Record,
+    Segment,
+    read_body,
+    split,
+)
 
 _MOST_STUB_BYTES = 64 * 1024 * 1024
+_PART_BYTES = 1024 * 1024
 Read = TypeVar("Read", bound=msgspec.Struct)
 
 
@@ -67,7 +78,7 @@ def lines_of(path: Path) -> Iterator[Line]:
     """The whole lines of a segment, without their line feeds. What comes after the last line feed is being written, or was cut off by a crash.
 
     Raises:
-        LedgerError: the file cannot be read.
+        LedgerError: the file cannot be read, or a line is too long.
     """
     with reading(path) as descriptor:
         size = os.fstat(descriptor).st_size
@@ -77,8 +88,29 @@ def lines_of(path: Path) -> Iterator[Line]:
             start = number = 0
             while (end := data.find(b"\n", start)) >= 0:
                 number += 1
+                _check_length(path, end - start)
                 yield Line(path, number, data[start:end])
                 start = end + 1
+
+
+def _check_length(path: Path, length: int) -> None:
+    if length > MOST_LINE_BYTES:
+        raise LedgerError(f"{path} has a line of more than {MOST_LINE_BYTES:,} bytes, which no server writes")
+
+
+def lines_from(path: Path, offset: int = 0) -> Iterator[bytes]:
+    """As `lines_of`, from some byte on; for a file that may be written to, and cut, meanwhile: nothing is mapped, as a cut would end this process.
+
+    Raises:
+        LedgerError: the file cannot be read, or a line is too long.
+    """
+    with reading(path) as descriptor:
+        rest = b""
+        while part := os.pread(descriptor, _PART_BYTES, offset):
+            offset += len(part)
+            *lines, rest = (rest + part).split(b"\n")
+            _check_length(path, len(rest))
+            yield from lines
 
 
 def records_of(chain: Path) -> Iterator[Record]:
@@ -127,6 +159,23 @@ def latest_checkpoint(chain: Path) -> SignedCheckpoint | None:
     """
     path = chain / LATEST
     return _read(path, SignedCheckpoint) if path.exists() or path.is_symlink() else None
+
+
+def chain_ids(ledger: Path) -> dict[str, str]:
+    """By name, the ids of the chains in a ledger's folder; those that hold no line yet are left out.
+
+    Raises:
+        LedgerError: a first line cannot be read.
+    """
+    found = {}
+    for chain in chains_of(ledger):
+        for _, path in segments_of(chain)[:1]:
+            line = None if is_stub(path) else next(lines_from(path), None)
+            first = read_stub(path) if line is None and is_stub(path) else None
+            record = first if line is None else read_body(split(line)[0])
+            if isinstance(record, Stub | Begin | Segment):
+                found[chain.name] = record.ledger
+    return found
 
 
 def is_stub(path: Path) -> bool:

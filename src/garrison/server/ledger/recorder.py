@@ -119,8 +119,11 @@ def _entry(request: Waiting, reply: Reply) -> Entry:
     """What is written down of one request. For an answer in the open, the digests are those that the enclave signed."""
     outcome = reply.outcome
     if reply.proof:
-        with suppress(ProofError):
+        try:
             asked, told = digests_in(reply.proof)
+        except ProofError:
+            pass
+        else:
             return Entry(
                 request.caller,
                 outcome.rows,

@@ -5,11 +5,12 @@ A chain is a sequence of lines in segment files, oldest first. A line is one JSO
     {"kind":"answers","seq":17,"time":1763757000.123,"model":"mlp","version":1,"entries":[{...},{...}],"hash":"5f1c..."}
 
     body     the line without its `hash`, closed by "}"
-    hash     SHA-256 over the hash of the line before (32 bytes; `GENESIS` before the first) and the body, in hex
+    hash     SHA-256 over the hash of the line before (32 bytes; `GENESIS` before the first) and the body's SHA-256, in hex
     seq      number of the line's first entry; a line of `answers` has as many as `entries`, any other has one
 
 So a line cannot be changed, taken out, put in or moved without changing every hash after it; and `checkpoint` lines hold the enclave's signature over the hash of an earlier
-line. Invariant: no tensor values, and nothing of a sealed request but its size in rows and digests of what was sealed.
+line. Who has the digests of the bodies in between can check that one hash follows from another, without a line (`garrison.protocol.checkpoint.follows`).
+Invariant: no tensor values, and nothing of a sealed request but its size in rows and digests of what was sealed.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ import msgspec
 from garrison.attest.evidence import Evidence
 from garrison.enclave.host import Alarm
 from garrison.errors import LedgerError
-from garrison.protocol.checkpoint import SignedCheckpoint
+from garrison.protocol.checkpoint import SignedCheckpoint, next_head
 
-FORMAT = 1
-GENESIS = hashlib.sha256(b"garrison ledger v1\0").digest()
+FORMAT = 2
+GENESIS = hashlib.sha256(b"garrison ledger v2\0").digest()
 MOST_LINE_BYTES = 64 * 1024 * 1024
 _HASH = b',"hash":"'
 _END = b'"}'
@@ -78,6 +79,7 @@ class Start(_Line, frozen=True, tag="start", gc=False):
         tightened: by defense, what the host tightens of the signed guard.
         callers: who has a release policy of their own, and which.
         cut: bytes of an unfinished line that a crash had left at the end, and that were cut off.
+        beside: ids of the other chains that stood in the ledger's folder.
     """
 
     software: str
@@ -85,6 +87,7 @@ class Start(_Line, frozen=True, tag="start", gc=False):
     tightened: dict[str, dict[str, Any]] = {}
     callers: dict[str, dict[str, Any]] = {}
     cut: int = 0
+    beside: tuple[str, ...] = ()
 
 
 class Stop(_Line, frozen=True, tag="stop", gc=False):
@@ -214,10 +217,9 @@ class Chain:
     def add(self, record: Record) -> bytes:
         """The line for a record whose `seq` is this chain's; the chain goes on after it."""
         body = _ENCODER.encode(record)
-        digest = hashlib.sha256(self.head + body)
-        self.head = digest.digest()
+        self.head = next_head(self.head, hashlib.sha256(body).digest())
         self.seq += record.entries_count
-        return b'%b,"hash":"%b"}\n' % (body[:-1], digest.hexdigest().encode())
+        return b'%b,"hash":"%b"}\n' % (body[:-1], self.head.hex().encode())
 
     def follow(self, line: bytes) -> bytes:
         """Go on after a line that was read, without its line feed. Its body.
@@ -226,7 +228,7 @@ class Chain:
             LedgerError: it is no line, or does not follow.
         """
         body, said = split(line)
-        found = hashlib.sha256(self.head + body).digest()
+        found = next_head(self.head, hashlib.sha256(body).digest())
         if found != said:
             raise LedgerError(f"its hash does not follow from the line before it: expected {found.hex()}")
         self.head = found

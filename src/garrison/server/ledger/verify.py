@@ -3,13 +3,14 @@
     1  files         segments and stubs follow one another without a gap; nothing follows the last line but what a crash may leave
     2  lines         each line's hash follows from the line before it, and its number too; each is of this format
     3  order         answers stand between a start and a stop of a server
-    4  checkpoints   each signature holds, over the hash that the chain has there
+    4  checkpoints   each signature holds, over the hash that the chain has there, and what the same enclave signed before stands in the chain
     5  keys          each key that signed is vouched for: by evidence in the ledger that passes the caller's policy, or by the caller
     6  end           the chain reaches the latest checkpoint beside it, and those that the caller kept elsewhere
+    7  chains        each chain that stood there when another was gone on with is there still, and none is left out in their numbers
 
 NOT seen: entries after the last checkpoint that were cut off or replaced by who holds the disk (a proof in a client's hand, or a checkpoint kept elsewhere, shows it); what
-the server never wrote down; another ledger that the server's own host had signed from its first line on. `Chain.late` names entries that were signed only
-by an enclave which came after them.
+the server never wrote down; another ledger that the server's own host had signed from its first line on. `ChainReport.late` names entries that stood there before the enclave
+that signed them saw the ledger; `tardy`, those that it signed long after they say they were written.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from garrison.errors import LedgerError, ProofError
+from garrison.protocol.checkpoint import Checkpoint as Said
 from garrison.protocol.checkpoint import SignedCheckpoint
-from garrison.server.ledger.folder import chains_of, segments_of
+from garrison.server.ledger.folder import chain_name, chains_of, segments_of
 from garrison.server.ledger.reader import Stub, is_stub, latest_checkpoint, lines_of, read_stub
 from garrison.server.ledger.records import (
     FORMAT,
@@ -38,6 +40,7 @@ from garrison.server.ledger.records import (
 )
 from garrison.server.ledger.trust import KeyTrust
 
+TARDY_SECONDS = 300.0
 _ONE_IS_ENOUGH = 2
 """A chain with one checkpoint may have been stopped before the file beside it was there."""
 
@@ -54,7 +57,9 @@ class ChainReport:
         checkpoints: signatures that hold.
         signed: number of the last entry that is signed; -1 for none.
         unsigned: entries from the first to the last answer after it, and how long ago that first one was written, in seconds.
-        late: first and last number of answers that were signed only by an enclave that came after them.
+        late: first and last number of answers that stood there when the enclave that signed them first saw the ledger.
+        tardy: first and last number of answers that were signed more than `TARDY_SECONDS` after the time that their line tells.
+        beside: ids of chains that stood there when a server went on with this one.
         crashes: numbers of the entries before which a server ended without a stop.
         unfinished: bytes of a line at the end that was not finished.
         keys: by key that signed, in hex, who vouches for it.
@@ -72,6 +77,8 @@ class ChainReport:
     unsigned: int = 0
     unsigned_seconds: float = 0.0
     late: list[tuple[int, int]] = field(default_factory=list)
+    tardy: list[tuple[int, int]] = field(default_factory=list)
+    beside: set[str] = field(default_factory=set)
     crashes: list[int] = field(default_factory=list)
     unfinished: int = 0
     keys: dict[str, str] = field(default_factory=dict)
@@ -94,7 +101,21 @@ def verify_ledger(
     missing = {anchor.checkpoint.ledger for anchor in anchors} - {report.ledger for report in reports}
     if missing:
         reports[0].problem = reports[0].problem or f"a checkpoint was given of chain {min(missing)}, which is not here"
+    if reports[0].name != path.name:
+        _check_chains(reports)
     return reports
+
+
+def _check_chains(reports: Sequence[ChainReport]) -> None:
+    """7 chains, where the folder is a whole ledger."""
+    here = {report.ledger for report in reports}
+    for number, report in enumerate(reports):
+        gone = sorted(report.beside - here)
+        if gone:
+            report.problem = report.problem or f"chain {gone[0]} is missing: it stood beside this one"
+        elif report.name != chain_name(number):
+            report.problem = report.problem or f"{chain_name(number)} is missing"
+            return
 
 
 class _Walk:
@@ -107,14 +128,12 @@ class _Walk:
         self._found = ChainReport(chain.name)
         self._chain: Chain | None = None
         self._ends: dict[int, bytes] = {}
-        self._times: dict[int, float] = {}
         self._heads: dict[int, str] = {}
         self._wanted = {anchor.checkpoint.at for anchor in anchors}
         self._anchors = anchors
         self._pruned_to = -1
         self._running: bool | None = False
-        self._unsigned_answers: tuple[int, int] | None = None
-        self._before_enclave: dict[str, tuple[int, int] | None] = {}
+        self._unsigned: list[tuple[int, int, float]] = []  # answers: first and last number, and time
         self._vouched: dict[str, str] = {}
         self._not_vouched: dict[str, str] = {}
 
@@ -128,10 +147,9 @@ class _Walk:
             found.problem = str(error)
         if self._chain is not None:
             found.last = self._chain.seq - 1
-            open_ = self._unsigned_answers
-            if open_ is not None:
-                found.unsigned = open_[1] - max(open_[0], found.signed + 1) + 1
-                found.unsigned_seconds = max(0.0, self._now - min(self._times.values(), default=self._now))
+            if self._unsigned:
+                found.unsigned = self._unsigned[-1][1] - self._unsigned[0][0] + 1
+                found.unsigned_seconds = max(0.0, self._now - min(then for _, _, then in self._unsigned))
         return found
 
     def _walk(self) -> None:
@@ -223,7 +241,6 @@ class _Walk:
     def _take(self, record: Record, chain: Chain, where: str) -> None:
         found, end = self._found, chain.seq - 1
         self._ends[end] = chain.head
-        self._times[end] = record.time
         if end in self._wanted:
             self._heads[end] = chain.head.hex()
         # 3 order
@@ -232,14 +249,14 @@ class _Walk:
                 if self._running:
                     found.crashes.append(record.seq)
                 self._running = True
+                found.beside.update(record.beside)
             case Stop():
                 self._running = False
             case Answers():
                 if self._running is False:
                     raise LedgerError(f"entry {record.seq} ({where}) was added: no server had started")
                 found.answers += record.entries_count
-                open_ = self._unsigned_answers
-                self._unsigned_answers = record.seq if open_ is None else open_[0], end
+                self._unsigned.append((record.seq, end, record.time))
             case Enclave():
                 self._meet(record)
             case Checkpoint():
@@ -249,7 +266,6 @@ class _Walk:
 
     def _meet(self, record: Enclave) -> None:
         """5 keys, as far as one line says it."""
-        self._before_enclave.setdefault(record.key, self._unsigned_answers)
         if record.key not in self._vouched:
             good, who = self._trust.vouch(record, self._found.ledger)
             (self._vouched if good else self._not_vouched)[record.key] = who
@@ -268,19 +284,38 @@ class _Walk:
         end = self._ends.get(said.at)
         if said.ledger != found.ledger or end is None or said.at >= record.seq or end.hex() != said.head:
             raise LedgerError(f"{range_} were changed after they were signed: the checkpoint at {where} is of others")
-        late = self._before_enclave.get(key)
-        open_ = self._unsigned_answers
-        if late is not None and open_ is not None and late[1] >= open_[0]:
-            found.late.append((max(late[0], open_[0]), late[1]))
+        self._check_before(said, where)
+        self._cover(said)
         found.checkpoints += 1
         found.signed = said.at
         found.keys.setdefault(key, "")
         self._heads[said.at] = said.head
         self._ends = {at: head for at, head in self._ends.items() if at >= said.at}
-        self._times = {at: then for at, then in self._times.items() if at > said.at}
-        self._unsigned_answers = (
-            None if open_ is None or open_[1] <= said.at else (max(open_[0], said.at + 1), open_[1])
-        )
+
+    def _check_before(self, said: Said, where: str) -> None:
+        """4 checkpoints: what else the enclave says of the ledger."""
+        before = said.before
+        if not said.since <= said.at or (before is not None and not said.since <= before.at < said.at):
+            raise LedgerError(f"the checkpoint at {where} contradicts itself")
+        if before is None or before.at < self._pruned_to:
+            return
+        end = self._ends.get(before.at)
+        known = self._heads.get(before.at) if end is None else end.hex()
+        if known not in {
+            None,
+            before.head,
+        }:  # not known: another enclave signed in between; this one checked it when it signed
+            raise LedgerError(
+                f"entries up to {before.at} were changed after they were signed: the enclave that signed at {where} had signed others before"
+            )
+
+    def _cover(self, said: Said) -> None:
+        """Note which answers a checkpoint is the first to cover."""
+        found = self._found
+        covered = [line for line in self._unsigned if line[1] <= said.at]
+        self._unsigned = self._unsigned[len(covered) :]
+        _note(found.late, [line for line in covered if line[1] <= said.since])
+        _note(found.tardy, [line for line in covered if said.time - line[2] > TARDY_SECONDS])
 
     def _check_keys(self) -> None:
         """5 keys."""
@@ -327,6 +362,11 @@ class _Walk:
             )
         if self._heads.get(said.at) != said.head:
             raise LedgerError(f"entries up to {said.at} were changed: the checkpoint that is kept of them is of others")
+
+
+def _note(ranges: list[tuple[int, int]], lines: Sequence[tuple[int, int, float]]) -> None:
+    if lines:
+        ranges.append((lines[0][0], lines[-1][1]))
 
 
 def _hash_of(text: str) -> bytes:

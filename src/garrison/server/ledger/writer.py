@@ -120,11 +120,6 @@ class Writer:
         chain = self._chain
         return chain.seq - 1, chain.head
 
-    @property
-    def bytes_written(self) -> int:
-        """Length of the present file."""
-        return self._offset
-
     def why_not(self) -> str:
         """Why nothing can be written just now; "" where it can."""
         failure, since = self._failure, self._busy_since

@@ -1,0 +1,240 @@
+"""The budget of a guarded request, row by row: processor time that each part adds, in the batches that 32 connections bring.
+
+    python -m benchmarks.request_budget --json
+
+The parts are switched on one after the other: nothing but the model and its release, the signature, the guard in the graph (bounds, budget, score,
+misinformation), detectors, drift, ledger. All arms are in one process and take turns in short blocks; a request goes through the queue, the service and the
+writing of its answer, as in the server, but over no network. Each batch holds one row of each of 32 callers, honest ones that none of them asked before.
+The model is the hardened one of `python -m benchmarks.run`, its detectors those of `benchmarks.detection`.
+
+A bound in microseconds is set for a machine on which the bare runtime takes 11.5 us an image at batch 32: `scaled_us` is what was measured, times that by what it takes here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from benchmarks.streams import SEED
+
+from benchmarks import detection
+from garrison import datasets
+from garrison.bundle.manifest import InputSpec, Provenance
+from garrison.bundle.reader import verify
+from garrison.bundle.secret import read_secret
+from garrison.config import Config, LedgerConfig
+from garrison.crypto.owner import OwnerKey
+from garrison.enclave.backends.none import NoIsolation
+from garrison.enclave.host import Launch
+from garrison.hardening.artifact import MODEL_FILE, read_hardened
+from garrison.hardening.drift import with_drift
+from garrison.hardening.scoring import open_session, score
+from garrison.limits import DEFAULT_LIMITS
+from garrison.protocol.messages import Reply
+from garrison.protocol.oip_client import encode_request
+from garrison.sealing.draft import Draft
+from garrison.sealing.seal import seal
+from garrison.server.budgets import BudgetBook
+from garrison.server.hosting import Model, make_model
+from garrison.server.ledger.ledger import Ledger
+from garrison.server.questions import rate_limits, read_message, write_answer
+from garrison.types import Array, DefenseSpec, Task
+
+CALLERS, BLOCK, REFERENCE_US = 32, 6, 11.5
+MUST = {"signature": 4.0, "guard": 8.0, "detectors": 6.0, "drift": 3.0, "ledger": 4.0}
+ARMS = ("nothing", *MUST)
+PLENTY = 10**12
+NONCE = "n" * 43
+CALIBRATION_ROWS = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """What is sealed: the model, and the chain of each arm that has one of its own."""
+
+    draft: Draft
+    chains: dict[str, tuple[DefenseSpec, ...]]
+
+
+def chains() -> Chains:
+    hardened = read_hardened(SEED / "hardened")
+    raw = (SEED / "hardened" / MODEL_FILE).read_bytes()
+    tau = next(spec for spec in hardened.guard if spec.name == "adaptive-misinformation")
+    detection.calibrated(everything=False)
+    detectors = json.loads(detection.KEPT.read_text())["detectors"]
+    budget, release = DefenseSpec(name="budget", parameters={"rows": PLENTY}), DefenseSpec(name="release")
+    bounds, confidence = DefenseSpec(name="bounds"), DefenseSpec(name="max-probability")
+    watch = DefenseSpec(name="watch", parameters={"detectors": detectors})
+    looks = (DefenseSpec(name="sanctions"), budget, DefenseSpec(name="projection"), confidence, watch)
+    with np.load(SEED / "training" / "calibration.npz") as held:
+        x: Array = held["x"][:CALIBRATION_ROWS]
+    draft = Draft(
+        name="lenet",
+        version=1,
+        model=onnx.load_model_from_string(raw),
+        task=Task.CLASSIFICATION,
+        labels=tuple(hardened.labels),
+        inputs=(InputSpec(name="image", datatype="FP32", shape=(1, 28, 28), minimum=0.0, maximum=1.0),),
+        guard=(release,),
+        provenance=Provenance(created="2026-01-01T00:00:00Z", source_format="onnx", source_sha256="0" * 64),
+        rows={"image": x[:4]},
+    )
+    found = {
+        "nothing": (release,),
+        "guard": (bounds, budget, confidence, tau, release),
+        "detectors": (bounds, *looks, tau, release),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        facts = _facts(draft, Path(folder) / "bundle")
+    answers = score(open_session(raw), {"image": x}, ["probabilities"])["probabilities"]
+    found["drift"], _ = with_drift(found["detectors"], facts, {"image": x}, answers)
+    return Chains(draft, found)
+
+
+def _facts(draft: Draft, path: Path) -> Any:
+    owner = OwnerKey.generate()
+    seal(draft, owner, path)
+    return verify(path, [owner.public]).manifest.facts()
+
+
+class Arm:
+    """One server without its network: queue, service, and, where it has one, the ledger."""
+
+    def __init__(self, name: str, bundle: Path, owner: OwnerKey, folder: Path, stack: ExitStack) -> None:
+        secret = bundle.with_name(f"{bundle.name}.secret")
+        enclave = NoIsolation(Launch(bundle, [owner.public], key=read_secret(secret) if secret.exists() else None))
+        stack.callback(enclave.stop)
+        if name == "nothing":
+            enclave._service._reply_maker._sign = _unsigned  # type: ignore[method-assign]  # noqa: SLF001  no server leaves it out
+        ledger = None
+        if name == "ledger":
+            config = Config(ledger=LedgerConfig(folder=str(folder / "ledger")))
+            ledger = Ledger(config, [enclave])
+            stack.callback(ledger.close)
+        book = BudgetBook(folder / f"state-{name}")
+        stack.callback(book.close)
+        worker = stack.enter_context(ThreadPoolExecutor(1))
+        self.model: Model = make_model(enclave, book, worker, DEFAULT_LIMITS, ledger=ledger)
+
+    async def ask(self, batch: Sequence[tuple[str, bytes, int]]) -> None:
+        model = self.model
+        waiting = [read_message(model, who, body, length, NONCE, DEFAULT_LIMITS) for who, body, length in batch]
+        for future, request in [(model.batcher.submit(request), request) for request in waiting]:
+            reply = await future
+            write_answer(reply, rate_limits(model, request, reply))
+            if reply.code:
+                raise SystemExit(f"a request was refused: {reply.code}")
+
+
+def _unsigned(answers: Any, replies: dict[int, Reply]) -> None:
+    for item, body, json_bytes, outcome in answers:
+        replies[item.number] = Reply("", "", body, json_bytes, b"", outcome)
+
+
+def batches(seed: int, count: int) -> Iterator[list[tuple[str, bytes, int]]]:
+    """Each caller goes through pictures in an order of its own, and asks none twice."""
+    x = datasets.load("fashion-mnist", "test").x
+    orders = [np.random.default_rng(caller).permutation(len(x)) for caller in range(CALLERS)]
+    for number in range(seed * count, (seed + 1) * count):
+        rows = [np.ascontiguousarray(x[order[number % len(x)]]).reshape(1, 1, 28, 28) for order in orders]
+        yield [(f"key {k}", *encode_request({"image": row})) for k, row in enumerate(rows)]
+
+
+def runtime_us(model: onnx.ModelProto) -> float:
+    """The bare runtime at batch 32, microseconds an image."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).random((CALLERS, 1, 28, 28), dtype=np.float32)
+    found = []
+    for _ in range(40):
+        begun = time.process_time()
+        for _ in range(5):
+            session.run(["probabilities"], {"image": x})
+        found.append((time.process_time() - begun) / (5 * CALLERS) * 1e6)
+    return statistics.median(found)
+
+
+async def measure(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
+    """Microseconds a request of each arm, one entry a round; the first round warms up."""
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    for number in range(rounds + 2):
+        block = list(batches(number, BLOCK))
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            begun = time.process_time()
+            for batch in block:
+                await arms[name].ask(batch)
+            found[name].append((time.process_time() - begun) / (BLOCK * CALLERS) * 1e6)
+    return {name: values[2:] for name, values in found.items()}
+
+
+def report(found: dict[str, list[float]], runtime: float) -> dict[str, Any]:
+    scale = REFERENCE_US / runtime
+    rows: dict[str, Any] = {
+        name: _row(found[name], found[before], scale, MUST[name]) for before, name in pairwise(ARMS)
+    }
+    return {
+        "nothing_us": round(statistics.median(found["nothing"]), 1),
+        **rows,
+        "together": _row(found[ARMS[-1]], found[ARMS[0]], scale, sum(MUST.values())),
+        "runtime_us": round(runtime, 1),
+        "runtime_us_where_the_bounds_were_set": REFERENCE_US,
+        "rounds": len(found["nothing"]),
+    }
+
+
+def _row(mine: Sequence[float], before: Sequence[float], scale: float, must: float) -> dict[str, float]:
+    added = [a - b for a, b in zip(mine, before, strict=True)]
+    low, middle, high = statistics.quantiles(added, n=4)
+    return {
+        "added_us": round(middle, 1),
+        "quartile_low": round(low, 1),
+        "quartile_high": round(high, 1),
+        "scaled_us": round(middle * scale, 1),
+        "must_us": must,
+    }
+
+
+def run(rounds: int) -> dict[str, Any]:
+    found = chains()
+    owner = OwnerKey.generate()
+    with tempfile.TemporaryDirectory(dir=detection.ROOT / "out") as name, ExitStack() as stack:
+        folder = Path(name)
+        for arm, chain in found.chains.items():
+            seal(replace(found.draft, guard=chain), owner, folder / arm)
+        bundle = {"signature": "nothing", "ledger": "drift"}
+        arms = {arm: Arm(arm, folder / bundle.get(arm, arm), owner, folder, stack) for arm in ARMS}
+        times = asyncio.run(measure(arms, rounds))
+    return report(times, runtime_us(found.draft.model))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=90)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    found = run(options.rounds)
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, row in found.items():
+        print(f"{name:40s}", *(row.items() if isinstance(row, dict) else [row]))
+
+
+if __name__ == "__main__":
+    main()
