@@ -74,7 +74,7 @@ def sealed(url: str, name: str, rows: Array, count: int) -> Iterator[Body]:
     counter = 0
     for k in range(count):
         if begun is None or counter >= begun.requests:
-            begun, counter = begin(url, name, rows[:1]), 0
+            begun, counter = begin(url, name, rows[0]), 0
         content, json_bytes = plain[k % len(plain)]
         head = SessionHead(json_bytes, secrets.token_hex(16), int(time.time()))
         envelope, _ = seal_within(begun.keys, begun.session, counter, head, content)
