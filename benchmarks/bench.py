@@ -45,7 +45,7 @@ class Part:
 
 PARTS = (
     Part("serving", "Garrison and its peers, about 25 minutes", ("-m", "benchmarks.serving"), writes=True),
-    Part("request", "a guarded request, and the web server and runtime alone", ("benchmarks/serve_lenet.py",)),
+    Part("request", "a guarded request, and the web server and runtime alone", ("-m", "benchmarks.serve_lenet")),
     Part(
         "budget",
         "what each part adds to a guarded request",

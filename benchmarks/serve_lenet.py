@@ -1,8 +1,9 @@
 """Processor time of the server per guarded request: LeNet-size model, binary tensors, keep-alive connections.
 
-    python benchmarks/serve_lenet.py --bundle out/demo/bundle --trust out/demo/keys/owner.pub
+    python -m benchmarks.serve_lenet                                                          # make bench ONLY=request
+    python -m benchmarks.serve_lenet --bundle out/demo/bundle --trust out/demo/keys/owner.pub
 
-Without --bundle a bundle of the same shape with random weights is made. The arms take turns, each round one after the other: `raw`, the
+Without --bundle a bundle of the same shape with random weights is made, whose threshold lets one in 64 rows be misinformed (`benchmarks.serving.models`). The arms take turns, each round one after the other: `raw`, the
 bare web server with the bare runtime behind it and nothing else; `guarded`, `garrison serve` without an enclave (guard, budget, signature); and
 `isolated`, the same as it is installed, where the processor time of the enclave's process counts too. The server is pinned to one core, the load (wrk where it is installed, else a generator of our own) to another. Processor time is
 read from /proc/PID/stat; it is steadier than requests per second, and on a busy machine the ratio of the arms is steadier still.
@@ -35,13 +36,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from garrison import datasets
-from garrison.bundle.manifest import InputSpec, Provenance
 from garrison.bundle.reader import verify
 from garrison.crypto.owner import OwnerKey, OwnerPublicKey
 from garrison.errors import DatasetError
 from garrison.protocol.oip_client import encode_request
 from garrison.runtime.runner import Runner
-from garrison.types import DefenseSpec, Task
 
 CONNECTIONS, BODIES, MUST_MICROSECONDS = 32, 64, 200.0
 ARMS = ("raw", "guarded", "isolated")
@@ -336,28 +335,20 @@ def lenet(seed: int = 0) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def seal_lenet(folder: Path, tau: float = 0.3) -> tuple[Path, Path]:
-    """The bundle and its owner's public key. The chain is the usual one, with a budget that is never reached."""
-    from garrison.sealing.draft import Draft
+def seal_lenet(folder: Path, tau: float | None = None) -> tuple[Path, Path]:
+    """The bundle and its owner's public key, as `benchmarks.serving` seals it.
+
+    Args:
+        tau: the threshold of misinformation; None for one that as few of the load's rows lie below as there.
+    """
+    from benchmarks.serving.models import MODELS, draft_of, guard, threshold  # it takes the network from here
+
     from garrison.sealing.seal import seal
 
-    owner, model = OwnerKey.generate(), lenet()
-    names = ("bounds", "budget", "max-probability", "adaptive-misinformation", "release")
-    parameters: dict[str, dict[str, Any]] = {"budget": {"rows": 10**12}, "adaptive-misinformation": {"tau": tau}}
-    draft = Draft(
-        name="lenet",
-        version=1,
-        model=model,
-        misinformation=None,
-        task=Task.CLASSIFICATION,
-        labels=tuple(map(str, range(CLASSES))),
-        inputs=(InputSpec(name="x", datatype="FP32", shape=(1, 28, 28), minimum=0.0, maximum=1.0),),
-        guard=tuple(DefenseSpec(name=name, parameters=parameters.get(name, {})) for name in names),
-        provenance=Provenance(created="2026-01-01T00:00:00Z", source_format="onnx", source_sha256="0" * 64),
-        rows={"x": np.random.default_rng(1).random((4, 1, 28, 28), dtype=np.float32)},
-    )
+    owner, model, kind = OwnerKey.generate(), lenet(), MODELS["lenet"]
+    chain = guard(threshold(model, kind.rows()) if tau is None else tau)
     bundle, trust = folder / "bundle", folder / "owner.pub"
-    seal(draft, owner, bundle)
+    seal(draft_of(kind, model, chain), owner, bundle)
     trust.write_bytes(owner.public.pem)
     return bundle, trust
 

@@ -78,6 +78,8 @@ def test_without_a_file_the_defaults_count(tmp_path: Path, monkeypatch: pytest.M
         ("[server]\nport = -1", "port must lie in"),
         ("server = 1", "Expected `object`"),
         ("[limits]\nrequest_rows = 0", "must be above 0"),
+        ("[limits]\nqueue_seconds = nan", "above 0 and finite"),
+        ("[limits]\nbody_read_seconds = inf", "above 0 and finite"),
         ("[limits]\nrequest_rows = 1.5", "Expected `int`"),
         ("[guard]\nbudget = 5", "Expected `object`"),
         ("trust = [", "is not TOML"),

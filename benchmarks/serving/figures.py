@@ -12,8 +12,10 @@ from benchmarks.serving.records import Record
 REFERENCE_US = {1: 22.2, 32: 11.5}
 """ONNX Runtime on the LeNet-size model, us an image, by batch, on the machine that the budgets were set for."""
 GUARD_MUST_US = {1: 60.0, 32: 10.0}
-PEERS_OF_RECORD = ("mlserver", "litserve", "bentoml", "fastapi")
-"""Garrison's figures are compared with the best of these; Ray Serve is shown beside them."""
+FRAMEWORKS = ("mlserver", "litserve", "bentoml", "fastapi-json")
+"""Garrison's figures are compared with the best of these, each as its users write it; Ray Serve is shown beside them."""
+RAW = ("fastapi",)
+"""A FastAPI route of our own that reads and writes raw octets: it skips what FastAPI parses, checks and documents. Compared with as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +136,26 @@ def plural(connections: int) -> str:
     return "1 connection" if connections == 1 else f"{connections} connections"
 
 
-def best_peer(records: Sequence[Record], model: str, connections: int) -> str | None:
-    """The peer that takes the least processor time a request."""
+def best_peer(records: Sequence[Record], model: str, connections: int, peers: Sequence[str]) -> str | None:
+    """That of `peers` which takes the least processor time a request."""
     found = {
         peer: statistics.median(spent)
-        for peer in PEERS_OF_RECORD
+        for peer in peers
         if (spent := values(records, "peers", model, connections, peer, processor))
     }
     return min(found, key=lambda peer: found[peer]) if found else None
 
 
-def against_peers(records: Sequence[Record], arm: str, must: float, connections: int) -> Figure:
+def against_peers(records: Sequence[Record], arm: str, must: float, connections: int, peers: Sequence[str]) -> Figure:
     words = {"isolated": "guarded and isolated", "sealed": "guarded, isolated and sealed"}[arm]
-    what = f"{words}, processor time as a ratio to the best unguarded peer, LeNet size, {plural(connections)}"
-    peer = best_peer(records, "lenet", connections)
+    other = "an unguarded FastAPI route of raw octets" if peers == RAW else "the best unguarded framework"
+    what = f"{words}, processor time as a ratio to {other}, LeNet size, {plural(connections)}"
+    peer = best_peer(records, "lenet", connections, peers)
     if peer is None:
         return Figure(what, must, "", None, note="no peer could be measured")
     found = Spread.of(paired(records, ("peers", "lenet", connections), (arm, peer), processor, ratio))
-    return Figure(what, must, "", found, note=f"the best is {peer}; {beside(records, arm, connections)}")
+    note = "" if peers == RAW else f"the best is {peer}; {beside(records, arm, connections)}"
+    return Figure(what, must, "", found, note=note)
 
 
 def beside(records: Sequence[Record], arm: str, connections: int) -> str:
@@ -165,7 +169,7 @@ def beside(records: Sequence[Record], arm: str, connections: int) -> str:
 
 
 def throughput(records: Sequence[Record]) -> Figure:
-    pairs = paired(records, ("peers", "resnet18", 32), ("guarded", "unguarded"), rate, ratio)
+    pairs = paired(records, ("throughput", "resnet18", 32), ("guarded", "unguarded"), rate, ratio)
     what = "throughput guarded / unguarded, ResNet-18 size, 32 connections"
     return Figure(what, 0.97, "", Spread.of(pairs), least=True)
 
@@ -189,8 +193,8 @@ def all_figures(records: Sequence[Record]) -> list[Figure]:
         guard_added(records, 32),
         guard_added(records, 1),
         throughput(records),
-        *(against_peers(records, "isolated", 1 / 3, c) for c in (32, 1)),
-        *(against_peers(records, "sealed", 2 / 3, c) for c in (32, 1)),
+        *(against_peers(records, "isolated", 1 / 3, c, peers) for peers in (FRAMEWORKS, RAW) for c in (32, 1)),
+        *(against_peers(records, "sealed", 2 / 3, c, peers) for peers in (FRAMEWORKS, RAW) for c in (32, 1)),
         *(tail(records, arm) for arm in ("guarded", "isolated", "sealed")),
         start(records),
     ]

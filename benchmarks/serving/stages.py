@@ -35,11 +35,13 @@ class Settings:
     models: tuple[str, ...] = tuple(MODELS)
     peers: tuple[str, ...] = tuple(PEERS)
     guard_rounds: int = 9
-    peer_rounds: dict[str, int] = field(default_factory=lambda: {"lenet": 5, "mlp": 3, "resnet18": 4})
+    peer_rounds: dict[str, int] = field(default_factory=lambda: {"lenet": 5, "mlp": 3, "resnet18": 2})
+    throughput_rounds: int = 12
     latency_rounds: int = 7
     starts: int = 7
     seconds: float = 2.0
     large_seconds: float = 4.0
+    throughput_seconds: float = 8.0
     latency_seconds: float = 3.0
     warm_seconds: float = 1.0
 
@@ -73,7 +75,7 @@ class Run:
     def _steps(self) -> int:
         s = self.settings
         peers = sum(s.peer_rounds[model] for model in s.models) * len(CONNECTIONS) if s.peers else 0
-        return s.guard_rounds * len(CONNECTIONS) + peers + 3 * s.latency_rounds + s.starts
+        return s.guard_rounds * len(CONNECTIONS) + peers + s.throughput_rounds + 3 * s.latency_rounds + s.starts
 
     def everything(self) -> None:
         self.guard()
@@ -81,6 +83,7 @@ class Run:
             self.environments = {name: ready(PEERS[name], self.progress.tell) for name in self.settings.peers}
             for model in self.settings.models:
                 self.peers(model)
+        self.throughput()
         self.latency()
         self.start()
 
@@ -116,6 +119,19 @@ class Run:
             for key in keys:
                 if not self._skip([key]):
                     self._round(key, servers, failed, seconds)
+
+    def throughput(self) -> None:
+        """What the guard costs a large model: the unguarded and the guarded server alone, in long rounds.
+
+        A few hundred requests take a minute, so that one more or less at the end of a short round would look like some per cent.
+        """
+        keys = [Key("throughput", "resnet18", CONNECTIONS[0], k) for k in range(self.settings.throughput_rounds)]
+        if "resnet18" not in self.settings.models or self._skip(keys):
+            return
+        with self._servers([arm for arm in OURS if arm.name in {"unguarded", "guarded"}], "resnet18") as (up, failed):
+            for key in keys:
+                if not self._skip([key]):
+                    self._round(key, up, failed, self.settings.throughput_seconds)
 
     def latency(self) -> None:
         """Open loop, LeNet size: each guarded arm against the unguarded server, at half of what the arm can do."""

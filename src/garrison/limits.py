@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 MIB = 1024 * 1024
@@ -82,8 +84,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
-            if getattr(self, field) <= 0:
-                raise ValueError(f"limits.{field} must be above 0, found {getattr(self, field)}")
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"limits.{field} must be above 0 and finite, found {getattr(self, field)}")
 
 
 DEFAULT_LIMITS = Limits()

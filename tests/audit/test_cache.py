@@ -56,6 +56,14 @@ def test_a_broken_file_is_no_trial(tmp_path: Path) -> None:
         assert cache.get("k") is None
 
 
+def test_broken_bytes_are_no_measurement(tmp_path: Path) -> None:
+    cache = TrialCache(tmp_path)
+    for broken in (b"", b'[{"attack":"\xff"}]', b"[" * 100_000):
+        for kind in ("honest", "evasion", "json"):
+            (tmp_path / f"k.{kind}").write_bytes(broken)
+        assert (cache.honest("k"), cache.evasion("k"), cache.get("k")) == (None, None, None)
+
+
 def test_without_a_folder_nothing_is_kept() -> None:
     cache = TrialCache(None)
     cache.put("k", TRIAL)

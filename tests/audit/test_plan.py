@@ -10,7 +10,7 @@ from tests.audit.worlds import PLAN
 from garrison.attacks.base import View
 from garrison.attacks.extraction import ATTACKS
 from garrison.attacks.tactics import TACTICS
-from garrison.audit.plan import load_attack, load_plan, parse_plan, shipped_plans
+from garrison.audit.plan import load_attack, load_plan, parse_plan, shipped_plans, within
 from garrison.errors import PlanError
 
 TRAINING = 'training = {{ rows = "t.npz", algorithm = "ridge", truth = {} }}'
@@ -97,6 +97,15 @@ def test_a_file_names_rows_from_its_own_folder(tmp_path: Path) -> None:
     assert (plan.test, plan.surrogate) == (str(tmp_path / "t.npz"), "mnist:train")
     with pytest.raises(PlanError, match="neither a shipped plan"):
         load_plan(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("most", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_limit_that_would_hold_nothing_back_is_refused(most: float) -> None:
+    plan = parse_plan(PLAN, "a test")
+    assert within(plan, usd=3.0, minutes=2.0).most_usd == 3.0
+    for name in ("usd", "minutes"):
+        with pytest.raises(PlanError, match="finite"):
+            within(plan, **{name: most})  # type: ignore[arg-type]
 
 
 def test_counts_and_prices() -> None:

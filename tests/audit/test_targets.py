@@ -15,7 +15,8 @@ from garrison.audit.targets import HttpTarget, ServiceTarget, answers_of, comple
 from garrison.client import Client
 from garrison.enclave.service import Service
 from garrison.errors import GuardError, InputError, PreflightError
-from garrison.types import DefenseSpec
+from garrison.protocol.oip_metadata import InputRange, ModelExtras, ModelMetadata, TensorMetadata
+from garrison.types import DefenseSpec, Task
 
 
 def test_the_guarded_target_answers_as_the_service_does(world: World) -> None:
@@ -67,6 +68,44 @@ def test_bounds_are_compared_in_the_tensors_own_dtype() -> None:
     assert (np.full(2, 0.1, np.float32) <= high).all()
     assert spread((1.0, 2.0, 3.0, 4.0), np.inf, (2, 2), np.dtype(np.int64)).tolist() == [[1, 2], [3, 4]]
     assert spread(None, np.inf, (2,), np.dtype(np.uint8)).tolist() == [np.inf, np.inf]
+
+
+class Boasting(Client):
+    """A service that says this of its model."""
+
+    def __init__(self, told: ModelMetadata) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self.told = told
+
+    def metadata(self) -> ModelMetadata:
+        return self.told
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        {"x": InputRange(minimum=(0.0, 0.0), maximum=1.0, may_be_missing=False)},
+        {"x": InputRange(minimum=0.0, maximum=(1.0,) * 5, may_be_missing=False)},
+        {"x": InputRange(minimum=0.0, maximum=1.0, may_be_missing=(True,))},
+        {},
+    ],
+)
+def test_what_a_suspect_says_of_itself_may_be_anything(ranges: dict[str, InputRange]) -> None:
+    extras = ModelExtras(
+        version="1",
+        task=Task.CLASSIFICATION,
+        labels=(),
+        ranges=ranges,
+        manifest_digest="",
+        guard_digest="",
+        budget_rows=0,
+        budget_period="ever",
+    )
+    shape = (-1, 3) if ranges else ()
+    inputs, outputs = TensorMetadata("x", "FP32", (-1, 2, 2)), TensorMetadata("probabilities", "FP32", shape)
+    told = ModelMetadata(name="m", inputs=(inputs,), outputs=(outputs,), garrison=extras)
+    with Boasting(told) as client, pytest.raises(PreflightError, match=r"bounds for rows|without a shape"):
+        HttpTarget(client, "http://127.0.0.1:1")
 
 
 def test_taking_the_guard_off_is_logged_and_raw_scores_need_it(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,6 +114,20 @@ def test_the_api_key_goes_along(enclave: Enclave) -> None:
     assert enclave.authorization == "Bearer gk_me_secret"
 
 
+@pytest.mark.parametrize(
+    ("url", "key"), [("http://127.0.0.1:1", "k\u00e4y"), ("http://127.0.0.1:1", "a b"), ("nowhere", "k")]
+)
+def test_what_cannot_be_asked_is_said_before_anything_is_sent(url: str, key: str) -> None:
+    told = fails(ConfigError, "attest", url, "--api-key", key)
+    assert key not in told or key == "k"
+
+
+def test_evidence_does_not_go_by_a_proxy_of_the_environment(enclave: Enclave, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the key: `garrison predict` does not either."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert run("attest", enclave.url, "--allow-simulated").exit_code == 0
+
+
 def test_a_host_cannot_paint_over_the_verdict(enclave: Enclave) -> None:
     """A name with the terminal's own commands in it: go to the start of the line, erase it, write something else."""
     enclave.shown = {"model": "x\x1b[2K\rgood enough", "capabilities": {"landlock": "\x9b2J\x07"}}

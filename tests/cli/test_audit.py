@@ -13,7 +13,7 @@ from tests.commands import as_json, fails, run, save
 from garrison.audit.report.tables import Cell, Table
 from garrison.cli.audit import _grid
 from garrison.cli.output import console
-from garrison.errors import ConfigError, NoTrustedKeyError, PlanError
+from garrison.errors import AuditError, ConfigError, NoTrustedKeyError, PlanError
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,8 @@ def test_what_is_wrong_is_said(world: World, files: list[str], tmp_path: Path) -
     few = save(tmp_path / "few.npz", x=np.zeros((3, 1, 8, 8), np.float32))
     assert "give more rows" in fails(PlanError, "audit", str(world.bundle), *files, *out, "--surrogate", str(few))
     assert not (tmp_path / "out").exists()
+    beneath = str(tmp_path / "few.npz" / "out")  # a file: said before anything is asked, and not after the work
+    assert "no report can be written" in fails(AuditError, "audit", "http://127.0.0.1:1", *files, "-o", beneath)
 
 
 def test_names_in_a_report_are_shown_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from tests.bundle.conftest import FEATURES, make_network
+from tests.bundle.conftest import FEATURES
+from tests.cli.strict import as_json, fails, run, seal_arguments
 from tests.sealing.test_sources import two_headed
 
-from garrison.bundle import key_files
 from garrison.bundle.key_files import read_public_key
 from garrison.bundle.reader import verify
-from garrison.cli import cli
 from garrison.cli.trust import trusted_keys
-from garrison.crypto.owner import OwnerKey
 from garrison.errors import (
     ChangedFileError,
     ConfigError,
-    GarrisonError,
     KeyFileError,
     NoTrustedKeyError,
     TargetExistsError,
@@ -36,146 +30,7 @@ from garrison.errors import (
 BUDGET: dict[str, object] = {"rows": 5000, "period": "ever", "distinct": 0, "price_per_1000_rows": 0.0}
 
 
-@pytest.fixture(autouse=True)
-def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable and no garrison.toml of the person who runs the tests."""
-    for name in list(os.environ):
-        if name.startswith("GARRISON_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: str, code: int = 0, text: str | None = None) -> Result:
-    result = CliRunner().invoke(cli, arguments, input=text)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-def fails(error: type[GarrisonError], *arguments: str, match: str = ".") -> None:
-    with pytest.raises(error, match=match):
-        run(*arguments)
-
-
-def as_json(*arguments: str) -> Any:
-    return json.loads(run(*arguments, "--json").stdout)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    (tmp_path / "model.onnx").write_bytes(make_network().SerializeToString())
-    x = np.random.default_rng(0).normal(size=(2000, FEATURES)).astype(np.float32)
-    np.savez(tmp_path / "rows.npz", x=x, y=np.zeros(2000, np.int64))
-    return tmp_path / "model.onnx"
-
-
-def seal_arguments(*more: str) -> tuple[str, ...]:
-    return ("seal", "model.onnx", "--data", "rows.npz", "--key", "owner.key", "-o", "bundle", *more)
-
-
-@pytest.fixture
-def bundle(model: Path) -> Path:
-    run("keygen", "-o", "owner")
-    run(*seal_arguments())
-    return Path("bundle")
-
-
-# keygen
-
-
-def test_keygen_writes_a_pair_that_only_its_owner_can_read() -> None:
-    told = as_json("keygen", "-o", "owner")
-    assert stat.S_IMODE(Path("owner.key").stat().st_mode) == 0o600
-    key = OwnerKey.from_pem(Path("owner.key").read_bytes())
-    assert told["fingerprint"] == key.public.fingerprint == read_public_key(Path("owner.pub")).fingerprint
-    assert told["encrypted"] is False
-    assert sorted(p.name for p in Path().iterdir()) == ["owner.key", "owner.pub"]
-
-
-def test_keygen_never_loses_a_key() -> None:
-    run("keygen", "-o", "owner")
-    before = Path("owner.key").read_bytes()
-    fails(KeyFileError, "keygen", "-o", "owner", match="--force")
-    Path("owner.key").rename("kept.key")
-    fails(KeyFileError, "keygen", "-o", "owner", match=r"owner\.pub")
-    Path("kept.key").rename("owner.key")
-    assert Path("owner.key").read_bytes() == before
-    run("keygen", "-o", "owner", "--force")
-    assert Path("owner.key").read_bytes() != before
-
-
-def no_space(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The disk fills up just when this file is to be opened."""
-    real = os.open
-
-    def opened(path: Any, *more: Any, **other: Any) -> int:
-        if not isinstance(path, int) and Path(os.fsdecode(path)).name.startswith(name):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, *more, **other)
-
-    monkeypatch.setattr(os, "open", opened)
-
-
-@pytest.mark.parametrize("name", [".owner.key", ".owner.pub", "owner.key", "owner.pub"])
-def test_keygen_leaves_no_half_pair(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    with monkeypatch.context() as patched:
-        no_space(patched, name)
-        fails(KeyFileError, "keygen", "-o", "owner", match="cannot be written: No space left")
-    assert list(Path().iterdir()) == []
-    run("keygen", "-o", "owner")
-    before = {file.name: file.read_bytes() for file in Path().iterdir()}
-    assert before.keys() == {"owner.key", "owner.pub"}  # control
-    with monkeypatch.context() as patched:
-        no_space(patched, name)
-        fails(KeyFileError, "keygen", "-o", "owner", "--force", match="No space left")
-    assert {file.name: file.read_bytes() for file in Path().iterdir()} == before
-    run("keygen", "-o", "owner", "--force")
-    assert sorted(file.name for file in Path().iterdir()) == ["owner.key", "owner.pub"]
-    key = OwnerKey.from_pem(Path("owner.key").read_bytes())
-    assert key.public.fingerprint == read_public_key(Path("owner.pub")).fingerprint
-
-
-def test_keygen_does_not_replace_a_key_that_appears_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = key_files.check_pair_target
-
-    def then_another_comes(out: Path, *, force: bool) -> tuple[Path, Path]:
-        found = real(out, force=force)
-        Path("owner.pub").write_text("another's")
-        return found
-
-    monkeypatch.setattr(key_files, "check_pair_target", then_another_comes)
-    with pytest.raises(KeyFileError, match=r"owner\.pub exists already"):
-        key_files.make_pair(Path("owner"))
-    assert {file.name: file.read_text() for file in Path().iterdir()} == {"owner.pub": "another's"}
-
-
-@pytest.mark.parametrize("way", ["file", "variable"])
-def test_a_passphrase_encrypts_the_key_and_is_needed_again(
-    way: str, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("pass").write_text("correct horse\nsecond line\n")
-    given: tuple[str, ...] = ("--passphrase-file", "pass")
-    if way == "variable":
-        monkeypatch.setenv("GARRISON_PASSPHRASE", "correct horse")
-        given = ()
-    assert as_json("keygen", "-o", "owner", *given)["encrypted"] is True
-    assert b"ENCRYPTED" in Path("owner.key").read_bytes()
-    run(*seal_arguments(*given))
-    monkeypatch.delenv("GARRISON_PASSPHRASE", raising=False)
-    fails(KeyFileError, *seal_arguments("--force"), match="passphrase")
-    Path("pass").write_text("wrong")
-    fails(KeyFileError, *seal_arguments("--force", "--passphrase-file", "pass"), match=r"owner\.key")
-
-
-def test_a_passphrase_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    fails(KeyFileError, "keygen", "-o", "owner", "--encrypt", match="GARRISON_PASSPHRASE")
-    Path("empty").write_text("")
-    fails(KeyFileError, "keygen", "-o", "owner", "--passphrase-file", "empty", match="empty")
-    fails(KeyFileError, "keygen", "-o", "owner", "--passphrase-file", "nowhere", match="nowhere")
-    monkeypatch.setenv("GARRISON_PASSPHRASE", "")
-    fails(KeyFileError, "keygen", "-o", "owner", match="empty")
-    assert not Path("owner.key").exists()
+pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
 
 # seal

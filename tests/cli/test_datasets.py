@@ -29,6 +29,19 @@ def test_saves_what_load_gives(tmp_path: Path) -> None:
     assert isinstance(again.exception, TargetExistsError)
 
 
+def test_the_file_has_the_name_that_was_given(tmp_path: Path) -> None:
+    """numpy would write to out.npz, whatever lies there, and the message would name another file."""
+    (tmp_path / "out.npz").write_bytes(b"somebody's")
+    told = CliRunner().invoke(datasets, ["save", "iris", "-o", str(tmp_path / "out"), "--json"])
+    assert json.loads(told.stdout)["file"] == str(tmp_path / "out")
+    assert (tmp_path / "out.npz").read_bytes() == b"somebody's"
+    with np.load(tmp_path / "out", allow_pickle=False) as saved:
+        assert saved["x"].shape == (120, 4)
+    nowhere = CliRunner().invoke(datasets, ["save", "iris", "-o", str(tmp_path / "no" / "x.npz")])
+    assert "cannot be written" in str(nowhere.exception)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "out.npz"]
+
+
 def test_a_model_has_no_rows(tmp_path: Path) -> None:
     result = CliRunner().invoke(datasets, ["save", "magika", "-o", str(tmp_path / "x.npz")])
     assert isinstance(result.exception, UnknownDatasetError)

@@ -15,7 +15,7 @@ from tests.commands import fails, run, save
 
 from garrison.cli import COMMANDS, main
 from garrison.cli.output import DEFECT, plain, printable
-from garrison.errors import ConfigError, KeyFileError
+from garrison.errors import ConfigError, KeyFileError, MissingExtraError
 from garrison.server.key_file import MOST_FILE_BYTES
 
 
@@ -48,6 +48,18 @@ def test_a_variable_asks_for_the_traceback(monkeypatch: pytest.MonkeyPatch, valu
     monkeypatch.setenv("GARRISON_DEBUG", value)
     with pytest.raises(ModuleNotFoundError if shown else SystemExit):
         main()
+
+
+def test_help_lists_a_command_whose_packages_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "from garrison.errors import MissingExtraError\nraise MissingExtraError('pillow', 'audit')\n"
+    (tmp_path / "lacking_an_extra.py").write_text(lines)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(COMMANDS, "audit", "lacking_an_extra:audit")
+    told = run("--help")
+    assert told.exit_code == 0
+    assert "(not installed: it needs the extra 'audit')" in told.stdout
+    assert "Check every byte of BUNDLE against a trusted key." in told.stdout
+    assert "garrison[audit]" in fails(MissingExtraError, "audit", "--help")
 
 
 def test_an_interruption_is_one_quiet_line(tmp_path: Path) -> None:

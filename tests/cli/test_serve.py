@@ -60,6 +60,7 @@ def test_serve_refuses_what_is_not_safe(bundles: Bundles, tmp_path: Path, monkey
     assert "did you mean server.port?" in fails(ConfigError, "serve", bundle, "--trust", trust)
     assert run("serve").exit_code == 2
     assert run("serve", bundle, "--release", "nothing").exit_code == 2
+    assert run("serve", bundle, "--release", "labels").exit_code == 2  # one spelling, that of `garrison seal`
 
 
 def test_serve_isolates_unless_told_otherwise_and_says_how(

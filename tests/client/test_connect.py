@@ -333,7 +333,13 @@ def test_it_works_where_the_service_asks_for_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("body", "rows"),
-    [(b'{"inputs":[{"shape":[7,2]}]}', 7), (b'{"inputs":[]}', 1), (b"{", 1), (b'{"inputs":[{"shape":[]}]}', 1)],
+    [
+        (b'{"inputs":[{"shape":[7,2]}]}', 7),
+        (b'{"inputs":[]}', 1),
+        (b"{", 1),
+        (b'{"inputs":[{"shape":[]}]}', 1),
+        (b'{"inputs":[{"shape":[-3,2]}]}', 1),
+    ],
 )
 def test_rows_of_a_request(body: bytes, rows: int) -> None:
     assert rows_of(body, -1) == rows

@@ -1,4 +1,4 @@
-"""A server that sends a byte now and then is not waited for for ever: neither for the head of its answer nor for the body."""
+"""A server that sends, or takes, a byte now and then is not waited for for ever: neither with a request nor for the head of its answer nor for the body."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import pytest
 
+from garrison.client.bounded import BoundedTransport, Deadline
 from garrison.client.http import AsyncClient, Client
 from garrison.errors import UnavailableError
 
@@ -71,4 +73,29 @@ def test_with_an_event_loop(first: bytes) -> None:
         started = time.monotonic()
         with pytest.raises(UnavailableError):
             asyncio.run(ask(url))
+        assert time.monotonic() - started < MOST_SECONDS
+
+
+def test_a_server_that_hardly_takes_the_request() -> None:
+    """Each part of the request goes out within the time-out; all of it would take a minute."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+
+    def sip() -> None:
+        stream, _ = listener.accept()
+        with stream:
+            try:
+                while stream.recv(65_536):
+                    time.sleep(0.05)
+            except OSError:
+                pass
+
+    threading.Thread(target=sip, daemon=True).start()
+    deadline = Deadline()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listener, httpx.Client(timeout=SECONDS, trust_env=False, transport=BoundedTransport(deadline)) as client:
+        started = time.monotonic()
+        deadline.at = started + 2 * SECONDS
+        with pytest.raises(httpx.WriteTimeout):
+            client.post(url, content=bytes(64 * 1024 * 1024))
         assert time.monotonic() - started < MOST_SECONDS

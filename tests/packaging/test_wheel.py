@@ -44,6 +44,15 @@ def test_it_is_small(clean: Path) -> None:
     assert len(names) < 40, sorted(names)
 
 
+def test_it_lists_every_command(clean: Path, tmp_path: Path) -> None:
+    outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    told = subprocess.run(
+        [str(clean / "garrison"), "--help"], cwd=tmp_path, env=outside, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert "it needs the extra 'seal'" in told.stdout
+
+
 def test_it_serves_a_sealed_bundle(clean: Path, tmp_path: Path) -> None:
     sealed = seal_mlp(tmp_path / "bundle")
     trust = tmp_path / "owner.pub"

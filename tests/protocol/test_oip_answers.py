@@ -29,7 +29,7 @@ def released(*, uncertain: bool = False, seed: int = 0) -> Released:
 @pytest.mark.parametrize("uncertain", [False, True])
 @pytest.mark.parametrize("default", [False, True])
 @pytest.mark.parametrize("wanted", WANTED)
-@pytest.mark.parametrize("name", ["", "mine"])
+@pytest.mark.parametrize("name", ["", "mine", 'a "b" \\ \n é'])
 def test_each_answer_is_its_own(name: str, wanted: tuple[WantedOutput, ...], default: bool, uncertain: bool) -> None:
     writer = AnswerWriter("m", "7")
     for seed in range(2):  # the second batch goes by what was remembered of the first
@@ -41,6 +41,14 @@ def test_each_answer_is_its_own(name: str, wanted: tuple[WantedOutput, ...], def
             alone = Released({n: x[mine] for n, x in found.outputs.items()}, found.uncertain[mine])
             assert batch.write(request, start) == encode_response(request, alone, "m", "7")
             start += rows
+
+
+def test_what_is_remembered_of_an_answer_holds_for_others_ids() -> None:
+    writer = AnswerWriter("m", "7")
+    found = Released({"probabilities": np.ones((1, 4), np.float32)}, np.zeros(1, np.bool_))
+    for name in ("first", "", "second", '"', ""):
+        request = InferRequest(name, {}, 1, (), True)
+        assert writer.batch(found).write(request, 0) == encode_response(request, found, "m", "7")
 
 
 def test_other_outputs_get_another_json_part() -> None:

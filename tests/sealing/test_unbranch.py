@@ -82,3 +82,41 @@ def test_another_einstein_sum_stays() -> None:
     x = ndx.argument(shape=("rows", 4, 3), dtype=ndx.float32)
     traced = ndx.build({"x": x}, {"y": ndx.tensordot(x, ndx.asarray(np.ones((3, 2), np.float32)), axes=1)})
     assert "Einsum" in operators(unbranch(traced))
+
+
+def judged(*, summed: str = "x", axis: int = 1, shown: bool = False) -> onnx.ModelProto:
+    """Rows of x at least 0, by a minimum that the tracer guards against NaN, and by a sum of x or y."""
+    x, y = (ndx.argument(shape=("rows", 5), dtype=ndx.float32) for _ in range(2))
+    total = ndx.sum({"x": x, "y": y}[summed], axis=axis)
+    positive = ndx.min(x, axis=1) >= ndx.asarray(np.float32(0))
+    good = {"good": positive & (total == total)}
+    return unbranch(ndx.build({"x": x, "y": y}, good | ({"positive": positive} if shown else {})))
+
+
+def test_a_minimum_needs_no_guard_where_the_sum_of_its_rows_is_asked_for_nan() -> None:
+    model = judged()
+    assert "IsNaN" not in operators(model)
+    x = np.ones((6, 5), np.float32)
+    x[np.arange(5), np.arange(5)] = np.nan
+    (good,) = ort.InferenceSession(model.SerializeToString()).run(["good"], {"x": x})
+    assert good.tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("other", [{"summed": "y"}, {"axis": 0}, {"shown": True}], ids=["rows", "axis", "shown"])
+def test_the_control_a_minimum_keeps_its_guard(other: dict[str, Any]) -> None:
+    """The sum is of other rows, or over another dimension, or what was compared is seen without it."""
+    assert "IsNaN" in operators(judged(**other))
+
+
+@pytest.mark.parametrize("axis", [1, -1, 0, 2, (1, 2), None])
+@pytest.mark.parametrize("extremum", [ndx.max, ndx.min])
+def test_an_extremum_is_taken_without_a_detour(
+    extremum: Callable[..., Any], axis: int | tuple[int, ...] | None
+) -> None:
+    x = ndx.argument(shape=("rows", 4, 3), dtype=ndx.float32)
+    traced = ndx.build({"x": x}, {"y": extremum(x, axis=axis)})
+    model = unbranch(traced)
+    assert not {"Squeeze", "Unsqueeze"} & set(operators(model))
+    rows = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    wanted = {"max": rows.max, "min": rows.min}[extremum.__name__](axis=axis)
+    np.testing.assert_array_equal(ort.InferenceSession(model.SerializeToString()).run(["y"], {"x": rows})[0], wanted)

@@ -76,6 +76,48 @@ def test_the_requests_of_one_turn_form_one_batch_and_each_gets_its_own_answer() 
     asyncio.run(main())
 
 
+def test_whom_nobody_can_join_is_answered_before_the_turn_ends() -> None:
+    async def main() -> None:
+        echo = Echo()
+        with batcher(echo) as queue:
+            await queue.submit(waiting(0))  # what the model takes is known now
+            future = queue.submit(waiting(1), alone=True)
+            assert future.done()
+            assert future.result().body == b"1"
+            assert not queue.submit(waiting(2)).done()  # who may be joined waits for the turn's end
+
+    asyncio.run(main())
+
+
+def test_who_says_to_be_alone_and_is_not_joins_the_others() -> None:
+    async def main() -> None:
+        echo = Echo()
+        with batcher(echo) as queue:
+            first = queue.submit(waiting(0))
+            second = queue.submit(waiting(1), alone=True)
+            assert not second.done()
+            assert [(await reply).body for reply in (first, second)] == [b"0", b"1"]
+            # Two were answered just now, so another may follow whoever comes first.
+            third, fourth = queue.submit(waiting(2), alone=True), queue.submit(waiting(3), alone=True)
+            assert not third.done()
+            assert [(await reply).body for reply in (third, fourth)] == [b"2", b"3"]
+            assert [len(batch) for batch in echo.batches] == [2, 2]
+
+    asyncio.run(main())
+
+
+def test_who_is_alone_with_a_slow_model_leaves_the_loop_free() -> None:
+    async def main() -> None:
+        with batcher(Echo(), inline_rows=1) as queue:
+            await queue.submit(waiting(0))
+            future = queue.submit(waiting(1, rows=2.0), alone=True)
+            assert not future.done()
+            assert queue.busy
+            assert (await future).body == b"1"
+
+    asyncio.run(main())
+
+
 def test_what_runs_between_batches_runs_alone_and_takes_turns_with_them() -> None:
     async def main() -> None:
         running: list[str] = []

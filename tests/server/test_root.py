@@ -197,7 +197,7 @@ def test_a_stop_does_not_wait_for_ever(bundles: Bundles, tmp_path: Path) -> None
 
 def test_a_stop_under_load_loses_no_answer(bundles: Bundles, tmp_path: Path) -> None:
     """Every request is either answered in full or never reached the server."""
-    with command(bundles, "metered", tmp_path, "--release", "labels") as (server, ready):
+    with command(bundles, "metered", tmp_path, "--release", "label") as (server, ready):
         assert ready["models"][0]["outputs"] == ["classes"]
         broken: list[str] = []
         answered = threading.Event()

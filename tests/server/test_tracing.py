@@ -69,3 +69,32 @@ def test_an_address_that_is_no_url_is_refused() -> None:
     with pytest.raises(ConfigError, match="collector"):
         open_tracing(OperationsConfig(traces="localhost:4318"))
     assert open_tracing(OperationsConfig()) is None
+
+
+def test_spans_of_calls(bundles: Bundles, tmp_path: Path) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    spans = InMemorySpanExporter()
+    with serve(bundles, "mlp-1", state=tmp_path, grpc_port=0) as served:
+        beside = served.assembly.grpc
+        assert beside is not None
+        tracing = beside.tracing = Tracing("", 0.0, spans)
+        client, asked = triton.InferenceServerClient(beside.address), []
+        for rows in (images(3), images(1) * 9):
+            asked.append(triton.InferInput("image", list(rows.shape), "FP32"))
+            asked[-1].set_data_from_numpy(rows)
+        client.infer("mlp", asked[:1])
+        client.infer("mlp", asked[:1], headers={"traceparent": PARENT})
+        with pytest.raises(triton.InferenceServerException):
+            client.infer("mlp", asked[1:], headers={"traceparent": PARENT})
+        client.close()
+        tracing._provider.force_flush()
+        found = spans.get_finished_spans()
+    assert [f"{span.context.trace_id:032x}" for span in found] == [PARENT.split("-")[1]] * 2
+    good, bad = (dict(span.attributes or {}) for span in found)
+    assert good == {
+        "garrison.model": "mlp",
+        "garrison.version": 1,
+        "rpc.system": "grpc",
+        "rpc.grpc.status_code": 0,
+    }
+    assert bad["error.type"] == "request.input"

@@ -27,6 +27,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     found: str = ""
 
 
+_STEPS = "`garrison attest URL` shows every step"
+_TRIALS = "a simulation proves nothing; for trials it is taken by --allow-simulated (allow_simulated=True)"
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All steps.
 
@@ -60,7 +64,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.passed:
             return self
         reasons = "; ".join(f"{s.name}: expected {s.expected}, found {s.found}" for s in self.failures)
+        simulated = self.technology == "sim" and any(step.name == "technology" for step in self.failures)
         raise AttestationError(
-            f"the evidence ({self.technology}) is not good enough: {reasons or 'a step that must pass was skipped'}",
+            f"the evidence ({self.technology}) is not good enough: {reasons or 'a step that must pass was skipped'}; "
+            f"{_TRIALS if simulated else _STEPS}",
             self,
         )

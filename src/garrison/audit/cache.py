@@ -22,6 +22,7 @@ from garrison.types import FloatArray
 
 FORMAT = 3
 _PACKED = ("scores", "pictures")
+_UNREADABLE = (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Scores(msgspec.Struct, frozen=True):
@@ -72,7 +73,7 @@ class TrialCache:
             return Trial(
                 **{**stored.trial, "told": told}, scores=scores, pictures=tuple(_shown(p) for p in stored.pictures)
             )
-        except (OSError, msgspec.DecodeError, zlib.error, ValueError, TypeError, KeyError, AttributeError):
+        except (*_UNREADABLE, zlib.error, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def honest(self, key: str) -> tuple[Finding, ...] | None:
@@ -81,7 +82,7 @@ class TrialCache:
             return None
         try:
             return msgspec.json.decode((self._folder / f"{key}.honest").read_bytes(), type=tuple[Finding, ...])
-        except (OSError, msgspec.DecodeError):
+        except _UNREADABLE:
             return None
 
     def put_honest(self, key: str, findings: tuple[Finding, ...]) -> None:
@@ -94,7 +95,7 @@ class TrialCache:
             return None
         try:
             return msgspec.json.decode((self._folder / f"{key}.evasion").read_bytes(), type=EvasionCard)
-        except (OSError, msgspec.DecodeError):
+        except _UNREADABLE:
             return None
 
     def put_evasion(self, key: str, card: EvasionCard) -> None:

@@ -188,8 +188,15 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 def within(plan: Plan, *, queries: int | None = None, usd: float | None = None, minutes: float | None = None) -> Plan:
-    """The plan with other limits; None leaves the plan's own."""
+    """The plan with other limits; None leaves the plan's own.
+
+    Raises:
+        PlanError: a limit that is not above 0 and finite.
+    """
     given = {"most_queries": queries, "most_usd": usd, "most_minutes": minutes}
+    for name, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise PlanError(f"{name} must be above 0 and finite, found {value}")
     return msgspec.structs.replace(plan, **{name: value for name, value in given.items() if value is not None})
 
 

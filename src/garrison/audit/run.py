@@ -118,7 +118,7 @@ def run_audit(
     curves = _similarity(work)
     # 7 the report
     asked = _asked_honestly(arms.defended, data) + thief.asked.get(TargetName.DEFENDED, 0) + evaded.asked
-    limits = words.limits(plan, arms, data, (*findings, *stolen.findings), asked)
+    limits = words.limits(plan, arms, data, (*findings, *stolen.findings), asked, stolen.left_out)
     limits = (*evasion_words.limits(plan, evaded.cards), *limits)
     return _report(work, tuple(findings), stolen, tuple(controls), evaded, curves, limits, cpu_threads)
 

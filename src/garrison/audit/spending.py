@@ -7,6 +7,13 @@ import time
 
 from garrison.audit.plan import Plan
 
+_SPENT = (" are over", " are left")
+
+
+def is_spent(why: str) -> bool:
+    """Whether a trial was left out because of a limit, and not because it makes no sense; `why` is `Spending.reserve`'s answer."""
+    return why.endswith(_SPENT)
+
 
 class Spending:
     """The plan's limits, and what is used of them. A trial is begun only where its whole budget still fits.

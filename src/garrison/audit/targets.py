@@ -9,6 +9,7 @@ Invariant: an attack sees the same of both kinds: what the release policy lets o
 from __future__ import annotations
 
 import enum
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -256,17 +257,26 @@ def spread(
     """A bound for each value of a row, in the tensor's own dtype, as the service compares it; `unknown` where none is named."""
     if bound is None:
         return np.broadcast_to(np.float64(unknown), shape)
-    values = np.asarray(bound).astype(dtype)
-    return np.broadcast_to(values.reshape(shape) if values.ndim else values, shape)
+    return np.broadcast_to(_shaped(np.asarray(bound).astype(dtype), shape), shape)
 
 
 def _missing(shape: tuple[int, ...], *, named: bool | tuple[bool, ...]) -> BoolArray | None:
-    flags = np.asarray(named)
-    found: BoolArray = np.broadcast_to(flags.reshape(shape) if flags.ndim else flags, shape)
+    found: BoolArray = np.broadcast_to(_shaped(np.asarray(named), shape), shape)
     return found if found.any() else None
 
 
+def _shaped(values: Array, shape: tuple[int, ...]) -> Array:
+    """One value for all, or one for each of a row, in the row's shape. A service may say anything of itself."""
+    if not values.ndim:
+        return values
+    if values.size != math.prod(shape):
+        raise PreflightError(f"the service names {values.size} bounds for rows of shape {list(shape)}")
+    return values.reshape(shape)
+
+
 def _classes(outputs: Mapping[str, tuple[int, ...]], labels: tuple[str, ...], given: int | None, model: str) -> int:
+    if not all(outputs.values()):
+        raise PreflightError(f"{model!r} names an output without a shape")
     if VALUES in outputs:
         return max(1, outputs[VALUES][-1])
     vectors = [outputs[name][-1] for name in (PROBABILITIES, SCORES) if name in outputs and CLASSES not in outputs]

@@ -10,6 +10,8 @@ from garrison.audit.arms import Arms
 from garrison.audit.data import AuditData
 from garrison.audit.grid import arm_named
 from garrison.audit.plan import Plan
+from garrison.audit.report.content import LeftOut
+from garrison.audit.spending import is_spent
 from garrison.audit.targets import TargetName
 
 _CLOSER_THIEVES = (
@@ -21,6 +23,8 @@ _ALONE = "One account asked; Sybil accounts and cover traffic were not tried."
 _DRAWN = "The plan's {} rows do not fit this model and were replaced by rows drawn evenly from the stated range of its inputs."
 _KNOWING = {"defense-aware", "repeats", "drop-suspicious", "restore-bayes", "restore-network", "top-1"}
 _STARTS_CLOSE = {"activethief", "cloudleak", "jbda", "jbda-tr"}
+_STARTS_LABELLED = ("cloudleak", "jbda")
+_ASKS_NOBODY = "seeds-alone"
 
 
 def share(value: float) -> str:
@@ -55,7 +59,20 @@ def headline(plan: Plan, data: AuditData, findings: Sequence[Finding], controls:
         for f in findings
         if f.target in _BARE and _same_try(f, best) and f.value is not None
     ]
-    return f"{text} The same money buys {' and '.join(others)}." if others else text
+    text += f" The same money buys {' and '.join(others)}." if others else ""
+    return text + _before(plan, data, best, findings)
+
+
+def _before(plan: Plan, data: AuditData, best: Finding, findings: Sequence[Finding]) -> str:
+    """What the thief had before the first question, rows of the model's own kind; and what it would get of them without a question."""
+    labelled = best.attack.startswith(_STARTS_LABELLED)
+    if data.own is None or not (labelled or "in-distribution" in best.tactic.split(" + ")):
+        return ""
+    mine = [f for f in findings if (f.attack, f.target, f.metric) == (_ASKS_NOBODY, best.target, best.metric)]
+    text = f" This thief had rows of the model's own kind ({data.own.source})"
+    if labelled and mine and mine[0].value is not None:
+        text += f"; the {plan.labelled_rows} that it labelled by hand give {share(mine[0].value)} without a question"
+    return f"{text}."
 
 
 _MEANS = {
@@ -90,7 +107,8 @@ def _valued(finding: Finding) -> str:
 
 
 def _chance(best: Finding, controls: Sequence[Finding]) -> str:
-    parts = [] if best.chance is None else [f"a constant answer is right on {share(best.chance)}"]
+    does = "is right" if best.metric == "clone_accuracy" else "agrees"
+    parts = [] if best.chance is None else [f"a constant answer {does} on {share(best.chance)}"]
     mine = [c for c in controls if c.metric == best.metric]
     # The control of the same size, else the largest one.
     control = max(mine, key=lambda c: (c.budget == best.budget, c.budget), default=None)
@@ -108,19 +126,32 @@ def _the(target: str) -> str:
     )
 
 
-def limits(plan: Plan, arms: Arms, data: AuditData, findings: Sequence[Finding], asked: int) -> tuple[str, ...]:
+def limits(
+    plan: Plan, arms: Arms, data: AuditData, findings: Sequence[Finding], asked: int, left_out: Sequence[LeftOut] = ()
+) -> tuple[str, ...]:
     """What does not hold or was not measured, in plain sentences.
 
     Args:
         asked: rows that the service was asked in all.
+        left_out: what was not carried out.
     """
     return (
+        *cut_short(left_out),
         *_missing_arms(arms),
         *(_not_tried(arms, data, findings) if plan.attacks else ()),
         *_how_sure(plan, findings),
         *_of_table(plan, arms),
         *_service(arms, findings, asked),
     )
+
+
+def cut_short(left_out: Sequence[LeftOut]) -> list[str]:
+    """What was not tried on the service because the audit's minutes, rows or dollars were used up; at most one sentence."""
+    mine = [item for item in left_out if item.target == TargetName.DEFENDED and is_spent(item.why)]
+    if not mine:
+        return []
+    which = "; ".join(item.attack for item in mine)
+    return [f"This audit stopped early ({mine[0].why}). Not tried: {which}. The same command goes on from here."]
 
 
 def _missing_arms(arms: Arms) -> list[str]:

@@ -11,8 +11,9 @@ import click
 
 from garrison import __version__
 from garrison.cli.output import quiet_pipe, show_error, show_unexpected
-from garrison.errors import GarrisonError
+from garrison.errors import GarrisonError, MissingExtraError
 
+_MOST_SUMMARY = 120
 COMMANDS: dict[str, str] = {
     "alarms": "garrison.cli.alarms:alarms",
     "attest": "garrison.cli.attest:attest",
@@ -48,6 +49,18 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What each is for; one whose packages are not installed is listed all the same."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._summary(ctx, name)) for name in self.list_commands(ctx)])
+
+    def _summary(self, ctx: click.Context, name: str) -> str:
+        try:
+            command = self.get_command(ctx, name)
+        except MissingExtraError as error:
+            return f"(not installed: it needs the extra {error.extra!r})"
+        return "" if command is None else command.get_short_help_str(_MOST_SUMMARY)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

@@ -19,6 +19,10 @@ from garrison.attest.evidence import NONCE_BYTES, Evidence
 from garrison.attest.policy import Policy, load_policy
 from garrison.attest.report import Report
 from garrison.cli.output import console, json_option, notes, plain, show_json
+from garrison.client.bounded import BoundedTransport, Deadline
+from garrison.client.http import AS_IT_IS, checked_url
+from garrison.client.sealed import ATTESTATION_PATH
+from garrison.client.talk import bearer
 from garrison.errors import AttestationError, UnavailableError
 
 TIMEOUT_SECONDS = 30.0
@@ -85,16 +89,20 @@ def fetch_evidence(
     """Ask a service for evidence over a nonce.
 
     Raises:
+        ConfigError: the URL is none, or the key cannot stand in a header.
         UnavailableError: the server cannot be reached, or is busy.
         AttestationError: it has no evidence, or sent something else.
     """
     query = {"nonce": base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()}
     query |= {name: value for name, value in (("model", model), ("version", version)) if value is not None}
-    address = f"{url.rstrip('/')}/.well-known/garrison/attestation"
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    address = f"{str(checked_url(url)).rstrip('/')}{ATTESTATION_PATH}"
+    headers = AS_IT_IS | bearer(api_key)
+    deadline = Deadline()
     try:
-        with httpx.stream("GET", address, params=query, headers=headers, timeout=TIMEOUT_SECONDS) as response:
-            body = _read(response)
+        with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False, transport=BoundedTransport(deadline)) as http:
+            deadline.at = time.monotonic() + TIMEOUT_SECONDS
+            with http.stream("GET", address, params=query, headers=headers) as response:
+                body = _read(response)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UnavailableError(f"{url} cannot be reached: {error}; does a server run there?") from error
     if response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
@@ -111,7 +119,7 @@ def fetch_evidence(
 def _read(response: httpx.Response) -> bytes:
     """The body, as long as it is not longer than any evidence: a stranger sends it."""
     body = bytearray()
-    for part in response.iter_bytes():
+    for part in response.iter_raw():
         body += part
         if len(body) > MOST_BYTES:
             raise AttestationError(f"the answer is longer than {MOST_BYTES} bytes: no evidence")

@@ -19,9 +19,10 @@ from garrison.audit.pace import Pace, clones_of, spoken, workload
 from garrison.audit.plan import Plan, filling, load_plan, shipped_plans, within
 from garrison.audit.report import evasion, grid, tables
 from garrison.audit.report.content import Report
-from garrison.audit.report.write import load_format, paths_of, write_report
+from garrison.audit.report.write import check_target, load_format, paths_of, write_report
 from garrison.audit.run import run_audit
 from garrison.audit.targets import ReleaseChoice
+from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, plain, printable, progress, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
 from garrison.errors import ConfigError
@@ -78,10 +79,8 @@ class _Options:
 @click.option(
     "--queries", type=click.IntRange(min=1), help="Most rows that may be asked of TARGET; the rest is left out."
 )
-@click.option("--usd", type=click.FloatRange(min=0, min_open=True), help="Most dollars that the queries may cost.")
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="No attack is begun after so many minutes."
-)
+@click.option("--usd", type=FiniteRange(min=0, min_open=True), help="Most dollars that the queries may cost.")
+@click.option("--minutes", type=FiniteRange(min=0, min_open=True), help="No attack is begun after so many minutes.")
 @click.option(
     "--fill", metavar="ARM", multiple=True, help="Fill every cell of this arm of the plan's table; may be given again."
 )
@@ -111,6 +110,7 @@ def audit(target: str | None, as_json: bool, **given: Any) -> None:
     options = _Options(**given)
     for name in paths_of(options.out):
         load_format(name)  # a missing package shows now, and not after the work
+    check_target(options.out)
     plan = filling(load_plan(options.plan), options.fill)
     plan = within(plan, queries=options.queries, usd=options.usd, minutes=options.minutes)
     if target is None and options.reference is None:

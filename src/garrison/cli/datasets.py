@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from garrison import datasets as sets
+from garrison.cli.npz_out import check_writable, write_npz
 from garrison.cli.output import console, json_option, plain, printable, progress, show_json
 from garrison.errors import TargetExistsError, UnknownDatasetError
 
@@ -48,10 +49,11 @@ def save(*, name: str, split: str, out: Path | None, force: bool, as_json: bool)
         raise UnknownDatasetError(
             f"{name!r} is a model file, which holds no rows; in Python: garrison.datasets.fetch({name!r})"
         )
+    check_writable(target)  # before anything is fetched
     with progress(name) as report:
         found = sets.load(name, split, progress=report)
     arrays = {"x": found.x, "labels": np.array(found.labels)} | ({} if found.y is None else {"y": found.y})
-    np.savez_compressed(target, allow_pickle=False, **arrays)
+    write_npz(target, arrays)
     summary = {
         "file": str(target),
         "rows": len(found.x),

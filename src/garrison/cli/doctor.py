@@ -144,20 +144,21 @@ def _packages() -> list[Check]:
         named, extra = _REQUIREMENT.match(line), _EXTRA.search(line)
         if named and named[1] != "garrison" and (extra is None or extra[1] not in {"all", "dev"}):
             least = _LEAST.search(line)
-            found.append(_package(named[1], "" if extra is None else extra[1], least[1] if least else "0"))
+            wish = line.partition(";")[0].strip()
+            found.append(_package(named[1], wish, "" if extra is None else extra[1], least[1] if least else "0"))
     return sorted(found, key=lambda check: (not check.needed, check.group, check.name))
 
 
-def _package(name: str, extra: str, least: str) -> Check:
+def _package(name: str, wish: str, extra: str, least: str) -> Check:
     group = f"packages of the extra {extra!r}" if extra else "packages for serving"
-    target = f"garrison[{extra}]" if extra else "garrison"
     try:
         version = metadata.version(name)
         ok = _numbers(version) >= _numbers(least)
         found = version if ok else f"{version}, older than {least}"
     except metadata.PackageNotFoundError:
         ok, found = False, "not installed"
-    mend = f"pip install --upgrade '{target}'"
+    # Never `pip install --upgrade garrison[...]`: that name may be anybody's on a package index.
+    mend = f"pip install '{wish}'"
     return Check(group=group, name=name, ok=ok, found=found, mend=mend, needed=not extra)
 
 

@@ -17,6 +17,21 @@ _PATHS = ("tls_cert", "tls_key", "tls_client_ca")
 _FLAGS = ("store_may_forget", "tls_client_names", "insecure_plaintext", "allow_anonymous")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_LISTENING = (
+    click.option(
+        "--port", type=click.IntRange(0, 65535), help="Port to listen at; 0 for any free one.  [default: 8080]"
+    ),
+    click.option("--host", help="Address to listen at.  [default: 127.0.0.1]"),
+    click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]"),
+    click.option("--keys", type=_file, help="API keys, from `garrison keys add`; callers must then show one."),
+    click.option(
+        "--secret",
+        multiple=True,
+        type=_file,
+        envvar="GARRISON_SECRET",
+        help="File with a model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
+    ),
+)
 _OPTIONS = (
     click.option("--allow-anonymous", is_flag=True, help="Listen beyond this machine although callers need no key."),
     click.option("--tls-cert", type=_file, help="Certificate chain (PEM): HTTPS, TLS 1.3."),
@@ -34,9 +49,18 @@ _OPTIONS = (
 )
 
 
+def listening_options(command: _Command) -> _Command:
+    """Put on a command the options of where it listens, and what with."""
+    return _with(command, _LISTENING)
+
+
 def front_door_options(command: _Command) -> _Command:
-    """Put the options on a command."""
-    for option in reversed(_OPTIONS):
+    """Put on a command the options of who may come in."""
+    return _with(command, _OPTIONS)
+
+
+def _with(command: _Command, options: tuple[Callable[[_Command], _Command], ...]) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command
 

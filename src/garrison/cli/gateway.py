@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from garrison.cli.front_door import front_door_options, through_the_front_door
+from garrison.cli.front_door import front_door_options, listening_options, through_the_front_door
 from garrison.cli.output import json_option
 from garrison.cli.serving import serve_bundles
 from garrison.cli.trust import trust_option
@@ -24,17 +24,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
     "--upstream", metavar="URL", help="Server that runs the model.  [default: server.upstream in the settings]"
 )
 @trust_option
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen at; 0 for any free one.  [default: 8080]")
-@click.option("--host", help="Address to listen at.  [default: 127.0.0.1]")
-@click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]")
-@click.option("--keys", type=_file, help="API keys, from `garrison keys add`; callers must then show one.")
-@click.option(
-    "--secret",
-    multiple=True,
-    type=_file,
-    envvar="GARRISON_SECRET",
-    help="File with the model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
-)
+@listening_options
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder where budgets are kept.")
 @front_door_options
 @click.option("--upstream-key", type=_file, help="File with an API key for the server that runs the model.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, progress, show_json
 from garrison.cli.upstream import upstream_model_options, upstream_wish
 from garrison.hardening.artifact import Hardened, check_target, write_hardened
@@ -42,7 +43,7 @@ def _budget(_: click.Context, __: click.Parameter, value: str | None) -> dict[st
 )
 @click.option(
     "--benign-loss",
-    type=float,
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.005,
     show_default=True,
     help="Accuracy that honest callers may lose, as a share.",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.table import Column, Table
 
+from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, plain, printable, show_json
 from garrison.server.key_file import KeyEntry, Secret, add_key, read_keys, revoke_key, rotate_key
 
@@ -63,9 +64,7 @@ def keys() -> None:
 @click.option(
     "--rows-per-day", type=click.IntRange(0), default=0, help="Rows a day (UTC), of all models.  [default: as set]"
 )
-@click.option(
-    "--requests-per-second", type=click.FloatRange(0), default=0.0, help="Requests a second.  [default: as set]"
-)
+@click.option("--requests-per-second", type=FiniteRange(0), default=0.0, help="Requests a second.  [default: as set]")
 @json_option
 def add(
     caller: str,

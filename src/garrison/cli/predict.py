@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,10 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from garrison.cli.npz_out import check_writable, write_npz
 from garrison.cli.output import console, json_option, notes, plain, printable, show_json
 from garrison.client import Client, Prediction, load_policy
-from garrison.errors import ConfigError, InputError
+from garrison.errors import InputError
 from garrison.npz import read_arrays
 from garrison.protocol.oip_metadata import ModelMetadata
 from garrison.types import Array
@@ -62,7 +59,7 @@ def predict(
     numbers the share of right answers is printed too.
     """
     if out is not None:
-        _check_writable(out)  # before rows are charged
+        check_writable(out)  # before rows are charged
     with Client(
         url,
         api_key=api_key,
@@ -78,7 +75,7 @@ def predict(
         answer = client.predict(inputs)
         left = client.left
     if out is not None:
-        _write(out, answer)
+        write_npz(out, {"uncertain": answer.uncertain, **answer.outputs})
     accuracy = None if y is None or not _has_classes(answer) else float(np.mean(answer.classes == y))
     if as_json:
         show_json(_as_json(answer, accuracy, left))
@@ -100,30 +97,6 @@ def _read(file: Path, metadata: ModelMetadata, limit: int | None) -> tuple[dict[
     if y is not None and y.shape != (rows,):
         raise InputError(f"{file}: expected y of shape ({rows},), found {y.shape}")
     return inputs, y
-
-
-def _check_writable(out: Path) -> None:
-    """That OUT's folder takes a file. What is at OUT stays as it is until there are answers."""
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-        if out.exists() and not (out.is_file() and os.access(out, os.W_OK)):
-            raise ConfigError(f"-o {out}: cannot be written: it is no file, or may not be written to")
-    except OSError as error:
-        raise ConfigError(f"-o {out}: cannot be written: {error.strerror}") from error
-
-
-def _write(out: Path, answer: Prediction) -> None:
-    new = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        with new.open("xb") as file:
-            np.savez_compressed(file, allow_pickle=False, uncertain=answer.uncertain, **answer.outputs)
-        new.replace(out)
-    except OSError as error:
-        raise ConfigError(f"-o {out}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
 
 
 def _has_classes(answer: Prediction) -> bool:

@@ -11,6 +11,7 @@ from garrison.api.budgets import derived_draft
 from garrison.bundle.manifest import Manifest
 from garrison.bundle.reader import entries_of
 from garrison.bundle.secret import secret_path
+from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, show_json
 from garrison.cli.owner_key import passphrase_option, read_owner_key
 from garrison.errors import ConfigError
@@ -63,21 +64,19 @@ _file = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--budget-fidelity",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.9,
     show_default=True,
     help="Agreement with the model that no clone may reach, for --budget-from.",
 )
 @click.option(
     "--budget-margin",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.5,
     show_default=True,
     help="Share of those answers that a caller gets.",
 )
-@click.option(
-    "--price", type=click.FloatRange(min=0), help="US dollars for 1,000 rows: told to clients, used by audits."
-)
+@click.option("--price", type=FiniteRange(min=0), help="US dollars for 1,000 rows: told to clients, used by audits.")
 @click.option(
     "--output",
     type=click.Choice(["auto", "logits", "probabilities", "scores", "values"]),
@@ -95,14 +94,14 @@ _file = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--benign-loss",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.005,
     show_default=True,
     help="Share of honest rows that the out-of-distribution threshold may cost; decided at hardening for HARDENED.",
 )
 @click.option(
     "--range-margin",
-    type=click.FloatRange(0, 10),
+    type=FiniteRange(0, 10),
     default=SLACK,
     show_default=True,
     help="Room beyond the values seen in a table's feature, as a share of their range.",
@@ -138,7 +137,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--watermark",
-    type=click.FloatRange(0, MOST_SHARE, min_open=True),
+    type=FiniteRange(0, MOST_SHARE, min_open=True),
     metavar="SHARE",
     help="Answer this share of all inputs wrongly, such as 0.01, so that clones can be told: `garrison watermark verify`.",
 )

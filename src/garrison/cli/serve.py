@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from garrison.cli.front_door import front_door_options, through_the_front_door
+from garrison.cli.front_door import front_door_options, listening_options, through_the_front_door
 from garrison.cli.output import json_option
 from garrison.cli.trust import trust_option
 from garrison.config import DEFAULT_FILE, SETTINGS_VARIABLE, Config, load_config
@@ -23,7 +23,7 @@ from garrison.enclave.program import Program, spawn
 from garrison.limits import MIB
 
 _SERVING = "garrison.cli.serving"
-RELEASE_MODES = ("full", "rounded", "top-k", "labels", "label")
+RELEASE_MODES = ("full", "rounded", "top-k", "label")
 _PATHS = ("keys", "state", "collateral", "signature_secret")
 _FLAGS = ("allow_anonymous", "secret_heap", "store_may_forget", "tls_client_names", "insecure_plaintext")
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -45,18 +45,8 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: str | 
 @click.command()
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @trust_option
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen at; 0 for any free one.  [default: 8080]")
+@listening_options
 @click.option("--grpc-port", type=click.IntRange(0, 65535), help="Listen for gRPC too; 0 for any free port.")
-@click.option("--host", help="Address to listen at.  [default: 127.0.0.1]")
-@click.option("--config", "config_file", type=_file, help="Settings.  [default: garrison.toml where it is]")
-@click.option("--keys", type=_file, help="API keys, from `garrison keys add`; callers must then show one.")
-@click.option(
-    "--secret",
-    multiple=True,
-    type=_file,
-    envvar="GARRISON_SECRET",
-    help="File with a model's misinformation key.  [default: GARRISON_SECRET, else BUNDLE.secret]",
-)
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for budgets and caller state.")
 @click.option(
     "--ledger",

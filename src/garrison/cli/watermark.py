@@ -18,6 +18,7 @@ from garrison.audit.ownership.verify import LEVEL, MOST_QUERIES, Claim, verify_s
 from garrison.audit.targets import HttpTarget, unguarded
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.bundle.secret import read_secret, secret_path
+from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, printable, show_json
 from garrison.cli.owner_key import passphrase_option, read_owner_key
 from garrison.cli.suspect import FileTarget
@@ -56,7 +57,7 @@ def watermark() -> None:
 )
 @click.option(
     "--level",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=LEVEL,
     show_default=True,
     help="Accepted chance of any false claim among all SUSPECTs.",

@@ -1,5 +1,5 @@
-"""A transport for the synchronous client with one bound in time for all of an answer's head: httpx itself bounds each read alone, so that a server that sends
-a byte now and then would be waited for for ever. (The asynchronous client has `asyncio.timeout`.)
+"""A transport for the synchronous client with one bound in time for a request and its answer's head: httpx itself bounds each read and write alone, so that a
+server that sends, or takes, a byte now and then would be waited for for ever. (The asynchronous client has `asyncio.timeout`.)
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ from typing import Any
 import httpcore
 import httpx
 
+_PART_BYTES = 256 * 1024
+"""What is sent between two looks at the clock."""
+
 
 class Deadline(threading.local):
     """When each thread gives up, by `time.monotonic`; None for never."""
 
     at: float | None = None
 
-    def bounded(self, seconds: float | None) -> float | None:
+    def bounded(
+        self, seconds: float | None, late: type[httpcore.TimeoutException] = httpcore.ReadTimeout
+    ) -> float | None:
         """The lesser of a time-out and what is left.
 
         Raises:
-            httpcore.ReadTimeout: nothing is left.
+            httpcore.TimeoutException: of the kind `late`: nothing is left.
         """
         if self.at is None:
             return seconds
         left = self.at - time.monotonic()
         if left <= 0:
-            raise httpcore.ReadTimeout("the answer did not come in time")
+            raise late("there was not time enough")
         return left if seconds is None else min(seconds, left)
 
 
@@ -41,7 +46,9 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.read(max_bytes, self._deadline.bounded(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, timeout)
+        for first in range(0, len(buffer), _PART_BYTES):
+            left = self._deadline.bounded(timeout, httpcore.WriteTimeout)
+            self._stream.write(buffer[first : first + _PART_BYTES], left)
 
     def close(self) -> None:
         self._stream.close()
@@ -70,7 +77,7 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class BoundedTransport(httpx.HTTPTransport):
-    """httpx's own transport, whose reads end at the deadline too.
+    """httpx's own transport, whose reads and writes end at the deadline too.
 
     Args:
         deadline: to be set before each request.

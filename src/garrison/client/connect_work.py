@@ -84,4 +84,4 @@ def rows_of(body: bytes, json_bytes: int) -> int:
         inputs = msgspec.json.decode(head, type=_Message).inputs
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 1
-    return max((tensor.shape[0] for tensor in inputs if tensor.shape), default=1) or 1
+    return max([1, *(tensor.shape[0] for tensor in inputs if tensor.shape)])

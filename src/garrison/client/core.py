@@ -37,6 +37,7 @@ from garrison.protocol.oip_metadata import (
     BATCH_DIMENSION,
     IndexEntry,
     KeySet,
+    ModelExtras,
     ModelKey,
     ModelMetadata,
     TensorMetadata,
@@ -325,13 +326,15 @@ def _attested_metadata(metadata: ModelMetadata, attested: Attested) -> ModelMeta
     """What a client relies on comes from the attested manifest; the rest stays as the host tells it."""
     model = attested.model
     inputs = tuple(TensorMetadata(i.name, i.datatype, (BATCH_DIMENSION, *i.shape)) for i in model.inputs)
-    extras = metadata.garrison
-    if extras is not None:
-        extras = msgspec.structs.replace(
-            extras,
-            version=str(model.version),
-            labels=model.labels,
-            manifest_digest=attested.manifest_sha256,
-            guard_digest=attested.guard,
-        )
+    vouched: dict[str, Any] = {
+        "version": str(model.version),
+        "task": model.task,
+        "labels": model.labels,
+        "manifest_digest": attested.manifest_sha256,
+        "guard_digest": attested.guard,
+    }
+    if metadata.garrison is None:  # a host that keeps quiet takes nothing away
+        extras = ModelExtras(ranges={}, budget_rows=0, budget_period="ever", **vouched)
+    else:
+        extras = msgspec.structs.replace(metadata.garrison, **vouched)
     return msgspec.structs.replace(metadata, name=model.name, inputs=inputs, garrison=extras)

@@ -36,37 +36,8 @@ _HEAD_SHARE = 2
 AS_IT_IS = {"accept-encoding": "identity"}  # a short compressed answer could unpack into all of the memory
 
 
-class Client:
-    """Asks a prediction service.
-
-        with Client("http://127.0.0.1:8080") as client:
-            print(client.predict(images).classes)
-
-    Args:
-        url: the server's.
-        api_key: "gk_...", where the server asks for one.
-        model: the model's name; may be left out where the server has one model.
-        version: the model's version; the newest where it is left out.
-        timeout: seconds to connect, to send, and to wait for bytes of the answer. Its head must be whole in twice that time, its body in that time. None
-            for no bound.
-        attempts: how often a request is tried while the server cannot be reached or has no time.
-        verify: check the signature of each answer under the key that the server names at first. That key is *not attested*: it
-            shows that no answer was changed on the way, and not who runs the server or what it computes.
-        sealed: ask an enclave that has shown evidence, in requests that only it can open; answers are then checked under its
-            attested key. Without `sealed`, inputs can be read by whoever runs the server.
-        policy: what is demanded of the evidence; without one, the default, which no enclave passes before measurements are listed.
-        allow_simulated: take evidence of the kind "sim" too, which proves nothing and is there for trials.
-        on_work: where the service asks for proofs of work, which are made by themselves: told now and then of the hashes that
-            were made for a request, and how many it takes on average.
-        signatures: "rfc9421" to have each answer signed in the form of HTTP too, and to check that as well; see docs/signed-answers.md.
-        signature_secret: shared with the server, at least 32 bytes: its HMAC is asked for in place of the service's signature.
-        caller: the name that the server knows you by, where the key does not say it: "cert:NAME" for a client certificate, "oidc:NAME" for a token whose name is not its
-            `sub`. It goes into sealed requests and proofs of work.
-        tls: for HTTPS with a certificate of your own, or an authority of your own; None for the system's authorities.
-
-    Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
-    `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
-    """
+class _Options:
+    """What both clients are told; see `Client`."""
 
     def __init__(
         self,
@@ -99,9 +70,54 @@ class Client:
             signatures=http_signatures(signatures, signature_secret),
             caller=caller,
         )
+        self._connect(checked_url(url), tls)
+
+    def _connect(self, url: httpx.URL, tls: ssl.SSLContext | None) -> None:
+        raise NotImplementedError
+
+    @property
+    def left(self) -> Mapping[str, int]:
+        """What this caller may still ask of the model, as the server said in its last answer (header `RateLimit`): "rows", and "distinct-rows"
+        where different rows are limited too. Empty where there is no budget. No enclave vouches for it."""
+        return self._core.left
+
+
+class Client(_Options):
+    """Asks a prediction service.
+
+        with Client("http://127.0.0.1:8080") as client:
+            print(client.predict(images).classes)
+
+    Args:
+        url: the server's.
+        api_key: "gk_...", where the server asks for one.
+        model: the model's name; may be left out where the server has one model.
+        version: the model's version; the newest where it is left out.
+        timeout: seconds to connect, to send, and to wait for bytes of the answer. Its head must be whole in twice that time, its body in that time. None
+            for no bound.
+        attempts: how often a request is tried while the server cannot be reached or has no time.
+        verify: check the signature of each answer under the key that the server names at first. That key is *not attested*: it
+            shows that no answer was changed on the way, and not who runs the server or what it computes.
+        sealed: ask an enclave that has shown evidence, in requests that only it can open; answers are then checked under its
+            attested key. Without `sealed`, inputs can be read by whoever runs the server.
+        policy: what is demanded of the evidence; without one, the default, which no enclave passes before measurements are listed.
+        allow_simulated: take evidence of the kind "sim" too, which proves nothing and is there for trials.
+        on_work: where the service asks for proofs of work, which are made by themselves: told now and then of the hashes that
+            were made for a request, and how many it takes on average.
+        signatures: "rfc9421" to have each answer signed in the form of HTTP too, and to check that as well; see docs/signed-answers.md.
+        signature_secret: shared with the server, at least 32 bytes: its HMAC is asked for in place of the service's signature.
+        caller: the name that the server knows you by, where the key does not say it: "cert:NAME" for a client certificate, "oidc:NAME" for a token whose name is not its
+            `sub`. It goes into sealed requests and proofs of work.
+        tls: for HTTPS with a certificate of your own, or an authority of your own; None for the system's authorities.
+
+    Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
+    `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
+    """
+
+    def _connect(self, url: httpx.URL, tls: ssl.SSLContext | None) -> None:
         self._deadline = Deadline()
         self._http = httpx.Client(
-            base_url=checked_url(url),
+            base_url=url,
             timeout=self._seconds,
             trust_env=False,
             headers=AS_IT_IS,
@@ -135,12 +151,6 @@ class Client:
         """
         most = _at_least_one("rows_a_request", rows_a_request)
         return self._run(self._core.predict(_arrays(x), outputs=outputs, rows_a_request=most, binary=binary))
-
-    @property
-    def left(self) -> Mapping[str, int]:
-        """What this caller may still ask of the model, as the server said in its last answer (header `RateLimit`): "rows", and "distinct-rows"
-        where different rows are limited too. Empty where there is no budget. No enclave vouches for it."""
-        return self._core.left
 
     def attest(self) -> Attested:
         """The enclave that answers: attested where it was not yet, with its keys and the report. Only with `sealed`.
@@ -196,46 +206,13 @@ class Client:
             raise _lost(error) from error
 
 
-class AsyncClient:
+class AsyncClient(_Options):
     """`Client` for an event loop; see there."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        model: str | None = None,
-        version: int | str | None = None,
-        timeout: float | None = TIMEOUT_SECONDS,
-        attempts: int = ATTEMPTS,
-        verify: bool = True,
-        sealed: bool = False,
-        policy: Policy | None = None,
-        allow_simulated: bool = False,
-        on_work: Progress | None = None,
-        signatures: str | None = None,
-        signature_secret: bytes | None = None,
-        caller: str = "",
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self._seconds = _seconds(timeout)
-        self._core = Core(
-            api_key=api_key,
-            model=model,
-            version=version,
-            attempts=_at_least_one("attempts", attempts),
-            verify=verify,
-            policy=_policy(policy, sealed=sealed, allow_simulated=allow_simulated),
-            on_work=on_work,
-            signatures=http_signatures(signatures, signature_secret),
-            caller=caller,
-        )
+    def _connect(self, url: httpx.URL, tls: ssl.SSLContext | None) -> None:
+        verify = True if tls is None else tls
         self._http = httpx.AsyncClient(
-            base_url=checked_url(url),
-            timeout=self._seconds,
-            trust_env=False,
-            headers=AS_IT_IS,
-            verify=True if tls is None else tls,
+            base_url=url, timeout=self._seconds, trust_env=False, headers=AS_IT_IS, verify=verify
         )
 
     async def index(self) -> tuple[IndexEntry, ...]:
@@ -257,11 +234,6 @@ class AsyncClient:
         """Ask for predictions; see `Client.predict`."""
         most = _at_least_one("rows_a_request", rows_a_request)
         return await self._run(self._core.predict(_arrays(x), outputs=outputs, rows_a_request=most, binary=binary))
-
-    @property
-    def left(self) -> Mapping[str, int]:
-        """See `Client.left`."""
-        return self._core.left
 
     async def attest(self) -> Attested:
         """See `Client.attest`."""

@@ -2,7 +2,7 @@
 
 A proof says who answered. This says that the answer can be one of that model's.
 
-Not checked: whether it is right. The metadata is the host's word, but for what a sealed conversation took from the attested manifest (labels, inputs).
+Not checked: whether it is right. The metadata is the host's word, but for what a sealed conversation took from the attested manifest (labels, inputs, task).
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from garrison.protocol.http_messages import Request
 from garrison.protocol.http_status import ERRORS
 from garrison.protocol.sealed import CONTENT_TYPE, read_answer
 from garrison.protocol.statement import verify_answer
+from garrison.types import Task
 
 ATTESTATION_PATH = "/.well-known/garrison/attestation"
 _MARGIN_SECONDS = 5.0
@@ -56,6 +57,7 @@ class AttestedModel(msgspec.Struct, frozen=True):
 
     name: str
     version: int
+    task: Task
     labels: tuple[str, ...]
     inputs: tuple[AttestedInput, ...]
 

@@ -120,7 +120,7 @@ def told(error: GarrisonError) -> Reply:
 
 def _replaced(progress: Progress) -> list[int]:
     """Rows that were replaced, one number a request; empty for none at all."""
-    if not np.count_nonzero(progress.replaced):
+    if True not in progress.replaced.tolist():
         return []
     batch = progress.batch
     found: list[int] = np.bincount(batch.request_of_row[progress.replaced], minlength=batch.requests).tolist()

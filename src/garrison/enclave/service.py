@@ -229,7 +229,7 @@ class Service:
         """
         replies: dict[int, Reply] = {}
         # 1 open: the envelopes, where there are any
-        if self._mail.takes_plain and not any(ask.sealed for ask in asks):
+        if self._mail.takes_plain and not [ask for ask in asks if ask.sealed]:
             return self._answer_safely(asks)
         letters = self._unseal(asks, replies)
         answers = self._answer_safely([letter.ask for letter in letters.values()])

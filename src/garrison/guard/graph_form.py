@@ -173,7 +173,8 @@ class GraphForm:
             progress.raw = RawScores(found[self._values])
         if self._pipeline.watches:
             found, again = self._watch(progress, found)
-        quiet = not np.count_nonzero(found[marks.ADMIT]) and not np.count_nonzero(found[marks.MARKS])
+        # Lists of Python: numpy's code has left the processor's caches while the model ran.
+        quiet = not any(found[marks.ADMIT].tolist()) and not any(found[marks.MARKS].tolist())
         if self._every_row or not quiet:
             self._mind(progress, found, outputs, again)
         elif self._shadow:

@@ -15,6 +15,7 @@ one counts.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -48,7 +49,8 @@ GRPC = -2
 
 _SHOWN_CHARACTERS = 64
 _HEAD_BYTES, _MOST_HEADS = 1024, 256
-"""JSON parts that are remembered: how long, and how many."""
+"""JSON parts that are remembered, without their id: how long, and how many."""
+_WITH_ID = re.compile(rb'\{"id":"([A-Za-z0-9_.:-]{1,64})",(?=")')
 
 
 class WantedOutput(msgspec.Struct, frozen=True):
@@ -106,12 +108,12 @@ class _Head:
     binary_default: bool
     size: int
 
-    def read(self, body: bytes, start: int) -> InferRequest:
+    def read(self, body: bytes, start: int, request_id: str) -> InferRequest:
         inputs: dict[str, Array] = {}
         for want, size in self.tensors:
             inputs[want.name] = from_binary(body, start, size, want, self.rows)
             start += size
-        return InferRequest("", inputs, self.rows, self.outputs, self.binary_default)
+        return InferRequest(request_id, inputs, self.rows, self.outputs, self.binary_default)
 
 
 def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limits) -> InferRequest:
@@ -129,9 +131,11 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
         LimitError: longer than the limits allow.
     """
     plan = plan_of(facts)
-    known = plan.heads.get(body[:json_bytes]) if 0 < json_bytes <= _HEAD_BYTES else None
+    head, head_id = _without_id(body[:json_bytes]) if 0 < json_bytes <= _HEAD_BYTES else (b"", "")
+    known = plan.heads.get(head)
     if known is not None and known.limits is limits and known.size == len(body) - json_bytes:
-        return known.read(body, json_bytes)
+        check_length("the request's id", head_id, limits)
+        return known.read(body, json_bytes, head_id)
     binary = json_bytes != ALL_JSON
     if binary and not 0 <= json_bytes <= len(body):
         raise MalformedRequestError(
@@ -167,11 +171,17 @@ def decode_request(body: bytes, json_bytes: int, facts: ModelFacts, limits: Limi
         )
     default = message.parameters is not None and message.parameters.binary_data_output
     outputs = _outputs(message.outputs, limits)
-    if not request_id and len(tensors) == len(inputs) and json_bytes <= _HEAD_BYTES:
+    if head and request_id == head_id and len(tensors) == len(inputs) and b'"id"' not in head and b"\\" not in head:
         if len(plan.heads) >= _MOST_HEADS:
             plan.heads.clear()
-        plan.heads[body[:json_bytes]] = _Head(limits, tuple(tensors), rows, outputs, default, len(body) - json_bytes)
+        plan.heads[head] = _Head(limits, tuple(tensors), rows, outputs, default, len(body) - json_bytes)
     return InferRequest(request_id, inputs, rows, outputs, default)
+
+
+def _without_id(head: bytes) -> tuple[bytes, str]:
+    """A JSON part without the id that it begins with, and that id: clients give each request one of its own, and mean the same with the rest."""
+    found = _WITH_ID.match(head)
+    return (head, "") if found is None else (b"{" + head[found.end() :], found[1].decode())
 
 
 def check_outputs(request: InferRequest, offered: Iterable[str]) -> None:

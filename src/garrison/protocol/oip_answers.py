@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import msgspec
 
 from garrison.protocol.oip import ALL_JSON, GRPC, InferRequest, WantedOutput, encode_response
 from garrison.protocol.oip_grpc import encode_message
@@ -15,7 +15,10 @@ from garrison.types import Released
 
 _MOST_HEADS = 256
 
+_ENCODER = msgspec.json.Encoder()
+
 _Heads = dict[tuple[tuple[WantedOutput, ...], bool, int], bytes]
+"""JSON parts, but for their end."""
 
 
 class AnswerWriter:
@@ -45,7 +48,7 @@ class BatchAnswers:
 
     def __init__(self, released: Released, model: str, version: str, heads: _Heads) -> None:
         self._released, self._model, self._version, self._heads = released, model, version, heads
-        self._plain = not np.count_nonzero(released.uncertain)
+        self._plain = True not in released.uncertain.tolist()
         self._rows = {name: (x.tobytes(), x.nbytes // max(1, len(x))) for name, x in released.outputs.items()}
 
     def write(self, request: InferRequest, start: int) -> tuple[bytes, int]:
@@ -58,15 +61,16 @@ class BatchAnswers:
         stop = start + request.rows
         if request.grpc:
             return encode_message(request, self._part(start, stop), self._model, self._version), GRPC
-        if request.id or not self._plain:
+        if not self._plain:
             return self._whole(request, start, stop)
         key = request.outputs, request.binary_default, request.rows
         head = self._heads.get(key)
         if head is None:
             body, json_bytes = self._whole(request, start, stop)
             if json_bytes != ALL_JSON and self._is_binary(request):
-                self._heads[key] = body[:json_bytes]
+                self._heads[key] = body[: json_bytes - len(_ending(request.id))]
             return body, json_bytes
+        head += _ending(request.id)
         parts = [head]
         for name in [wanted.name for wanted in request.outputs] or self._rows:
             data, size = self._rows[name]
@@ -85,3 +89,8 @@ class BatchAnswers:
         """Whether the JSON part holds no value of a tensor."""
         default = request.binary_default
         return all(default if w.binary is None else w.binary for w in request.outputs) if request.outputs else default
+
+
+def _ending(request_id: str) -> bytes:
+    """How a JSON part ends: with the request's id, where it has one."""
+    return b',"id":%b}' % _ENCODER.encode(request_id) if request_id else b"}"

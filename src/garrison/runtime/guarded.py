@@ -18,6 +18,7 @@ class Guarded:
     Attributes:
         entry: the guarded graph, with the model's parameters.
         inputs: its inputs beside the settings.
+        asked: their names, by those of the model's.
         every_output: its outputs.
         outputs: those that a guarded batch needs.
         settings: the numbers that it takes.
@@ -33,6 +34,7 @@ class Guarded:
         manifest = bundle.manifest
         self.entry = msgspec.structs.replace(guarded.graph, chunks=manifest.graph.chunks)
         self.inputs = tuple(msgspec.structs.replace(spec, name=asked(spec.name)) for spec in manifest.inputs)
+        self.asked = {spec.name: asked(spec.name) for spec in manifest.inputs}
         self.settings = {name: settings[name] for name in guarded.settings}
         self.every_output = list(guarded.graph.outputs)
         spare = set(manifest.graph.outputs) - set(guarded.drawn_from)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from garrison.bundle.manifest import GraphEntry, InputSpec, asked
+from garrison.bundle.manifest import GraphEntry, InputSpec
 from garrison.bundle.reader import VerifiedBundle
 from garrison.errors import ManifestError
 from garrison.limits import DEFAULT_LIMITS, Limits
@@ -149,7 +149,8 @@ class Runner:
         if guarded is None:
             found = self._sliced(self._victim, outputs, inputs)
         else:
-            found = self._sliced(self._victim, outputs, {asked(n): x for n, x in inputs.items()}, guarded.settings)
+            mine = {guarded.asked[name]: x for name, x in inputs.items()}
+            found = self._sliced(self._victim, outputs, mine, guarded.settings)
         return dict(zip(outputs, found, strict=True))
 
     def misinformation(

@@ -29,7 +29,7 @@ def release_of(mode: str | None, k: int = 3, decimals: int | None = None) -> Rel
             return Release(mode="rounded", decimals=DEFAULT_DECIMALS if decimals is None else decimals)
         case "top-k":
             return Release(mode="top-k", k=k, decimals=decimals)
-        case "label" | "labels":
+        case "label":
             return Release(mode="labels")
         case "full":
             return Release()

@@ -15,6 +15,8 @@ GAIN = 0.9
 FIRST_ROWS = 32
 """Before anything is known."""
 RETRY_BATCHES = 256
+LOOK_BATCHES = 8
+"""How often a bound is looked for where there is none and nothing has become dear."""
 _FORGET = 1.02
 """The least of late counts: a busy machine makes single measurements too large, and never too small."""
 
@@ -47,7 +49,13 @@ class BatchSize:
         if self._bounded and self._since_retry >= RETRY_BATCHES:
             self._since_retry = 0
             self._by_size.pop(2 * self._most, None)
-        self._most, self._bounded = self._find()
+        if (
+            known is None
+            or self._bounded
+            or not self._since_retry % LOOK_BATCHES
+            or size * self._latest > CHEAP_SECONDS
+        ):
+            self._most, self._bounded = self._find()
 
     def most(self, limit: float) -> float:
         """Rows that the next batch should have at most."""

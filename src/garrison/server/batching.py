@@ -1,6 +1,7 @@
 """From single requests to batches.
 
-The requests that consecutive turns of the event loop bring form a batch: nothing waits for a window to pass. A batch that is cheap is
+The requests that consecutive turns of the event loop bring form a batch: nothing waits for a window to pass, and a request that nobody can
+join is answered before the loop's turn ends. A batch that is cheap is
 computed on the loop's own thread, which saves two thread switches; any other goes to the worker's threads, so that the loop
 goes on answering. One batch a model is computed at a time; what comes meanwhile forms the next. Callers take turns
 (`garrison.server.waiting`), and a batch is no larger than pays (`garrison.server.batch_size`).
@@ -41,6 +42,7 @@ Call = Callable[[Sequence[Ask]], list[Reply]]
 Begin = Callable[[Sequence[Ask]], Pending | None]
 Result = TypeVar("Result")
 _ANY = Left(-1, -1)
+_NO_TIME = "the model had no time for this request within the time that its client waits; try again"
 
 
 class _Job:
@@ -131,22 +133,27 @@ class Batcher:
         """Whether a new request will wait for longer than this turn of the loop."""
         return self._working or len(self._queue) > self._limits.inline_rows
 
-    def submit(self, request: Waiting) -> asyncio.Future[Reply]:
+    def submit(self, request: Waiting, *, alone: bool = False) -> asyncio.Future[Reply]:
         """Put a request into the next batch.
+
+        Args:
+            alone: nobody else asks anything that could join it. What is cheap is answered on return then.
 
         Raises:
             UnavailableError: too many are waiting, or it would wait for too long; or what is answered cannot be written down.
         """
         if self._recorder is not None:
             self._recorder.check()
-        now = time.monotonic()
-        request.since = now
+        now = request.since = time.monotonic()
         request.deadline = min(request.deadline, now + self._limits.queue_seconds)
-        wait = self._queue.rows_before(request.caller) * self._size.least_row_seconds
+        wait = self._queue.rows_before(request.caller) * self._size.least_row_seconds if len(self._queue) else 0.0
         if now + wait >= request.deadline:
             raise UnavailableError(f"it would take about {wait:.1f} s until this request's turn; try again")
         self._queue.put(request)
-        self._schedule()
+        if alone and self._expected <= 1 and len(self._queue) == 1 and not (self._scheduled or self._working):
+            self._turn()
+        else:
+            self._schedule()
         return request.reply
 
     def sweep(self) -> None:
@@ -216,7 +223,8 @@ class Batcher:
             self._write_down()
             return
         batch, late = self._queue.take(self._size.most(self._limits.compute_rows))
-        self._dismiss(late)
+        if late:
+            self._dismiss(late)
         if batch:
             self._answer(_Job(batch))
         self._write_down()
@@ -266,7 +274,7 @@ class Batcher:
 
     def _dismiss(self, late: list[Waiting]) -> None:
         self.count.dismissed += len(late)
-        _dismiss(late)
+        finish(late, failed(late, UnavailableError.code, _NO_TIME))
 
     def _is_quick(self, rows: float) -> bool:
         """Whether a batch may begin on the loop's thread. One that is begun elsewhere can be left to another thread still."""
@@ -321,8 +329,7 @@ class Batcher:
             fresh = self._charge_fresh(_news(job.batch, replies)) if job.fresh is None else job.fresh
             return self._charged(job, replies, fresh, self._budget.charge(_wants(job.batch, replies)))
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
-            spoilt = _spoilt(job)
-            return self._without(job, spoilt) if spoilt else failure(job.batch, error)
+            return self._without(job, spoilt) if (spoilt := _spoilt(job)) else failure(job.batch, error)
 
     def _without(self, job: _Job, spoilt: set[Waiting]) -> list[Reply]:
         """A batch of which nothing was sent because of some of its requests: these are refused alone."""
@@ -389,9 +396,3 @@ def _note_left(job: _Job, replies: list[Reply]) -> None:
         if outcome.rows:
             before = left[request.caller] = before.after(outcome.rows, outcome.distinct)
         request.left = before
-
-
-def _dismiss(late: list[Waiting]) -> None:
-    if late:
-        detail = "the model had no time for this request within the time that its client waits; try again"
-        finish(late, failed(late, UnavailableError.code, detail))

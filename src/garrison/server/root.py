@@ -179,6 +179,8 @@ def assemble_enclaves(config: Config, enclaves: Sequence[Enclave]) -> Assembly:
     rsgi = RsgiApp(app, admission, signatures_of(config.server))
     rsgi.tracing = open_tracing(config.operations)
     grpc = make_grpc(config.server, app, admission, rsgi.held)
+    if grpc is not None:
+        grpc.tracing = rsgi.tracing
     return Assembly(
         config,
         hosting,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -54,6 +55,7 @@ from garrison.server.questions import (
 from garrison.server.signing import Signatures
 from garrison.server.tally import Counted
 from garrison.server.tls import Certificates
+from garrison.server.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -139,19 +141,23 @@ class RsgiApp:
                 logger.exception("a look at what takes too long, and for new keys, failed")
 
     async def _answer(self, scope: Any, protocol: Any) -> Answer:
+        path = scope.path  # each of these is made anew when it is asked for
         try:
-            route = self._app.route(scope.path)
-            who = ANYONE
+            route = self._app.route(path)
+            who, headers = ANYONE, scope.headers
             if route is None or not route.open:
-                who = self._admission.identify(_single(scope.headers, AUTHORIZATION), scope.client)
+                who = self._admission.identify(_single(headers, AUTHORIZATION), scope.client)
             if route is None:
-                raise self._app.why_not_found(scope.path, who.scopes)
-            self._app.allow(route, who.scopes, scope.path)
+                raise self._app.why_not_found(path, who.scopes)
+            self._app.allow(route, who.scopes, path)
             if scope.method not in route.methods:
                 return _wrong_method(scope.method, route)
             if route.model is not None:
                 away = self.turned_away(who.name, route.model)
-                return away or await self._traced(route.model, who.name, scope, protocol)
+                if away is not None:
+                    return away
+                inferring = self._infer(route.model, who.name, path, headers, protocol)
+                return await (inferring if self.tracing is None else self._traced(route.model, headers, inferring))
             return await self._show(route, who, scope, protocol)
         except GarrisonError as error:
             self._errors[error.code] = self._errors.get(error.code, 0) + 1
@@ -159,7 +165,7 @@ class RsgiApp:
         except (_ClientGoneError, RSGIProtocolClosed, asyncio.CancelledError):
             raise
         except Exception:
-            logger.exception("a request to %r failed", scope.path)
+            logger.exception("a request to %r failed", path)
             return error_answer(INTERNAL, "")
 
     async def _show(self, route: Route, who: Identity, scope: Any, protocol: Any) -> Answer:
@@ -167,7 +173,7 @@ class RsgiApp:
         page = route.page_for(who.name, who.scopes)
         if page is not None:
             if scope.method == "POST":
-                await self._read(scope, protocol, _PAGE_BODY_BYTES, who.name)
+                await self._read(scope.headers, protocol, _PAGE_BODY_BYTES, who.name)
             return page()
         model, nonce = self._app.read_challenge(scope.query_string, who.scopes)
         away = self._admission.too_fast(who.name, model)
@@ -178,40 +184,37 @@ class RsgiApp:
         away = self._admission.too_fast(caller, model) or self._admission.used_up(caller, model)
         return error_answer(*away) if away is not None else None
 
-    async def _traced(self, model: Model, caller: str, scope: Any, protocol: Any) -> Answer:
-        if self.tracing is None:
-            return await self._infer(model, caller, scope, protocol)
-        parents = scope.headers.get_all("traceparent")
-        answer: Answer = await self.tracing.around(parents, model, self._infer(model, caller, scope, protocol))
+    async def _traced(self, model: Model, headers: Any, inferring: Coroutine[Any, Any, Answer]) -> Answer:
+        answer: Answer = await self.tracing.around(headers.get_all("traceparent"), model, inferring)
         return answer
 
-    async def _infer(self, model: Model, caller: str, scope: Any, protocol: Any) -> Answer:
-        headers = scope.headers
+    async def _infer(self, model: Model, caller: str, path: str, headers: Any, protocol: Any) -> Answer:
         if (_single(headers, "content-encoding") or "identity") != "identity":
             raise MalformedRequestError("compressed bodies are not read; send this one as it is")
         deadline = read_deadline(_single(headers, TIMEOUT_HEADER), time.monotonic())
-        body = await self._read(scope, protocol, self._limits.request_body_bytes, caller)
+        body = await self._read(headers, protocol, self._limits.request_body_bytes, caller)
         self.held.take(caller, len(body))
         try:
             length = _single(headers, LENGTH_HEADER)
             if is_sealed(_single(headers, "content-type")):
                 sealed = read_sealed(model, caller, body, length, deadline)
-                reply = await self._reply(model.batcher.submit(sealed), model.batcher, protocol)
+                reply = await self._reply(sealed, model.batcher, protocol)
                 return write_sealed(reply, rate_limits(model, sealed, reply))
             nonce = _single(headers, NONCE_HEADER)
             work = None if model.card.work is None else _single(headers, WORK_HEADER)
             accept = _single(headers, ACCEPT_HEADER)
-            form = self._signatures.form(accept, _single(headers, DIGEST_HEADER), scope.path, body)
+            form = self._signatures.form(accept, _single(headers, DIGEST_HEADER), path, body)
             nonce = self._signatures.nonce(nonce, accept)
             question = read_question(model, caller, body, length, nonce, self._limits, deadline, work)
             question.form = form
-            reply = await self._reply(model.batcher.submit(question), model.batcher, protocol)
+            reply = await self._reply(question, model.batcher, protocol)
             return self._signatures.signed(write_answer(reply, rate_limits(model, question, reply)), form, reply)
         finally:
             self.held.give_back(caller, len(body))
 
-    async def _reply(self, future: asyncio.Future[Reply], batcher: Batcher, protocol: Any) -> Reply:
-        if not batcher.busy:
+    async def _reply(self, request: Waiting, batcher: Batcher, protocol: Any) -> Reply:
+        future = batcher.submit(request, alone=self.in_flight == 1)
+        if future.done() or not batcher.busy:
             return await future
         self._waiting[future] = protocol
         try:
@@ -231,8 +234,8 @@ class RsgiApp:
                 watch.add_done_callback(self._watches.discard)
                 future.add_done_callback(partial(_end, watch))
 
-    async def _read(self, scope: Any, protocol: Any, most: int, caller: str) -> bytes:
-        declared = scope.headers.get("content-length")
+    async def _read(self, headers: Any, protocol: Any, most: int, caller: str) -> bytes:
+        declared = headers.get("content-length")
         length = int(declared) if declared is not None and declared.isdigit() else None
         if length is not None and length > most:
             raise _too_long(most, length)

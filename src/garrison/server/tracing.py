@@ -1,7 +1,7 @@
 """OpenTelemetry traces: one span a question, sent to a collector by OTLP over HTTP. Off unless asked for.
 
 A caller's `traceparent` (W3C Trace Context) is honoured: its trace goes on here. But callers are strangers: what they want recorded is, up to `MOST_A_SECOND` spans a second; of questions
-that come without one, a share. A span holds the model, the HTTP status and an error's code; no caller, no input, no answer, and nothing of `tracestate` or `baggage`.
+that come without one, a share. A span holds the model, the status of HTTP or gRPC and an error's code; no caller, no input, no answer, and nothing of `tracestate` or `baggage`.
 
 Not covered: who can write to the collector can read all spans.
 """
@@ -9,11 +9,13 @@ Not covered: who can write to the collector can read all spans.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from garrison import __version__
-from garrison.errors import ConfigError, GarrisonError, MissingExtraError
+from garrison.errors import ConfigError, MissingExtraError
+from garrison.protocol.http_status import INTERNAL
 from garrison.server.hosting import Model
 from garrison.server.http_errors import Answer
 
@@ -100,30 +102,40 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     async def around(self, parents: Sequence[str], model: Model, work: Coroutine[Any, Any, Answer]) -> Answer:
-        """Do the work within a span.
+        """Do the work of an HTTP request within a span.
 
         Args:
             parents: the values of the question's headers `traceparent`.
         """
+        with self._span(parents, model, {"http.request.method": "POST"}) as span:
+            answer = await work
+            span.set_attribute("http.response.status_code", answer.status)
+            return answer
+
+    async def around_call(self, parents: Sequence[str], model: Model, work: Coroutine[Any, Any, bytes]) -> bytes:
+        """Do the work of a gRPC call within a span.
+
+        Args:
+            parents: as in `around`, of the call's metadata.
+        """
+        with self._span(parents, model, {"rpc.system": "grpc"}) as span:
+            found = await work
+            span.set_attribute("rpc.grpc.status_code", 0)
+            return found
+
+    @contextmanager
+    def _span(self, parents: Sequence[str], model: Model, attributes: dict[str, str]) -> Iterator[trace.Span]:
         context = None
         if len(parents) == 1 and len(parents[0]) <= _MOST_HEADER:
             context = self._propagator.extract({HEADER: parents[0]})
-        attributes: dict[str, str | int] = {
-            "garrison.model": model.name,
-            "garrison.version": model.version,
-            "http.request.method": "POST",
-        }
-        span = self._tracer.start_span(
-            f"infer {model.name}", context, trace.SpanKind.SERVER, attributes, record_exception=False
-        )
+        told: dict[str, str | int] = {"garrison.model": model.name, "garrison.version": model.version, **attributes}
+        kind = trace.SpanKind.SERVER
+        span = self._tracer.start_span(f"infer {model.name}", context, kind, told, record_exception=False)
         try:
-            answer = await work
-        except GarrisonError as error:
-            span.set_attribute("error.type", error.code)
+            yield span
+        except Exception as error:
+            span.set_attribute("error.type", getattr(error, "code", INTERNAL))
             raise
-        else:
-            span.set_attribute("http.response.status_code", answer.status)
-            return answer
         finally:
             span.end()
 

@@ -17,7 +17,7 @@ from garrison.attacks.extraction.critical_points import CriticalPoints
 from garrison.attacks.extraction.equations import softmax
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
-from garrison.errors import AuditError
+from garrison.errors import AuditError, BudgetExhaustedError
 from garrison.types import Array, FloatArray
 
 
@@ -84,6 +84,27 @@ def test_a_budget_that_does_not_suffice_gives_what_was_found() -> None:
     trial = attacked(Network(10, 10, 3), 150)
     assert 0 < trial.told["units"] < 10
     assert trial.scores["total_variation"].max() > 1e-3
+
+
+@dataclass
+class Stopping(Network):
+    """Answers its first rows, and then no more."""
+
+    answers: int = 40
+    asked: int = 0
+
+    def query(self, x: Array) -> Answers:
+        if self.asked >= self.answers:
+            raise BudgetExhaustedError("no")
+        self.asked += len(x)
+        return super().query(x)
+
+
+def test_a_service_that_stops_answering_ends_the_search() -> None:
+    trial = attacked(Stopping(10, 10, 3), 400)
+    assert trial.unanswered > 0
+    assert trial.told["units"] < 10
+    assert attacked(Stopping(10, 10, 3, answers=2000), 2000).told["units"] == 10
 
 
 def test_rounded_answers_give_the_best_linear_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from tests.attacks.extraction import trees
 from tests.attacks.extraction.both_ways import both_ways
 from tests.attacks.extraction.trees import German, exact, tree_service
+from tests.attacks.services import Linear, rows
 
 from garrison import datasets
+from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.path_finding import PathFinding
 from garrison.attacks.extraction.path_finding_missing import PathFindingMissing
 from garrison.attacks.extraction.tree_service import TreeService
+from garrison.attacks.knowledge import Knowledge
+from garrison.attacks.oracle import Answers, OracleFacts
 from garrison.errors import AuditError
+from garrison.types import Array
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,26 @@ def test_a_regression_tree_too() -> None:
     trial = trees.steal(target, x, PathFindingMissing())
     assert trial.scores["fidelity"].min() == 1.0
     assert trial.queries <= 20 * 46
+
+
+class Smooth(Linear):
+    """A model without leaves that takes rows with missing features."""
+
+    @property
+    def facts(self) -> OracleFacts:
+        found = super().facts
+        return dataclasses.replace(found, missing=np.ones(found.shape, dtype=np.bool_))
+
+    def query(self, x: Array) -> Answers:
+        return super().query(np.nan_to_num(x))
+
+
+def test_a_model_without_leaves_spends_the_budget_and_is_not_called_exact() -> None:
+    exam = Exam(rows(5), np.zeros(5, dtype=np.int64))
+    trial = PathFindingMissing().carry_out(Smooth(), Knowledge(rows(20)), exam, budget=60, seed=0)
+    assert trial.queries <= 60
+    assert trial.told["leaves found"] == 0
+    assert not trial.told["exact by its own check"]
 
 
 def test_it_says_where_features_may_not_be_missing(credit: German) -> None:

@@ -9,6 +9,8 @@ import pytest
 from benchmarks.serving.arms import OURS, Arm
 from benchmarks.serving.environments import Environment, last_line, loose
 from benchmarks.serving.figures import (
+    FRAMEWORKS,
+    RAW,
     REFERENCE_US,
     Figure,
     Spread,
@@ -62,26 +64,32 @@ def test_the_guards_time_is_scaled_by_the_measured_runtime() -> None:
     assert guard_added([], 32).met is None
 
 
-def test_the_best_peer_is_that_with_the_least_time_and_ray_serve_is_none_of_them() -> None:
+def test_the_best_framework_is_that_with_the_least_time_and_neither_ray_serve_nor_a_raw_route_is_one() -> None:
     records = [
-        *rounds("fastapi", [400, 500], "peers"),
+        *rounds("fastapi", [200, 300], "peers"),
+        *rounds("fastapi-json", [400, 500], "peers"),
         *rounds("mlserver", [450, 460], "peers"),
         *rounds("ray", [1, 1], "peers"),
         *rounds("isolated", [100, 150], "peers"),
     ]
-    assert best_peer(records, "lenet", 32) == "fastapi"
-    found = against_peers(records, "isolated", 1 / 3, 32)
+    assert best_peer(records, "lenet", 32, FRAMEWORKS) == "fastapi-json"
+    found = against_peers(records, "isolated", 1 / 3, 32, FRAMEWORKS)
     assert found.found is not None
     assert found.found.median == pytest.approx((100 / 400 + 150 / 500) / 2)
     assert found.met is True
-    assert against_peers(records, "sealed", 2 / 3, 32).met is None
-    assert against_peers([], "sealed", 2 / 3, 32).note == "no peer could be measured"
+    raw = against_peers(records, "isolated", 1 / 3, 32, RAW)
+    assert raw.found is not None
+    assert raw.found.median == pytest.approx((100 / 200 + 150 / 300) / 2)
+    assert raw.met is False
+    assert "raw octets" in raw.what
+    assert against_peers(records, "sealed", 2 / 3, 32, FRAMEWORKS).met is None
+    assert against_peers([], "sealed", 2 / 3, 32, FRAMEWORKS).note == "no peer could be measured"
 
 
 def test_throughput_must_be_at_least_the_bound() -> None:
-    good = [*rounds("guarded", [101], "peers", "resnet18"), *rounds("unguarded", [100], "peers", "resnet18")]
+    good = [*rounds("guarded", [101], "throughput", "resnet18"), *rounds("unguarded", [100], "throughput", "resnet18")]
     assert throughput(good).met is True
-    slow = [*rounds("guarded", [110], "peers", "resnet18"), *rounds("unguarded", [100], "peers", "resnet18")]
+    slow = [*rounds("guarded", [110], "throughput", "resnet18"), *rounds("unguarded", [100], "throughput", "resnet18")]
     assert throughput(slow).met is False
 
 
@@ -128,7 +136,7 @@ def test_a_peer_that_could_not_be_measured_is_named_with_its_reason() -> None:
 
 
 def test_nothing_measured_meets_nothing() -> None:
-    assert [figure.met for figure in all_figures([])] == [None] * 11
+    assert [figure.met for figure in all_figures([])] == [None] * 15
 
 
 def test_ratios_against_kept_ones() -> None:

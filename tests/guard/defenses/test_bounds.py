@@ -6,7 +6,8 @@ import pytest
 from tests.guard.conftest import FEATURES, make_batch, make_facts, make_inputs
 
 from garrison.guard.base import Code, View
-from garrison.guard.defenses.bounds import Bounds, within
+from garrison.guard.defenses.bounds import LONG, Bounds, sums_within, within, within_one_range
+from garrison.types import InputFacts
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, np.float32(-1e-6), np.float32(1.0001), 1e30])
@@ -46,3 +47,58 @@ def test_its_arithmetic_is_plain_array_api() -> None:
     x = xp.asarray([[0.5, 2.0], [0.5, 0.5]])
     got = within(xp, x, xp.asarray([0.0, 0.0]), xp.asarray([1.0, 1.0]), xp.asarray([False, False]))
     assert [bool(v) for v in got] == [False, True]
+
+
+def long_input(
+    low: float = 0.0, high: float = 1.0, dtype: str = "float32", *, features: int = LONG, missing: bool = False
+) -> InputFacts:
+    lows, highs = (np.full(features, end, dtype) for end in (low, high))
+    return InputFacts("x", np.dtype(dtype), (features,), lows, highs, np.full(features, missing))
+
+
+def test_a_long_row_is_refused_for_nan_at_every_position() -> None:
+    x = np.full((512, LONG), 0.5, np.float32)
+    rows = np.arange(512)
+    low, high = np.float32(0), np.float32(1)
+    assert within_one_range(np, x, low, high).all(), "control"
+    for start in range(0, LONG, 512):
+        x[rows, start + rows] = np.nan
+        assert not within_one_range(np, x, low, high).any()
+        x[rows, start + rows] = 0.5
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, np.float32(-1e-6), np.float32(1.0001), 3e38])
+def test_a_long_row_is_judged_as_a_short_one(bad: float) -> None:
+    spec = long_input()
+    assert sums_within(spec)
+    x = np.random.default_rng(0).random((6, LONG), dtype=np.float32)
+    x[1, 0] = x[2, LONG // 2] = x[4, -1] = bad
+    x[4, 0] = -bad if np.isinf(bad) else bad  # infinities that a sum cancels
+    x[5, :2] = -0.0, 1.0
+    got = within_one_range(np, x, spec.low[0], spec.high[0])
+    assert got.tolist() == within(np, x, spec.low, spec.high, None).tolist() == [True, False, False, True, False, True]
+
+
+def test_what_a_sum_cannot_judge_is_compared_value_by_value() -> None:
+    assert sums_within(long_input(-1e3, 1e3, "float64"))
+    largest = float(np.finfo(np.float32).max)
+    several = long_input()
+    several.high[7] = 2.0
+    for spec in (
+        long_input(-largest, largest),
+        long_input(0, largest / LONG),
+        long_input(-np.inf, np.inf),
+        long_input(0, 255, "uint8"),
+        long_input(0, 1, "float16"),
+        long_input(missing=True),
+        long_input(features=LONG - 1),
+        several,
+    ):
+        assert not sums_within(spec)
+
+
+def test_the_arithmetic_for_long_rows_is_plain_array_api() -> None:
+    xp = array_api_strict
+    x = xp.asarray([[0.5, 2.0], [0.5, 0.5], [0.5, float("nan")]])
+    got = within_one_range(xp, x, xp.asarray(0.0), xp.asarray(1.0))
+    assert [bool(v) for v in got] == [False, True, False]

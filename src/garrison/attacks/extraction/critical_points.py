@@ -99,10 +99,10 @@ class CriticalPoints(Attack, frozen=True):
         for _ in range(self.lines):
             points = model.probe.draw(_SPARE_ROWS)
             values = model.probe.ask(points)[1]
-            off = np.abs(model.solved()[0](model.probe.rows(points)) - values).max(axis=1)
-            if not np.nanmax(off) > _UNEXPLAINED[model.probe.single] * model.probe.scale:
+            off = np.nan_to_num(np.abs(model.solved()[0](model.probe.rows(points)) - values).max(axis=1))
+            if off.max() <= _UNEXPLAINED[model.probe.single] * model.probe.scale:
                 return
-            order = np.argsort(np.nan_to_num(off))
+            order = np.argsort(off)
             model.search_line(self.neurons, points[order[[0, -1]]])
 
 

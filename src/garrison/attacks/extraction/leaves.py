@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -153,7 +154,11 @@ class Tree:
         self._index()
 
     def _index(self) -> None:
-        low, high = np.array([b.region.low for b in self.boxes]), np.array([b.region.high for b in self.boxes])
+        # With no box at all there is still one column a feature.
+        low, high = (
+            np.array([edge(b.region) for b in self.boxes]).reshape(len(self.boxes), len(self.space.low))
+            for edge in (attrgetter("low"), attrgetter("high"))
+        )
         categories = list(self.space.values)
         self._low, self._high = (
             np.where(low <= self.space.low, -np.inf, low),

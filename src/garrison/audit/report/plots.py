@@ -51,9 +51,14 @@ def similarity_figure(report: Report) -> str:
             _similarity_panel(axes, [p for p in report.similarity if p.against == against])
             axes.set_title(_AGAINST[against], fontsize=10)
             axes.set_ylabel("similarity of the served first class, %" if i == 0 else "")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+        _legend_below(figure, len(panels))
         return svg(figure, "Similarity over tau")
+
+
+def _legend_below(figure: Any, panels: int) -> None:
+    """The first panel's legend, beneath all of them and no wider than they are."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3 if panels > 1 else 2, fontsize=9)
 
 
 def _similarity_panel(axes: Any, points: Sequence[SimilarityPoint]) -> None:
@@ -89,8 +94,7 @@ def clones_figure(report: Report) -> str:
             _clones_panel(axes, report, metric)
             axes.set_title(metric.replace("_", " "), fontsize=10)
             axes.set_ylabel("% of test rows" if i == 0 else "")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+        _legend_below(figure, len(metrics))
         return svg(figure, "Clone accuracy and fidelity over queries")
 
 

@@ -60,11 +60,18 @@ def shown(finding: Finding | None, *, points: bool = False) -> Cell:
     return Cell(f"{finding.value:,.0f}{mark}", "")
 
 
-def largest_budget(report: Report, answers: str, metric: str = "clone_accuracy") -> int:
-    """The largest budget that the main attack, or the control, tried with such answers; 0 for none."""
+_CLONES = ("clone_accuracy", "fidelity")
+"""How a clone is graded; by the second alone where the test rows have no classes."""
+
+
+def largest_budget(report: Report, answers: str, metrics: tuple[str, ...] = _CLONES) -> int:
+    """The largest budget that the main attack tried with such answers, else the control; 0 for none."""
     mine = [f for f in report.findings if (f.attack, f.tactic) == (report.main_attack, NAIVE)]
-    found = [f.budget for f in (*mine, *report.controls) if (f.answers, f.metric) == (answers, metric)]
-    return max(found, default=0)
+    for tried in (mine, report.controls):
+        found = [f.budget for f in tried if f.answers == answers and f.metric in metrics]
+        if found:
+            return max(found)
+    return 0
 
 
 def trade_off(report: Report) -> Table:
@@ -84,14 +91,23 @@ def trade_off(report: Report) -> Table:
         f"The clones are those of {report.main_attack}. Clone accuracy: share of test rows that a clone gets right. Fidelity: share on "
         "which it agrees with the undefended model."
     )
-    return Table("What a thief gets, and what it costs honest users", caption, head, tuple(rows))
+    told = [
+        i for i in range(len(head)) if i == 0 or any(row[i] != NOTHING for row in rows)
+    ]  # a table may have no classes
+    return Table(
+        "What a thief gets, and what it costs honest users",
+        caption,
+        tuple(head[i] for i in told),
+        tuple(tuple(row[i] for i in told) for row in rows),
+    )
 
 
 def _arm(report: Report, target: str, soft: int, labels: int) -> tuple[Cell, ...]:
     def clone(metric: str, answers: str, budget: int) -> Finding | None:
         return report.find(target, metric, answers=answers, budget=budget)
 
-    asked = clone("clone_accuracy", "soft", soft) or clone("clone_accuracy", "labels", labels)
+    tries = [clone(metric, *how) for how in (("soft", soft), ("labels", labels)) for metric in _CLONES]
+    asked = next((found for found in tries if found is not None), None)
     return (
         Cell(TITLES[target]),
         shown(report.find(target, "served_accuracy")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def paths_of(target: Path) -> dict[str, Path]:
     """
     prefix = target.with_suffix("") if target.suffix[1:] in FORMATS and not target.is_dir() else target / "report"
     return {name: prefix.with_name(f"{prefix.name}.{name}") for name in FORMATS}
+
+
+def check_target(target: Path) -> None:
+    """That the folder of a report, or the nearest above it that is there, takes files: an audit of an hour should not find out at its end.
+
+    Raises:
+        AuditError: it does not.
+    """
+    folder = paths_of(target)["json"].parent
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AuditError(f"{target}: no report can be written there: {error.strerror or error}") from error
 
 
 def write_report(report: Report, target: Path) -> tuple[Path, ...]:

@@ -12,6 +12,10 @@ import numpy as np
 from garrison.guard.base import Marks, RowDefense, Settings, Verdict, View, kept
 from garrison.types import Array, FloatArray, InputFacts, ModelFacts, Phase
 
+LONG = 8192
+"""From so many values a row on, passes over them take longer than the calls."""
+_SINGLE = 4
+
 
 def within(xp: Any, x: Any, low: Any, high: Any, may_be_missing: Any) -> Any:
     """Rows whose every value lies in [low, high]; NaN only where it may be missing. Infinities are never within.
@@ -20,13 +24,40 @@ def within(xp: Any, x: Any, low: Any, high: Any, may_be_missing: Any) -> Any:
 
     Args:
         x: shape (rows, features).
-        low, high: shape (features,).
+        low, high: shape (features,), or (1,) where all features have the same.
         may_be_missing: shape (features,), boolean; None for nowhere.
     """
     good = (x >= low) & (x <= high)
     if may_be_missing is not None:
         good = good | (may_be_missing & (x != x))  # NaN is not itself
     return xp.all(good, axis=1)
+
+
+def within_one_range(xp: Any, x: Any, low: Any, high: Any) -> Any:
+    """`within` for a long row whose features all have the same range, and none of which may be missing: three passes over it, and no copy.
+
+    Minimum and maximum let NaN through in some runtimes. The sum does not, in any: it is NaN where a value is. It must not overflow
+    within the range (`sums_within`); what it comes to outside does not matter, since such a row is refused anyway.
+
+    Args:
+        x: shape (rows, features).
+        low, high: one number each, in an array without dimensions.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = xp.sum(x, axis=1)
+    return (xp.min(x, axis=1) >= low) & (xp.max(x, axis=1) <= high) & (total == total)
+
+
+@lru_cache(maxsize=256)
+def sums_within(spec: InputFacts) -> bool:
+    """Whether `within_one_range` judges this input: a long one, of floating-point numbers of one range whose sum is finite with room to spare."""
+    features = math.prod(spec.shape)
+    if features < LONG or spec.dtype.kind != "f" or spec.dtype.itemsize < _SINGLE or spec.may_be_missing.any():
+        return False
+    low, high = float(spec.low.flat[0]), float(spec.high.flat[0])
+    if not ((spec.low == spec.low.flat[0]).all() and (spec.high == spec.high.flat[0]).all()):
+        return False
+    return features * max(abs(low), abs(high)) < float(np.finfo(spec.dtype).max) / 4
 
 
 def _all_within(x: Array, spec: InputFacts) -> bool:
@@ -55,8 +86,11 @@ class Bounds(RowDefense, frozen=True):
         for spec in view.facts.inputs:
             x = view.batch.inputs[spec.name]
             flat = xp.reshape(x, (-1, math.prod(spec.shape)))
-            missing = xp.asarray(spec.may_be_missing) if spec.may_be_missing.any() else None
-            found = within(xp, flat, xp.asarray(spec.low), xp.asarray(spec.high), missing)
+            if sums_within(spec):
+                found = within_one_range(xp, flat, xp.asarray(spec.low[0]), xp.asarray(spec.high[0]))
+            else:
+                missing = xp.asarray(spec.may_be_missing) if spec.may_be_missing.any() else None
+                found = within(xp, flat, xp.asarray(spec.low), xp.asarray(spec.high), missing)
             good = found if good is None else good & found
         return Marks() if good is None else Marks(refuse=~good)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -155,15 +155,19 @@ class Accounts(Detector, frozen=True, dict=True):
         rows, square, owner, count = shared["rows"], shared["square"], shared["owner"], shared["count"]
         x = np.rint(projection * np.float32(1 / self.unit))
         np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
-        own = np.einsum("ij,ij->i", x, x)
+        own = np.vecdot(x, x)
         begin = int(count[0])
         number = begin + np.arange(len(place))
         slot = number % MOST
         apart, own_rows = _scratch(len(place))
         np.matmul(x * np.float32(-2), rows.T, out=apart)
-        apart += square  # less `own`, which is the same for a whole line
-        np.equal(owner, place[:, np.newaxis], out=own_rows)
-        np.copyto(apart, _FAR, where=own_rows)
+        # less `own`, which is the same for a whole line
+        if (place == place[0]).all():
+            apart += np.where(owner == place[0], _FAR, square)
+        else:
+            apart += square
+            np.equal(owner, place[:, np.newaxis], out=own_rows)
+            apart.reshape(-1)[np.flatnonzero(own_rows)] = _FAR
         if len(place) > 1:
             _among_themselves(apart, place, slot, x, own)
         found, first = _nearest_two(apart, own)
@@ -231,8 +235,14 @@ def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: Flo
     """Set squared distances, less `own` of the later row, to earlier rows of other callers, in the slots that those rows take."""
     inner = own - 2 * (x @ x.T)
     inner[place[:, np.newaxis] == place] = _FAR
-    later, earlier = np.nonzero(np.tri(len(place), k=-1, dtype=np.bool_))
+    later, earlier = _pairs(len(place))
     apart[later, slot[earlier]] = inner[later, earlier]
+
+
+@lru_cache(maxsize=_BLOCK)
+def _pairs(count: int) -> tuple[IntArray, IntArray]:
+    """Each row with each one before it."""
+    return np.tril_indices(count, -1)
 
 
 def _nearest_two(apart: FloatArray, own: FloatArray) -> tuple[FloatArray, IntArray]:

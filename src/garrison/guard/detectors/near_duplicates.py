@@ -35,7 +35,7 @@ FEWEST = 50
 _BLOCK = 64
 _LARGEST = 127
 _FEW = 4
-_AT_ONCE = 8
+_AT_ONCE = 4
 """Callers whose rows are copied at once: these copies should stay near the processor."""
 _SAME = 0.5
 _FAR = np.float32(np.inf)
@@ -135,25 +135,25 @@ class NearDuplicates(Detector, frozen=True, dict=True):
         callers = set(place.tolist())
         x = np.rint(projection * np.float32(1 / self.unit))
         np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
-        own = np.einsum("ij,ij->i", x, x)
+        own = np.vecdot(x, x)
         slot = _slots(asked, int(shared["salt"][0]), self.slots)
         apart = _products(rows, place, x * np.float32(-2), callers)
-        apart += square[place]  # less `own`, which is the same for a whole line
+        apart += square.take(place, axis=0)  # less `own`, which is the same for a whole line
         if len(callers) < len(place):
             _among_themselves(apart, place, slot, x, own)
         rows[place, slot], square[place, slot] = x, own
-        line, equal = np.arange(len(place)), None
-        first = apart.argmin(axis=1)
+        line, flat, equal = np.arange(0, apart.size, self.slots), apart.reshape(-1), None
         found = np.empty((2, len(place)), dtype=np.float32)
-        found[0] = apart[line, first] + own
-        if found[0].min() < _SAME:  # whole numbers are exact here
+        first = apart.argmin(axis=1) + line
+        nearest = np.add(flat.take(first), own, out=found[0])
+        if nearest.min() < _SAME:  # whole numbers are exact here
             same = apart + own[:, np.newaxis] < _SAME
             equal = same.any(axis=1)
             apart[same] = _FAR
-            first = apart.argmin(axis=1)
-            found[0] = apart[line, first] + own
-        apart[line, first] = _FAR
-        found[1] = apart[line, apart.argmin(axis=1)] + own
+            first = apart.argmin(axis=1) + line
+            np.add(flat.take(first), own, out=nearest)
+        flat[first] = _FAR
+        np.add(flat.take(apart.argmin(axis=1) + line), own, out=found[1])
         return Apart(found, equal)
 
     @cached_property
@@ -168,8 +168,9 @@ def _products(rows: Array, place: IntArray, x: FloatArray, callers: set[int]) ->
         many = _scratch(rows.shape[1:])
         for start in range(0, len(place), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            some = many[: len(place[part])]
-            np.copyto(some, rows[place[part]])
+            mine = rows.take(place[part], axis=0)
+            some = many[: len(mine)]
+            np.copyto(some, mine)
             np.matmul(some, x[part, :, np.newaxis], out=found[part, :, np.newaxis])
         return found
     for caller in callers:  # long requests of a few callers

@@ -69,6 +69,8 @@ class SmallSteps(Detector, frozen=True, dict=True):
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         nearest = self.nearest(seen, columns)
         edges, nats = self._arrays
+        if not self.repeats and nearest.max() < _FAR:
+            return nats.take(edges.bins(nearest))
         said = nearest < _FAR
         if self.repeats:
             said &= nearest >= _SAME * self.unit
@@ -77,6 +79,8 @@ class SmallSteps(Detector, frozen=True, dict=True):
 
     def nearest(self, seen: Seen, columns: Mapping[str, Array]) -> FloatArray:
         """The distance to the nearest of the caller's last rows, shape (rows,), infinite for its first; then remember these rows."""
+        if len(seen.place) <= _BLOCK:
+            return self._block(seen.place, seen.asked, seen.projection, columns["rows"])
         found = np.empty(len(seen.place), dtype=np.float32)
         for start in range(0, len(found), _BLOCK):
             part = slice(start, start + _BLOCK)
@@ -84,9 +88,11 @@ class SmallSteps(Detector, frozen=True, dict=True):
         return found
 
     def _block(self, place: IntArray, asked: IntArray, projection: FloatArray, rows: Array) -> FloatArray:
-        x = np.rint(projection / np.float32(self.unit))
+        x = np.divide(projection, np.float32(self.unit))
+        np.rint(x, out=x)
         np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
-        apart = rows[place] - x[:, np.newaxis, :]
+        apart = rows.take(place, axis=0).astype(np.float32)
+        apart -= x[:, np.newaxis, :]
         squares = np.vecdot(apart, apart)  # sums of whole numbers: exact
         if different(place):
             if asked.min() < self.slots:
@@ -104,15 +110,14 @@ class SmallSteps(Detector, frozen=True, dict=True):
         Args:
             squares: to what stands in the slots before these rows; used up.
         """
-        first = asked[:, np.newaxis] - 1 - _turns(place)[:, np.newaxis]
+        earlier = np.tril(place[:, np.newaxis] == place, -1)
+        mine = asked[:, np.newaxis]
+        first = mine - 1 - earlier.sum(axis=1)[:, np.newaxis]
         number = first - (first - self._slot) % self.slots
-        squares[(number < 0) | (number < asked[:, np.newaxis] - self.slots)] = _FAR
-        nearest: FloatArray = squares.min(axis=1)
-        later, earlier = np.nonzero(np.tril(place[:, np.newaxis] == place, -1))
-        close = asked[later] - asked[earlier] <= self.slots
-        later, earlier = later[close], earlier[close]
-        apart = x[later] - x[earlier]
-        np.minimum.at(nearest, later, np.vecdot(apart, apart))
+        squares[(number < 0) | (number < mine - self.slots)] = _FAR
+        own = np.vecdot(x, x)
+        among = np.where(earlier & (mine - asked <= self.slots), own - 2 * (x @ x.T), _FAR)
+        nearest: FloatArray = np.minimum(squares.min(axis=1), among.min(axis=1) + own)
         return nearest
 
     @cached_property
@@ -122,9 +127,3 @@ class SmallSteps(Detector, frozen=True, dict=True):
     @cached_property
     def _arrays(self) -> tuple[Edges, FloatArray]:
         return Edges(np.array(self.edges)), np.array(self.nats)
-
-
-def _turns(place: IntArray) -> IntArray:
-    """How many rows of the same caller stand before each row."""
-    found: IntArray = np.tril(place[:, np.newaxis] == place, -1).sum(axis=1)
-    return found

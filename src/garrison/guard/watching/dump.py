@@ -155,6 +155,7 @@ def _restore(found: Dump, fresh: Kept) -> None:
             raise ValueError("sums that are not finite")
     fresh.alone.look()
     fresh.groups.look()
+    fresh.rings.look()
 
 
 def _check_callers(found: Dump, most: int) -> None:

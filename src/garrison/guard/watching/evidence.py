@@ -126,9 +126,11 @@ class Evidence:
         """
         t, keys = self.table, order.keys
         share = self._left(keys, now)[:, np.newaxis]
-        before = t["sum"][keys] * share
+        before = t["sum"].take(keys, axis=0)
+        before *= share
         if order.turns == 1:
-            path = np.maximum(before + nats, 0.0)  # (keys, detectors): one row each
+            before += nats
+            path = np.maximum(before, 0.0, out=before)  # (keys, detectors): one row each
             last = path
         else:
             path = _sums(before, nats, order)  # (keys, turns, detectors)
@@ -211,8 +213,10 @@ class Evidence:
 
     def _left(self, keys: PlaceArray, now: float) -> npt.NDArray[np.float64]:
         """What is left of sums that were last looked at some time ago; a clock that was set back takes nothing away."""
-        ages: npt.NDArray[np.float64] = np.maximum(now - self.table["seen"][keys], 0.0)
-        return np.exp2(ages / -self._half_life)
+        ages: npt.NDArray[np.float64] = now - self.table["seen"].take(keys)
+        np.maximum(ages, 0.0, out=ages)
+        ages /= -self._half_life
+        return np.exp2(ages, out=ages)
 
 
 def _sums(before: FloatArray, nats: FloatArray, order: Order) -> FloatArray:

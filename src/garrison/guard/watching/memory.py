@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,7 +24,13 @@ from garrison.types import Array, BoolArray, InputFacts, ModelFacts
 SECRET_BYTES = 32
 DIGEST_BYTES = 4
 _WORD = 4
-_BLOCK = 32
+_BLOCK, _BLOCK_WORDS = 32, 2**18
+"""Rows at once: so many, or as many as have so many words in all, which stay in the processor's caches; at least one."""
+_FILTER_BITS = 8
+"""Bits of a caller's filter for each digest of its ring: about one row in six that is not in the ring has the ring read."""
+_NOBODY: PlaceArray = np.zeros(0, dtype=np.intp)
+_BYTE, _IN_BYTE = np.uint32(3), np.uint32(7)
+_BITS = (1 << np.arange(8)).astype(np.uint8)
 DigestArray = npt.NDArray[np.uint32]
 
 
@@ -52,8 +59,8 @@ class Hasher:
         total = np.full(rows, self._start)
         for part in self._parts:
             x = inputs[part.name]
-            for start in range(0, rows, _BLOCK):
-                total[start : start + _BLOCK] += part(x[start : start + _BLOCK])
+            for start in range(0, rows, part.block):
+                total[start : start + part.block] += part(x[start : start + part.block])
         return np.maximum((total >> np.uint64(32)).astype(np.uint32), np.uint32(1))
 
 
@@ -65,21 +72,27 @@ class _Part:
         self._factors = factors
         self._missing = bool(spec.may_be_missing.any())
         features, size = math.prod(spec.shape), spec.dtype.itemsize
-        raw = np.zeros((_BLOCK, _WORD * len(factors)), np.uint8)  # filled up with zeros to whole words
+        self.block = max(1, min(_BLOCK, _BLOCK_WORDS // len(factors)))
+        raw = np.zeros((self.block, _WORD * len(factors)), np.uint8)  # filled up with zeros to whole words
         self._words32 = raw.view(np.uint32)
         self._rows = raw[:, : features * size].view(spec.dtype)
-        self._words64 = np.zeros((_BLOCK, len(factors)), np.uint64)
+        self._words64 = np.zeros((self.block, len(factors)), np.uint64)
+        whole = sys.byteorder == "little" and spec.dtype.itemsize == _WORD
+        self._lower = self._words64.view(spec.dtype)[:, ::2] if whole else None
+        # Where the row's words are the lower halves of the long ones: they are written there at once.
 
     def __call__(self, x: Array) -> npt.NDArray[np.uint64]:
         count = len(x)
-        rows, words = self._rows[:count], self._words64[:count]
+        words = self._words64[:count]
+        rows = self._rows[:count] if self._lower is None else self._lower[:count]
         if x.dtype.kind == "f":
             np.add(x.reshape(count, -1), x.dtype.type(0), out=rows)  # -0.0 + 0.0 is 0.0
             if self._missing:
                 rows[np.isnan(rows)] = np.nan
         else:
             rows[...] = x.reshape(count, -1)
-        words[...] = self._words32[:count]
+        if self._lower is None:
+            words[...] = self._words32[:count]
         found: npt.NDArray[np.uint64] = np.einsum(
             "ij,j->i", words, self._factors
         )  # faster than matmul on whole numbers
@@ -89,34 +102,89 @@ class _Part:
 class Rings:
     """The latest digests of each caller.
 
+    Beside the ring stands a small filter (Bloom, CACM 1970, with one bit a digest): whoever is not in it is not in the ring, which then need not be read. Its bits stay until
+    the ring has gone around once; then it is made anew from the ring.
+
     Args:
         length: digests a caller; 0 for none.
         places: entries at first.
+
+    Attributes:
+        table: what is kept.
+        filter: what follows from it.
     """
 
     def __init__(self, length: int, places: int) -> None:
         self.length = length
+        self._bytes = 1 << max(0, (_FILTER_BITS * length - 1).bit_length() - 3)
+        self._mask = np.uint32(self._bytes - 1)
         self.table = Table({"ring": Column("uint32", (length,)), "next": Column("int64")}, places)
+        self.filter = Table({"bits": Column("uint8", (self._bytes,))}, places)
+        self._looked: tuple[DigestArray | None, PlaceArray, npt.NDArray[np.uint8]] = None, _NOBODY, _BITS
+        # Digests that were looked up last, where their bits are, and what stands there with them.
 
     def add(self, places: PlaceArray, turns: PlaceArray, digests: DigestArray) -> None:
         """Remember rows; of each caller at most `length`, in turn (0, 1, ...)."""
         following = self.table["next"]
         begin = following[places]
-        self.table["ring"][places, (begin + turns) % self.length] = digests
+        slots = (begin + turns) % self.length
+        self.table["ring"][places, slots] = digests
         following[places] = begin + turns + 1  # of several rows of one caller, the last is written last
+        self._note(places, slots, digests)
 
     def add_one_each(self, places: PlaceArray, digests: DigestArray) -> None:
         """`add` for one row of each caller."""
         following = self.table["next"]
-        begin = following[places]
-        self.table["ring"][places, begin % self.length] = digests
+        begin = following.take(places)
+        slots = begin % self.length
+        self.table["ring"][places, slots] = digests
         following[places] = begin + 1
+        if self._looked[0] is digests:  # as nearly always: nothing was written since
+            self.filter["bits"].reshape(-1)[self._looked[1]] = self._looked[2]
+            self._follow(places, slots)
+        else:
+            self._note(places, slots, digests)
 
     def knows(self, places: PlaceArray, digests: DigestArray) -> BoolArray:
         """Whether each row is among its caller's, shape (rows,)."""
-        filled = min(int(self.table["next"][places].max(initial=0)), self.length)
-        equal = self.table["ring"][places, :filled] == digests[:, np.newaxis]
-        if not np.count_nonzero(equal):  # nearly always
-            return np.zeros(len(places), np.bool_)
-        found: BoolArray = equal.any(axis=1)
+        found: BoolArray = np.zeros(len(places), np.bool_)
+        where, bit = self._where(places, digests)
+        held = self.filter["bits"].reshape(-1).take(where)
+        self._looked = digests, where, held | bit
+        maybe = held & bit
+        if not np.count_nonzero(maybe):
+            return found
+        rows = maybe.nonzero()[0]
+        filled = min(int(self.table["next"][places[rows]].max()), self.length)
+        equal = self.table["ring"][places[rows], :filled] == digests[rows, np.newaxis]
+        if np.count_nonzero(equal):
+            found[rows] = equal.any(axis=1)
         return found
+
+    def look(self) -> None:
+        """Make all filters anew, after `table` was written to from outside."""
+        for place in self.table["next"].nonzero()[0].tolist():
+            self._refill(place)
+
+    def _where(self, places: PlaceArray, digests: DigestArray) -> tuple[PlaceArray, npt.NDArray[np.uint8]]:
+        """The byte and the bit of each digest, among the filters of all callers."""
+        where: PlaceArray = places * self._bytes + ((digests >> _BYTE) & self._mask)
+        return where, _BITS.take(digests & _IN_BYTE)
+
+    def _note(self, places: PlaceArray, slots: PlaceArray, digests: DigestArray) -> None:
+        where, bit = self._where(places, digests)
+        np.bitwise_or.at(self.filter["bits"].reshape(-1), where, bit)
+        self._follow(places, slots)
+
+    def _follow(self, places: PlaceArray, slots: PlaceArray) -> None:
+        """Some rows were written to these slots: a caller whose ring has gone around gets another filter."""
+        if int(slots.max()) == self.length - 1:
+            for place in places[slots == self.length - 1].tolist():
+                self._refill(place)
+
+    def _refill(self, place: int) -> None:
+        ring = self.table["ring"][place]
+        ring = ring[ring != 0]
+        self.filter["bits"][place] = 0
+        where, bit = self._where(np.full(len(ring), place), ring)
+        np.bitwise_or.at(self.filter["bits"].reshape(-1), where, bit)

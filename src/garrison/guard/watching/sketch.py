@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from garrison.guard.defenses.projection import MOST_GROUPS, grouped
+from garrison.guard.defenses.projection import averaged, groups_of
 from garrison.types import Array, FloatArray, ModelFacts
 
 
@@ -27,7 +27,7 @@ class Sketch:
 
     def __init__(self, facts: ModelFacts, secret: bytes, width: int) -> None:
         self._inputs = [(spec.name, math.prod(spec.shape)) for spec in facts.inputs]
-        groups = sum(math.ceil(n / math.ceil(n / MOST_GROUPS)) for _, n in self._inputs)
+        groups = groups_of(n for _, n in self._inputs)
         seed = int.from_bytes(hashlib.sha256(b"garrison-sketch" + secret).digest())
         drawn = np.random.Generator(np.random.PCG64(seed)).normal(size=(groups, width))
         self._matrix = (drawn / math.sqrt(width)).astype(np.float32)
@@ -43,6 +43,6 @@ class Sketch:
 
     def _project(self, parts: list[FloatArray]) -> FloatArray:
         with np.errstate(over="ignore", invalid="ignore"):
-            parts = [grouped(np, x, n) for x, (_, n) in zip(parts, self._inputs, strict=True)]
+            parts = [averaged(x, n) for x, (_, n) in zip(parts, self._inputs, strict=True)]
             found: FloatArray = (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)) @ self._matrix
         return found

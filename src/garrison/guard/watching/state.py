@@ -12,6 +12,7 @@ Rows of one caller go through it in chunks of `MOST_ROWS`.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -159,7 +160,7 @@ class WatchState:
         return silent if silent.any() else None
 
     def _chunk(self, order: Order, rows: Rows, now: float) -> BoolArray | None:
-        place = order.keys[order.number]
+        place = order.keys if order.turns == 1 else order.keys[order.number]
         before = self.book.count(place, order.turn)
         digests = None if self._hasher is None else self._hasher(rows.inputs)
         # 2 weigh
@@ -207,15 +208,17 @@ class WatchState:
         return repeated if repeated.any() else None
 
     def _weigh(self, place: PlaceArray, shown: IntArray, rows: Rows, now: float) -> FloatArray:
-        largest, top = rows.values.max(axis=1), rows.values.argmax(axis=1)
+        top = rows.values.argmax(axis=1)
+        largest = rows.values[np.arange(len(top)), top]
         public = Seen(place, shown, rows.projection, rows.confidence, largest, top)
         secret = public if not self._secretive else self._sketched(public, rows)
-        nats = np.zeros((len(place), len(self._settings.detectors)))
+        by_detector = np.zeros((len(self._settings.detectors), len(place)))
+        nats = by_detector.T
         for i, armed in enumerate(self._settings.detectors):
             columns, shared = self.tables[i].arrays, self.shared[i]
             seen = secret if armed.detector.secret_projection else public
             try:
-                nats[:, i] = armed.detector.weigh(seen, columns, shared)
+                by_detector[i] = armed.detector.weigh(seen, columns, shared)
                 pairs = armed.detector.links(seen, columns, shared)
             except Exception as error:
                 if not self.book.harmless(armed):
@@ -226,7 +229,7 @@ class WatchState:
             if pairs is not None and len(pairs) and not armed.shadow:
                 for rung in self.groups.link(pairs, now):
                     self._note_group(rung, now)
-        if not np.isfinite(nats.sum()):
+        if not math.isfinite(by_detector.sum()):
             self._drop_unsound(nats)
         return nats
 
@@ -272,11 +275,7 @@ class WatchState:
             self.book.tell(self.places.name(rung.key), rung, self.book.asked(np.array([rung.key])), group)
 
     def _remember(
-        self,
-        digests: DigestArray,
-        order: Order,
-        place: PlaceArray,
-        silent: BoolArray | None,
+        self, digests: DigestArray, order: Order, place: PlaceArray, silent: BoolArray | None
     ) -> BoolArray | None:
         if silent is None:
             if order.turns == 1:
@@ -309,7 +308,7 @@ class WatchState:
         capacity = self.places.capacity
         if len(self.groups.label) < capacity:
             self.groups.grow(capacity)
-            for table in (self.book.table, self.alone.table, self.rings.table, *self.tables):
+            for table in (self.book.table, self.alone.table, self.rings.table, self.rings.filter, *self.tables):
                 table.grow(capacity)
 
     def _empty(self, places: PlaceArray) -> None:
@@ -318,7 +317,7 @@ class WatchState:
         for place in places.tolist():
             self.groups.leave(place)
         self.alone.empty(places)
-        for table in (self.book.table, self.rings.table, *self.tables):
+        for table in (self.book.table, self.rings.table, self.rings.filter, *self.tables):
             table.empty(places)
         for armed, shared in zip(self._settings.detectors, self.shared, strict=False):
             armed.detector.forget(places, shared)

@@ -25,6 +25,7 @@ class Beside(Protocol):
 
     address: str
     in_flight: int
+    tracing: Any
 
     async def start(self) -> None:
         """Raises `ConfigError`: the port cannot be had."""

@@ -43,6 +43,7 @@ from garrison.server.grpc.messages import (
 )
 from garrison.server.grpc.status import status_of
 from garrison.server.held import HeldBytes
+from garrison.server.hosting import Model
 from garrison.server.http_errors import Answer, Headers, extra_headers, shown
 from garrison.server.identity import ANYONE
 from garrison.server.questions import NONCE_HEADER, WORK_HEADER, proof_header, rate_limits, read_message
@@ -111,6 +112,7 @@ class GrpcServer:
     Attributes:
         address: "host:port" once it listens.
         in_flight: calls that are being answered.
+        tracing: see `garrison.server.tracing`; None for no traces.
     """
 
     def __init__(self, config: ServerConfig, app: App, admission: Admission, held: HeldBytes) -> None:
@@ -126,6 +128,7 @@ class GrpcServer:
         self._stopping = False
         self.address = ""
         self.in_flight = 0
+        self.tracing: Any = None
 
     @property
     def _limits(self) -> Limits:
@@ -146,10 +149,13 @@ class GrpcServer:
         self._stopping = True
         if self._server is not None:
             await self._server.stop(seconds)
-            self._server = None
         if self._keeper is not None:
+            while not self._keeper.done():  # another one may have begun meanwhile
+                await self._server.stop(0)
+                await asyncio.wait([self._keeper], timeout=_AGAIN_SECONDS)
             await self._keeper  # ends with the server; to cancel it would cancel the server's own wait
             self._keeper = None
+        self._server = None
 
     async def _begin(self, port: int) -> None:
         server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=self._limits.grpc_requests)
@@ -322,19 +328,26 @@ class GrpcServer:
             away = self._admission.too_fast(caller, model) or self._admission.used_up(caller, model)
             if away is not None:
                 raise _RefusedError(*away)
-            work = None if model.card.work is None else call.single(WORK_HEADER)
-            nonce = call.single(NONCE_HEADER)
-            question = read_message(model, caller, call.body, GRPC, nonce, self._limits, deadline, work)
-            reply = await model.batcher.submit(question)
-            call.trailers += rate_limits(model, question, reply)
-            if reply.code:
-                raise _RefusedError(reply.code, reply.detail, [])
-            if reply.json_bytes != GRPC:
-                raise GarrisonError("a call was answered in another form")
-            call.trailers.append(proof_header(reply))
-            return reply.body
+            if self.tracing is None:
+                return await self._asked(call, model, deadline)
+            parents = [value for key, value in call.metadata if key == "traceparent" and isinstance(value, str)]
+            found: bytes = await self.tracing.around_call(parents, model, self._asked(call, model, deadline))
+            return found
         finally:
             self._held.give_back(caller, len(call.body))
+
+    async def _asked(self, call: _Call, model: Model, deadline: float) -> bytes:
+        work = None if model.card.work is None else call.single(WORK_HEADER)
+        nonce = call.single(NONCE_HEADER)
+        question = read_message(model, call.who.name, call.body, GRPC, nonce, self._limits, deadline, work)
+        reply = await model.batcher.submit(question)
+        call.trailers += rate_limits(model, question, reply)
+        if reply.code:
+            raise _RefusedError(reply.code, reply.detail, [])
+        if reply.json_bytes != GRPC:
+            raise GarrisonError("a call was answered in another form")
+        call.trailers.append(proof_header(reply))
+        return reply.body
 
     def _identify(self, call: _Call) -> None:
         call.who = self._admission.identify(call.single(AUTHORIZATION), peer_of(call.context.peer()))

@@ -26,7 +26,15 @@ def parse_proof(given: bytes) -> tuple[Proof, Statement]:
     try:
         return read_proof(binascii.a2b_base64(given.strip(), strict_mode=True))
     except (ValueError, ProofError):
+        return _as_bytes(given)
+
+
+def _as_bytes(given: bytes) -> tuple[Proof, Statement]:
+    try:
         return read_proof(given)
+    except ProofError as error:
+        expected = "the text of the header Garrison-Proof, or the bytes of one of Prediction.proofs"
+        raise ProofError(f"this is no proof of an answer; expected {expected}") from error
 
 
 def find_answer(ledger: Path, proof: Proof, statement: Statement) -> Iterator[Row]:

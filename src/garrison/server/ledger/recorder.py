@@ -66,6 +66,8 @@ class Recorder:
         Raises:
             UnavailableError: the disk fails, or does not answer.
         """
+        if self._writer.rests:
+            return
         why = self._writer.why_not()
         if why:
             raise UnavailableError(f"{why}; try again")

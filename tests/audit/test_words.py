@@ -1,0 +1,59 @@
+"""The sentences of a report say what was stolen, what the thief had before, and what was not tried."""
+
+from __future__ import annotations
+
+import numpy as np
+from tests.audit.worlds import PLAN
+
+from garrison.attacks.base import Finding
+from garrison.audit import words
+from garrison.audit.data import AuditData, Rows
+from garrison.audit.plan import parse_plan
+from garrison.audit.report.content import LeftOut
+from garrison.audit.spending import is_spent
+
+ROWS = Rows(np.zeros((1, 2)), np.zeros(1, dtype=np.int64), (), "rows", "")
+DATA = AuditData(ROWS, ROWS, ROWS, own=ROWS)
+
+
+def finding(attack: str, value: float, queries: int, tactic: str = "naive") -> Finding:
+    return Finding(
+        attack=attack,
+        target="defended",
+        metric="clone_accuracy",
+        value=value,
+        low=None,
+        high=None,
+        interval="none",
+        queries=queries,
+        seeds=1,
+        tactic=tactic,
+        cost_usd=queries / 1000,
+    )
+
+
+def test_rows_that_the_thief_labelled_are_no_loot() -> None:
+    plan = parse_plan(PLAN, "a test")
+    jbda, alone, knockoff = finding("jbda", 0.79, 2400), finding("seeds-alone", 0.71, 0), finding("knockoff", 0.9, 500)
+    text = words.headline(plan, DATA, [jbda, alone], [])
+    assert "79.0 %" in text
+    assert text.endswith("own kind (rows); the 150 that it labelled by hand give 71.0 % without a question.")
+    informed = finding("knockoff", 0.9, 500, "in-distribution + top-1")
+    assert words.headline(plan, DATA, [informed, alone], []).endswith("had rows of the model's own kind (rows).")
+    # Control: a thief who began with nothing, and one who was not compared.
+    assert "own kind" not in words.headline(plan, DATA, [jbda, alone, knockoff], [])
+    assert "labelled" not in words.headline(plan, DATA, [jbda], [])
+
+
+def test_an_audit_that_stopped_early_says_so() -> None:
+    over = LeftOut(
+        target="defended", attack="cloudleak, 430 queries, soft", why="the 12 minutes of this audit are over"
+    )
+    senseless = LeftOut(target="defended", attack="jbda", why="the plan tries it on images alone")
+    assert is_spent(over.why)
+    assert not is_spent(senseless.why)
+    (sentence,) = words.cut_short([over, senseless])
+    assert "12 minutes" in sentence
+    assert "cloudleak" in sentence
+    assert "jbda" not in sentence
+    assert words.cut_short([senseless]) == []
