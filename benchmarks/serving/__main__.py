@@ -36,7 +36,6 @@ SMOKE = Settings(
     starts=1,
     seconds=1.0,
     large_seconds=1.0,
-    throughput_seconds=1.0,
     latency_seconds=1.0,
 )
 

@@ -97,8 +97,8 @@ def measure(pid: int, url: str, pool: Pool, seconds: float, connections: int, ra
 
 
 def drive(url: str, pool: Pool, seconds: float, connections: int, rate: float = 0.0) -> Driven:
-    """Send for about so many seconds (wrk: whole ones)."""
-    if rate or not has_wrk():
+    """Send for about so many seconds (wrk: whole ones); with 0, one request a connection."""
+    if rate or not seconds or not has_wrk():
         words = [str(pool.folder), str(seconds), str(connections), str(rate)]
         command = [sys.executable, "-m", "benchmarks.serving.generator", url, *words]
         said = _run(command, seconds)

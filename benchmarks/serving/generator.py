@@ -3,7 +3,8 @@
     python -m benchmarks.serving.generator URL POOL SECONDS CONNECTIONS RATE
 
 With RATE 0 the loop is closed: each connection asks as soon as it is answered (for machines without wrk). Else it is open: requests fall due at random
-times, RATE a second on average, whether or not the server keeps up; a latency runs from the time at which its request was due. Prints JSON.
+times, RATE a second on average, whether or not the server keeps up; a latency runs from the time at which its request was due. With SECONDS 0 each
+connection asks once, all at the same time, and the seconds are those until the last is answered. Prints JSON.
 """
 
 from __future__ import annotations
@@ -113,6 +114,16 @@ class Load:
         self.errors += len(self._busy) + (round((end - due) * self._rate) if self._rate and due < end else 0)
         return seconds
 
+    def burst(self) -> float:
+        """Send one request on each connection, and wait for the answers. The seconds that it took."""
+        start = time.perf_counter()
+        for _ in range(len(self._free)):
+            self._send(start)
+        while self._busy and time.perf_counter() < start + LATE_SECONDS:
+            self._receive()
+        self.errors += len(self._busy)
+        return time.perf_counter() - start
+
     def close(self) -> None:
         for key in list(self._selector.get_map().values()):
             key.data.socket.close()
@@ -147,7 +158,7 @@ def quantile(ordered: list[float], share: float) -> float:
 def main() -> None:
     url, folder, seconds, connections, rate = sys.argv[1:]
     load = Load(url, read_pool(Path(folder)), int(connections), float(rate))
-    took = load.run(float(seconds))
+    took = load.run(float(seconds)) if float(seconds) else load.burst()
     ordered = sorted(load.latencies)
     found = {"requests": len(ordered) + load.errors, "errors": load.errors, "seconds": took}
     print(json.dumps(found | {"p50_ms": quantile(ordered, 0.5) * 1e3, "p99_ms": quantile(ordered, 0.99) * 1e3}))

@@ -67,6 +67,17 @@ def test_the_generator_counts_answers(url: str, rate: float) -> None:
     assert min(load.latencies) > 0
 
 
+def test_a_burst_is_one_request_a_connection(url: str) -> None:
+    load = Load(url, [pools.raw(url, Body("/good", {}, b"x" * 500_000))], 3, 0.0)
+    try:
+        took = load.burst()
+    finally:
+        load.close()
+    assert load.errors == 0
+    assert len(load.latencies) == 3
+    assert max(load.latencies) <= took
+
+
 def test_answers_that_are_errors_are_counted_as_such(url: str) -> None:
     load = Load(url, [pools.raw(url, Body("/bad", {}, b"x"))], 1, 0.0)
     try:
