@@ -186,7 +186,7 @@ def _missing_arms(arms: Arms) -> list[str]:
 def _not_tried(arms: Arms, data: AuditData, findings: Sequence[Finding]) -> list[str]:
     names = sorted({f.attack for f in findings} - {"none"}) or ["nothing"]
     tactics = {name for f in findings for name in f.tactic.split(" + ")}
-    asked = f"Only {', '.join(names)} was tried, with surrogate rows from {data.surrogate.source}."
+    asked = f"Only {', '.join(names)} {'was' if len(names) == 1 else 'were'} tried, with surrogate rows from {data.surrogate.source}."
     found = [f"{asked} Other rows may do better; closer ones do."]
     found += [_DRAWN.format(role) for role in data.replaced]
     found += (
