@@ -10,7 +10,6 @@ What a valid proof does *not* say: that the answer is f(x). The guard may have a
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -25,8 +24,6 @@ _LEAF, _NODE = b"\0", b"\1"
 _FIRST, _SECOND = b'{"request":"', '","answer":"'
 _MOST_FRONT = 32
 _HEX_DIGITS = 64
-_PLAIN = re.compile(r"[A-Za-z0-9_.:+/= -]*")
-"""Text that stands in JSON as it is."""
 _FRONT = len(_FIRST) + len(_SECOND) + 2 * _HEX_DIGITS
 
 
@@ -93,7 +90,7 @@ class StatementWriter:
     def write(self, request: bytes, answer: bytes, time: int, nonce: str) -> bytes:
         """A statement about bodies: their digests are made here."""
         asked, told = hashlib.sha256(request).hexdigest(), hashlib.sha256(answer).hexdigest()
-        said = f'"{nonce}"' if not nonce or _PLAIN.fullmatch(nonce) else _json(nonce)
+        said = _json(nonce) if nonce else '""'
         return f'{{"request":"{asked}","answer":"{told}{self._model}{time},"nonce":{said}{self._end}'.encode()
 
 
@@ -199,10 +196,10 @@ def _hash(data: bytes) -> bytes:
 
 def _levels(leaves: list[bytes]) -> list[list[bytes]]:
     """The tree from leaves to root. A node without a sibling moves up as it is."""
-    sha256, levels = hashlib.sha256, [leaves]
+    levels = [leaves]
     while len(levels[-1]) > 1:
         below = levels[-1]
-        pairs = [sha256(b"\1%b%b" % two).digest() for two in zip(below[::2], below[1::2], strict=False)]
+        pairs = [_hash(_NODE + below[i] + below[i + 1]) for i in range(0, len(below) - 1, 2)]
         levels.append(pairs + below[len(pairs) * 2 :])
     return levels
 

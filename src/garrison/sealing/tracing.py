@@ -34,9 +34,8 @@ try:
     import ndonnx as ndx
     import onnx
 
-    op: Any = importlib.import_module(
-        "spox.opset.ai.onnx.v21"
-    )  # what ndonnx is made of, in the operator set that it writes
+    # What ndonnx is made of, in the operator set that it writes.
+    op: Any = importlib.import_module("spox.opset.ai.onnx.v21")
 except ImportError as error:
     raise MissingExtraError("ndonnx", "seal") from error
 

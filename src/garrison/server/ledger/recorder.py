@@ -66,8 +66,6 @@ class Recorder:
         Raises:
             UnavailableError: the disk fails, or does not answer.
         """
-        if self._writer.rests:
-            return
         why = self._writer.why_not()
         if why:
             raise UnavailableError(f"{why}; try again")

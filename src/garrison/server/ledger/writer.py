@@ -109,7 +109,7 @@ class Writer:
         self._failure: _Failure | None = None
         self._busy_since: float | None = None
         self._rotate_from = 0.0
-        self._ending = self._ended = False
+        self._ending = False
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="garrison-ledger", daemon=True)
         self._thread.start()
@@ -119,11 +119,6 @@ class Writer:
         """Number of the last entry that is on the disk, and the chain's hash there."""
         chain = self._chain
         return chain.seq - 1, chain.head
-
-    @property
-    def rests(self) -> bool:
-        """Whether the last write went well, and none is on its way: then there is no need to ask `why_not`."""
-        return self._failure is None and self._busy_since is None and not self._ended
 
     def why_not(self) -> str:
         """Why nothing can be written just now; "" where it can."""
@@ -190,18 +185,15 @@ class Writer:
         sync_folder(self.path)
 
     def _work(self) -> None:
-        try:
-            while not self._ending:
-                waiting = self._next()
-                if self._failure is not None and not self._repair():
-                    self._hold(waiting)
-                elif waiting:
-                    self._commit(waiting)
-                    self._rotate_if_due()
-            if self._failure is not None:
-                self._repair()
-        finally:
-            self._ended = True
+        while not self._ending:
+            waiting = self._next()
+            if self._failure is not None and not self._repair():
+                self._hold(waiting)
+            elif waiting:
+                self._commit(waiting)
+                self._rotate_if_due()
+        if self._failure is not None:
+            self._repair()
 
     def _next(self) -> list[_Item]:
         """All that is waiting; while the disk fails, nothing after a while."""
