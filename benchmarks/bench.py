@@ -53,7 +53,7 @@ PARTS = (
         needs=(SEED / "hardened", SEED / "training" / "calibration.npz"),
         made_by="theft",
     ),
-    Part("sealed", "a sealed request against a plain one", ("benchmarks/sealed_requests.py",)),
+    Part("sealed", "a sealed request against a plain one", ("-m", "benchmarks.sealed_requests")),
     Part("middleware", "the guard inside a FastAPI app", ("-m", "benchmarks.middleware_cost")),
     Part("gateway", "what a gateway adds, at 1 and 32 connections", ("-m", "benchmarks.gateway_cost")),
     Part("overload", "two minutes at twice the capacity", ("-m", "benchmarks.overload")),

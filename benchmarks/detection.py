@@ -26,7 +26,8 @@ from garrison.audit.detection.prada import prada
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors.base import Detector, Seen
 from garrison.guard.watching.book import Alarm, Armed
-from garrison.guard.watching.state import Rows, Settings, WatchState
+from garrison.guard.watching.remembered import Settings
+from garrison.guard.watching.state import Rows, WatchState
 from garrison.hardening.fits import FITTERS, USUAL
 from garrison.hardening.measures import upper_limit
 from garrison.hardening.scoring import open_session, score

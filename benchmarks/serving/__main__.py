@@ -27,11 +27,19 @@ from benchmarks.serving.stages import Run, Settings
 from benchmarks import pages
 from benchmarks.serving import page
 
-QUICK = Settings(peers=(), guard_rounds=5, throughput_rounds=0, latency_rounds=0, starts=1, seconds=1.0)
+QUICK = Settings(
+    peers=(),
+    guard_arms=tuple(arm.name for arm in OURS),
+    guard_rounds=5,
+    throughput_rounds=0,
+    latency_rounds=0,
+    starts=1,
+)
 SMOKE = Settings(
     guard_rounds=1,
     peer_rounds=dict.fromkeys(MODELS, 1),
     throughput_rounds=1,
+    capacity_rounds=1,
     latency_rounds=1,
     starts=1,
     seconds=1.0,

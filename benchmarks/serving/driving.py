@@ -88,10 +88,10 @@ def measure(pid: int, url: str, pool: Pool, seconds: float, connections: int, ra
     spent = spent_seconds(pid) - before
     if pool.once and driven.requests >= pool.count:
         raise PoolUsedUpError(f"{pool.count} requests were too few")
-    if not driven.requests:
-        raise LoadError(f"no answer within {seconds:g} s")
     if driven.errors:
         raise LoadError(f"{driven.errors} of {driven.requests} requests failed")
+    if not driven.requests or math.isnan(driven.p99_ms):
+        raise LoadError(f"no answer within {seconds:g} s")
     good = driven.requests
     return Measured(good / driven.seconds, driven.p50_ms, driven.p99_ms, spent / good * 1e6, good)
 

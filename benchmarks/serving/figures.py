@@ -179,7 +179,7 @@ def tail(records: Sequence[Record], arm: str) -> Figure:
     block = f"latency-{arm}"
     pairs = paired(records, (block, "lenet", 32), (arm, "unguarded"), lambda r: r.p99_ms, ratio)
     what = f"p99 at half load, {arm} / unguarded in the same block, LeNet size"
-    return Figure(what, 1.5, "", Spread.of(pairs), note="open loop, at half of what the guarded arm can do")
+    return Figure(what, 1.5, "", Spread.of(pairs), note="open loop, at half of what this arm can do")
 
 
 def start(records: Sequence[Record]) -> Figure:

@@ -3,16 +3,19 @@
     python -m benchmarks.serving.generator URL POOL SECONDS CONNECTIONS RATE
 
 With RATE 0 the loop is closed: each connection asks as soon as it is answered (for machines without wrk). Else it is open: requests fall due at random
-times, RATE a second on average, whether or not the server keeps up; a latency runs from the time at which its request was due. With SECONDS 0 each
-connection asks once, all at the same time, and the seconds are those until the last is answered. Prints JSON.
+times, RATE a second on average, whether or not the server keeps up; a latency runs from the time at which its request was due. What is sent in the
+first `WARM_SECONDS`, which come on top, is answered and not noted: a server that has slept has to find its way back into the processor's caches, and
+that may take longer than the slowest hundredth of a short load. With SECONDS 0 each connection asks once, all at the same time, and the seconds are
+those until the last is answered. Prints JSON.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import re
-import selectors
+import select
 import socket
 import sys
 import time
@@ -21,9 +24,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_CHUNK = 262_144
+_CHUNK = 65_536
 LATE_SECONDS = 15.0
 """What is not answered so long after the end is an error."""
+WARM_SECONDS = 0.25
 
 
 def read_pool(folder: Path) -> list[bytes]:
@@ -56,18 +60,20 @@ class Connection:
         self._rest = memoryview(b"")
         self.due = 0.0
 
-    def send(self, request: bytes, due: float) -> None:
+    def send(self, request: bytes, due: float) -> bool:
+        """Send a request, as far as the socket takes it; whether that was all."""
         self.due, self._rest = due, memoryview(request)
         self._answer.clear()
-        self.push()
+        return self.push()
 
-    def push(self) -> None:
-        """Send what is left, as far as the socket takes it."""
+    def push(self) -> bool:
+        """Send what is left, as far as the socket takes it; whether that was all."""
         while self._rest:
             try:
                 self._rest = self._rest[self.socket.send(self._rest) :]
             except BlockingIOError:
-                return
+                return False
+        return True
 
     def pull(self) -> bool | None:
         """Read; whether the answer was good, None while it is not whole.
@@ -83,7 +89,7 @@ class Connection:
 
 
 class Load:
-    """Sends a pool over some connections, and notes the latencies of good answers, in seconds."""
+    """Sends a pool over some connections, counts good answers, and notes their latencies, in seconds."""
 
     def __init__(self, url: str, pool: list[bytes], connections: int, rate: float) -> None:
         place = urlsplit(url)
@@ -91,16 +97,25 @@ class Load:
         self._pool, self._rate, self._next = pool, rate, 0
         self._free = deque(Connection(address) for _ in range(connections))
         self._busy: set[Connection] = set()
-        self._selector = selectors.DefaultSelector()
-        for connection in self._free:
-            self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        self._unsent: set[Connection] = set()
+        self._connections = {connection.socket.fileno(): connection for connection in self._free}
+        self._poll = select.epoll()
+        for descriptor in self._connections:
+            self._poll.register(descriptor, select.EPOLLIN)
+        self._note_from = 0.0
         self.latencies: list[float] = []
-        self.errors = 0
+        self.answered = self.errors = 0
 
-    def run(self, seconds: float) -> float:
-        """Send what falls due in so many seconds, and wait for the answers. The seconds."""
+    def run(self, seconds: float, warm: float = 0.0) -> float:
+        """Send what falls due in so many seconds, and wait for the answers. The seconds.
+
+        Args:
+            warm: so many seconds more come before, whose latencies are not noted.
+        """
         draw = random.Random(0)
         start = time.perf_counter()
+        seconds += warm
+        self._note_from = start + warm
         end, due = start + seconds, start
         while (now := time.perf_counter()) < end + LATE_SECONDS:
             open_end = now < end if not self._rate else due < end
@@ -125,30 +140,33 @@ class Load:
         return time.perf_counter() - start
 
     def close(self) -> None:
-        for key in list(self._selector.get_map().values()):
-            key.data.socket.close()
-        self._selector.close()
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._poll.close()
 
     def _send(self, due: float) -> None:
         connection = self._free.popleft()
-        connection.send(self._pool[self._next % len(self._pool)], due)
+        if not connection.send(self._pool[self._next % len(self._pool)], due):
+            self._unsent.add(connection)
         self._next += 1
         self._busy.add(connection)
 
     def _receive(self) -> None:
-        for key, _ in self._selector.select(0):
-            connection = key.data
+        for descriptor, _ in self._poll.poll(0):
+            connection = self._connections[descriptor]
             good = connection.pull()
             if good is None:
                 continue
             if good:
-                self.latencies.append(time.perf_counter() - connection.due)
+                self.answered += 1
+                if connection.due >= self._note_from:
+                    self.latencies.append(time.perf_counter() - connection.due)
             else:
                 self.errors += 1
             self._busy.discard(connection)
             self._free.append(connection)
-        for connection in self._busy:
-            connection.push()
+        if self._unsent:
+            self._unsent = {connection for connection in self._unsent if not connection.push()}
 
 
 def quantile(ordered: list[float], share: float) -> float:
@@ -158,9 +176,10 @@ def quantile(ordered: list[float], share: float) -> float:
 def main() -> None:
     url, folder, seconds, connections, rate = sys.argv[1:]
     load = Load(url, read_pool(Path(folder)), int(connections), float(rate))
-    took = load.run(float(seconds)) if float(seconds) else load.burst()
+    gc.disable()  # a pause of ours would look like one of the server's
+    took = load.run(float(seconds), WARM_SECONDS if float(rate) else 0.0) if float(seconds) else load.burst()
     ordered = sorted(load.latencies)
-    found = {"requests": len(ordered) + load.errors, "errors": load.errors, "seconds": took}
+    found = {"requests": load.answered + load.errors, "errors": load.errors, "seconds": took}
     print(json.dumps(found | {"p50_ms": quantile(ordered, 0.5) * 1e3, "p99_ms": quantile(ordered, 0.99) * 1e3}))
 
 

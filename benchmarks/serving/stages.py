@@ -1,8 +1,13 @@
-"""The stages of a run: which servers take turns, how often, with how much load. Rounds are interleaved, and the order is rotated."""
+"""The stages of a run: which servers take turns, how often, with how much load. Rounds are interleaved, and the order is rotated.
+
+Figures that are small against what two rounds differ by, `guard` and `latency`, are measured in many short rounds of the servers that they compare, in
+several sittings: each starts the servers anew, so that no figure hangs on how the memory of one process came to lie.
+"""
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -26,22 +31,33 @@ from garrison.errors import GarrisonError
 FIRST_GUESS, CONNECTIONS = 2_000.0, (32, 1)
 BATCHES = (1, 32)
 HALF = 0.5
+RUNTIME_EVERY, RUNTIME_SECONDS = 5, 60.0
+"""The bare runtime is measured in one of so many rounds, and must have ended after so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How long a run is. `rounds` by stage, for the peers by model; seconds of load for each arm, in each round."""
+    """How long a run is. `rounds` by stage, for the peers by model; seconds of load for each arm, in each round.
+
+    Attributes:
+        guard_arms: the servers that take turns where what the guard adds is measured.
+        sitting_rounds: so many rounds of `guard` and `latency` use the same servers before they are started anew.
+    """
 
     models: tuple[str, ...] = tuple(MODELS)
     peers: tuple[str, ...] = tuple(PEERS)
-    guard_rounds: int = 9
+    guard_arms: tuple[str, ...] = ("unguarded", "guarded")
+    guard_rounds: int = 40
+    guard_seconds: float = 1.0
+    sitting_rounds: dict[str, int] = field(default_factory=lambda: {"guard": 10, "latency": 5})
     peer_rounds: dict[str, int] = field(default_factory=lambda: {"lenet": 5, "mlp": 3, "resnet18": 2})
     throughput_rounds: int = 40
-    latency_rounds: int = 7
+    capacity_rounds: int = 3
+    latency_rounds: int = 15
     starts: int = 7
     seconds: float = 2.0
     large_seconds: float = 4.0
-    latency_seconds: float = 3.0
+    latency_seconds: float = 1.5
     warm_seconds: float = 1.0
 
 
@@ -74,7 +90,8 @@ class Run:
     def _steps(self) -> int:
         s = self.settings
         peers = sum(s.peer_rounds[model] for model in s.models) * len(CONNECTIONS) if s.peers else 0
-        return s.guard_rounds * len(CONNECTIONS) + peers + s.throughput_rounds + 3 * s.latency_rounds + s.starts
+        latency = s.capacity_rounds + 3 * s.latency_rounds if s.latency_rounds else 0
+        return s.guard_rounds * len(CONNECTIONS) + peers + s.throughput_rounds + latency + s.starts
 
     def everything(self) -> None:
         self.guard()
@@ -94,17 +111,19 @@ class Run:
         return self._prepared[model]
 
     def guard(self) -> None:
-        """Garrison's arms alone, LeNet size, with the bare runtime beside them: what the guard adds, in short rounds."""
-        keys = [Key("guard", "lenet", c, k) for k in range(self.settings.guard_rounds) for c in CONNECTIONS]
-        if self._skip(keys):
-            return
-        with self._servers(OURS, "lenet") as (servers, failed):
-            for key in keys:
-                if self._skip([key]):
-                    continue
-                if key.connections == CONNECTIONS[0]:
-                    self._runtime(key.round)
-                self._round(key, servers, failed, self.settings.seconds)
+        """What the guard adds, LeNet size: the unguarded and the guarded server alone, in short rounds; the bare runtime beside them."""
+        arms = [arm for arm in OURS if arm.name in self.settings.guard_arms]
+        for rounds in self._sittings("guard", self.settings.guard_rounds):
+            keys = [Key("guard", "lenet", c, k) for k in rounds for c in CONNECTIONS]
+            if self._skip(keys):
+                continue
+            with self._servers(arms, "lenet") as (servers, failed):
+                for key in keys:
+                    if self._skip([key]):
+                        continue
+                    if key.connections == CONNECTIONS[0] and key.round % RUNTIME_EVERY == 0:
+                        self._runtime(key.round)
+                    self._round(key, servers, failed, self.settings.guard_seconds)
 
     def peers(self, model: str) -> None:
         """All servers on one model."""
@@ -135,27 +154,37 @@ class Run:
 
     def latency(self) -> None:
         """Open loop, LeNet size: each guarded arm against the unguarded server, at half of what the arm can do."""
-        settings, lenet = self.settings, "lenet"
-        blocks = [arm for arm in OURS if arm.guarded]
-        keys = {
-            arm.name: [Key(f"latency-{arm.name}", lenet, 32, k) for k in range(settings.latency_rounds)]
-            for arm in blocks
-        }
-        if self._skip([key for found in keys.values() for key in found]):
+        names = [arm.name for arm in OURS if arm.guarded]
+        for rounds in self._sittings("latency", self.settings.latency_rounds):
+            keys = [(name, Key(f"latency-{name}", "lenet", CONNECTIONS[0], k)) for k in rounds for name in names]
+            if self._skip([key for _, key in keys]):
+                continue
+            with self._servers(OURS, "lenet") as (servers, failed):
+                self._capacity(servers, failed)
+                for name, key in keys:
+                    if not self._skip([key]):
+                        self._half_load(name, key, servers, failed)
+
+    def _capacity(self, servers: Sequence[Server], failed: dict[str, str]) -> None:
+        """How many requests a second each of Garrison's servers answers: what half load is half of."""
+        for k in range(self.settings.capacity_rounds):
+            key = Key("capacity", "lenet", CONNECTIONS[0], k)
+            if not self._skip([key]):
+                self._round(key, servers, failed, self.settings.guard_seconds)
+
+    def _half_load(self, name: str, key: Key, servers: Sequence[Server], failed: dict[str, str]) -> None:
+        rates = values(self.book.records, "capacity", key.model, key.connections, name, rate_of)
+        pair = {name, "unguarded"}
+        mine = {arm: why for arm, why in failed.items() if arm in pair}
+        if not rates:
+            why = mine.get(name, "its throughput is not known")
+            self.book.add([_record(key, name, failure=why)])
+            self.progress.step(f"{key.stage}, round {key.round + 1}: not measured, {why}")
             return
-        with self._servers(OURS, lenet) as (servers, failed):
-            for k in range(settings.latency_rounds):
-                for arm in blocks:
-                    if self._skip([keys[arm.name][k]]):
-                        continue
-                    rates = values(self.book.records, "guard", lenet, 32, arm.name, rate_of)
-                    if not rates:
-                        self.progress.step(f"latency, {arm.name}: not measured, its throughput is not known")
-                        continue
-                    pair = [server for server in servers if server.arm.name in {arm.name, "unguarded"}]
-                    load = HALF * sorted(rates)[len(rates) // 2]
-                    mine = {name: why for name, why in failed.items() if name in {arm.name, "unguarded"}}
-                    self._round(keys[arm.name][k], pair, mine, settings.latency_seconds, load)
+        load = HALF * statistics.median(rates)
+        self._round(
+            key, [server for server in servers if server.arm.name in pair], mine, self.settings.latency_seconds, load
+        )
 
     def start(self) -> None:
         """From the command to the first good answer, guarded and isolated, on all cores."""
@@ -171,6 +200,11 @@ class Run:
                 record = Record("start", "lenet", 1, k, arm.name, failure=str(error))
             self.book.add([record])
             self.progress.step(f"start: {record.failure or f'{record.p50_ms:.0f} ms'}")
+
+    def _sittings(self, stage: str, rounds: int) -> Iterator[range]:
+        """The rounds of a stage, in groups for which the servers are started once."""
+        step = self.settings.sitting_rounds[stage]
+        return (range(first, min(first + step, rounds)) for first in range(0, rounds, step))
 
     def _skip(self, keys: Sequence[Key]) -> bool:
         return all(self.book.has(key) for key in keys)
@@ -250,11 +284,22 @@ class Run:
         return max(found, default=FIRST_GUESS)
 
     def _runtime(self, number: int) -> None:
-        """The bare runtime on the same core."""
+        """The bare runtime on the same core; without it no figure is scaled, and the page says so."""
         file = self.prepared("lenet").plain
         command = [sys.executable, "-m", "benchmarks.serving.bare_runtime", str(file), *map(str, BATCHES)]
-        said = subprocess.run(pinned(SERVER_CORE, command), cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        found = {int(batch): us for batch, us in json.loads(said).items()}
+        try:
+            done = subprocess.run(
+                pinned(SERVER_CORE, command),
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=RUNTIME_SECONDS,
+            )
+        except subprocess.SubprocessError as error:
+            self.progress.tell(f"the bare runtime could not be measured: {error}")
+            return
+        found = {int(batch): us for batch, us in json.loads(done.stdout).items()}
         self.book.add(
             Record("runtime", "lenet", batch, number, "runtime", processor_us=us, requests=1)
             for batch, us in found.items()

@@ -5,6 +5,7 @@ found and what to do next; it never holds tensor values or secrets.
 
     GarrisonError
     |-- ConfigError                      garrison.toml or an option is wrong
+    |   |-- PlaintextKeyError            an API key would go over plain HTTP beyond this machine
     |-- MissingExtraError                an optional dependency is not installed
     |-- DatasetError
     |   |-- UnknownDatasetError | DatasetUnavailableError | DatasetCorruptError
@@ -34,7 +35,7 @@ found and what to do next; it never holds tensor values or secrets.
     |-- IsolationError                   an enclave cannot be started as asked on this machine
     |-- LedgerError                      a ledger does not hold, or must not be written to
     |-- AuditError
-    |   |-- PlanError | PreflightError | QueryBudgetError
+    |   |-- PlanError | PreflightError | QueryBudgetError | AuditSpentError | AttackFailedError | FolderInUseError
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ class GarrisonError(Exception):
 
 class ConfigError(GarrisonError):
     code = "config.invalid"
+
+
+class PlaintextKeyError(ConfigError):
+    """An API key would go over plain HTTP to a host that is not this machine."""
+
+    code = "config.plaintext_key"
 
 
 class MissingExtraError(GarrisonError):
@@ -335,3 +342,21 @@ class PreflightError(AuditError):
 
 class QueryBudgetError(AuditError):
     code = "audit.query_budget"
+
+
+class AuditSpentError(AuditError):
+    """A limit of the audit (queries, dollars, minutes) leaves no room for a trial."""
+
+    code = "audit.spent"
+
+
+class AttackFailedError(AuditError):
+    """An attack ended with an error of its own, which says nothing of the service."""
+
+    code = "audit.attack_failed"
+
+
+class FolderInUseError(AuditError):
+    """Another audit writes into the folder."""
+
+    code = "audit.folder_in_use"

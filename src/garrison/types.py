@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -61,8 +61,7 @@ ANYBODY = "*"
 """In settings by caller: whoever is not named."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who asks: the id of an API key, or the peer's address where no keys are used."""
 
     id: str
@@ -97,9 +96,8 @@ class Batch(msgspec.Struct, frozen=True, eq=False):
         return len(self.callers)
 
 
-@dataclass(frozen=True, slots=True)
-class RawScores:
-    """What the model computed, before any defense. Never leaves the enclave.
+class RawScores(msgspec.Struct, frozen=True, eq=False):
+    """What the model computed, before any defense. Never leaves the enclave. A struct, as `Batch` is.
 
     Attributes:
         values: shape (rows, outputs): probabilities, scores or regression values, by the bundle's task.
@@ -120,9 +118,8 @@ class RawScores:
     again: Callable[[dict[str, Array]], FloatArray] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
-    """What may leave the enclave, one row per row of the batch.
+class Released(msgspec.Struct, frozen=True, eq=False):
+    """What may leave the enclave, one row per row of the batch. A struct, as `Batch` is.
 
     Attributes:
         outputs: answer tensors by name, each of shape (rows, ...).
@@ -130,7 +127,7 @@ class Released:
     """
 
     outputs: dict[str, Array]
-    uncertain: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    uncertain: BoolArray = msgspec.field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from tests.models import mlp
+from tests.serving import Bundles
 
 from garrison.asgi import Guarded
+from garrison.enclave.service import Service
 from garrison.types import Array
 
 SESSION = ort.InferenceSession(mlp(0).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -80,3 +82,18 @@ def raw(app: Any, scope: dict[str, Any], *messages: dict[str, Any]) -> list[dict
         )
     )
     return sent
+
+
+def expected(bundles: Bundles, x: Any, name: str = "mlp-1") -> Any:
+    """What the sealed model answers behind its guard."""
+    sealed = bundles.sealed[name]
+    return Service(sealed.verified(), key=sealed.key).predict({"image": x}).outputs["probabilities"]
+
+
+def failure(app: Any) -> str:
+    """Why the app does not start."""
+    sent = raw(app, {"type": "lifespan"}, {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+    if sent[0]["type"] == "lifespan.startup.complete":
+        return ""
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    return str(sent[0]["message"])

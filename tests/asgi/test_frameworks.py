@@ -17,8 +17,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
-from tests.asgi.apps import Caller, own_model, predict, raw, starlette
-from tests.asgi.test_middleware import expected, failure
+from tests.asgi.apps import Caller, expected, failure, own_model, predict, raw, starlette
 from tests.models import CLASSES, images
 from tests.serving import Bundles
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,20 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
-from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tests.asgi.apps import Caller, own_model, predict, raw, starlette
+from tests.asgi.apps import Caller, expected, own_model, predict, raw, starlette
 from tests.models import BOUNDS, CLASSES, LABELS, RELEASE, SCORE, images, seal_mlp
 from tests.serving import Bundles
 
-from garrison.asgi import Guarded, Question
+from garrison.asgi import Question
 from garrison.asgi.guard import AppGuard
-from garrison.enclave.service import Service
-from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError
 from garrison.limits import Limits
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.types import DefenseSpec
@@ -33,12 +27,6 @@ from garrison.types import DefenseSpec
 Settings = Callable[..., dict[str, Any]]
 JSON = {"content-type": "application/json"}
 GOOD = [0.2] * CLASSES
-
-
-def expected(bundles: Bundles, x: Any, name: str = "mlp-1") -> Any:
-    """What the sealed model answers behind its guard."""
-    sealed = bundles.sealed[name]
-    return Service(sealed.verified(), key=sealed.key).predict({"image": x}).outputs["probabilities"]
 
 
 def test_answers_go_through_the_guard(bundles: Bundles, settings: Settings) -> None:
@@ -194,137 +182,6 @@ def test_a_router_takes_a_line_end_for_nothing() -> None:
     assert Caller(bare).ask(path="/predict%0A", json={"x": images(1).tolist()}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "values",
-    [[[0.2] * 4], [[0.2] * 6], GOOD + GOOD, [GOOD, GOOD], [[0.5] * CLASSES], [[-0.2, 0.6, 0.2, 0.2, 0.2]], "text", None,
-     [["0.2"] * CLASSES], [[True] * CLASSES], {"a": 1}, [[0.2, 0.2], [0.6]], [], 0.5, [[None] * CLASSES], [[1e400] * CLASSES]],
-    ids=str,
-)  # fmt: skip
-def test_an_answer_that_is_no_answer_does_not_leave(settings: Settings, values: Any) -> None:
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        return Response(json.dumps({"probabilities": values, "secret": "raw"}), headers={"x-raw": "raw"} | JSON)
-
-    found = Caller(starlette(endpoint, **settings())).ask(json={"x": images(1).tolist()})
-    assert found.status_code == 500
-    assert found.json() == {"error": "the service failed on this request", "code": "internal"}
-    assert "raw" not in found.text
-    assert "x-raw" not in found.headers
-
-
-RAW = json.dumps({"probabilities": [GOOD]})
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        lambda: Response("raw"),
-        lambda: Response(b"\xff\x00raw", media_type="application/json"),
-        lambda: Response(gzip.compress(RAW.encode()), headers={"content-encoding": "gzip"}),
-        lambda: Response(status_code=204),
-        lambda: Response(RAW, status_code=201),
-        lambda: Response(RAW, status_code=500),
-        lambda: Response(RAW, status_code=503),
-        lambda: RedirectResponse("/raw?p=raw"),
-        lambda: FileResponse(__file__),
-        lambda: Response("[" * 100_000),
-    ],
-)
-def test_other_answers_do_not_leave(settings: Settings, answer: Callable[[], Response]) -> None:
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        return answer()
-
-    found = Caller(starlette(endpoint, **settings())).ask(json={"x": images(1).tolist()})
-    assert found.status_code in {500, 503}
-    assert found.json()["code"] == "internal"
-    assert "location" not in found.headers
-
-
-def test_a_streamed_answer_is_put_together(bundles: Bundles, settings: Settings) -> None:
-    x = images(2)
-
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        text = json.dumps({"probabilities": own_model(x).tolist()})
-        return StreamingResponse(iter([text[:7], text[7:20], "", text[20:]]), media_type="application/json")
-
-    found = Caller(starlette(endpoint, **settings())).ask(json={"x": x.tolist()})
-    assert np.allclose(found.json()["probabilities"], expected(bundles, x), atol=1e-5)
-
-
-def test_a_stream_that_breaks_off_leaks_nothing(settings: Settings) -> None:
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-
-        def parts() -> Any:
-            yield RAW[:-4]
-            raise RuntimeError("broken")
-
-        return StreamingResponse(parts(), media_type="application/json")
-
-    found = Caller(starlette(endpoint, **settings())).ask(json={"x": images(1).tolist()})
-    assert found.status_code == 500
-    assert "0.2" not in found.text
-
-
-def test_an_endless_answer_is_cut(settings: Settings) -> None:
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        return StreamingResponse(itertools.repeat(" " * 10_000), media_type="application/json")
-
-    options = settings() | {"limits": Limits(request_body_bytes=100_000)}
-    found = Caller(starlette(endpoint, **options)).ask(json={"x": images(1).tolist()})
-    assert found.status_code == 500
-
-
-def test_exceptions_of_the_endpoint(settings: Settings) -> None:
-    async def broken(request: Request) -> Response:
-        raise RuntimeError("raw")
-
-    async def finds_fault(request: Request) -> Response:
-        raise HTTPException(422, "x must be nice")
-
-    body = {"x": images(1).tolist()}
-    found = Caller(starlette(broken, **settings())).ask(json=body)
-    assert found.status_code == 500
-    assert "raw" not in found.text
-    found = Caller(starlette(finds_fault, **settings())).ask(json=body)
-    assert (found.status_code, found.text) == (422, "x must be nice"), "the app's own messages get through"
-
-
-def test_the_answer_does_not_wait_for_work_in_the_background(settings: Settings) -> None:
-    order: list[str] = []
-
-    async def endpoint(request: Request) -> Response:
-        await request.body()
-        return JSONResponse({"probabilities": [GOOD]}, background=BackgroundTask(order.append, "background"))
-
-    app = starlette(endpoint, **settings())
-
-    async def noted(scope: Any, receive: Any, send: Any) -> None:
-        async def send_noted(message: Any) -> None:
-            order.append(message["type"])
-            await send(message)
-
-        await app(scope, receive, send_noted)
-
-    Caller(noted).ask(json={"x": images(1).tolist()})
-    assert order == ["http.response.start", "http.response.body", "background"]
-
-
-def test_compression_works_on_either_side(bundles: Bundles, settings: Settings) -> None:
-    x = images(64)
-    for first, last in ((Guarded, GZipMiddleware), (GZipMiddleware, Guarded)):
-        app = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
-        for kind in (first, last):
-            given = settings() | {"path": "/predict", "inputs": "x"} if kind is Guarded else {}
-            app.add_middleware(kind, **given)
-        found = Caller(app).ask(json={"x": x.tolist()}, headers={"accept-encoding": "gzip"})
-        assert np.allclose(found.json()["probabilities"], expected(bundles, x), atol=1e-5)
-        assert ("content-encoding" in found.headers) == (last is GZipMiddleware)
-
-
 def test_limits(settings: Settings) -> None:
     options = settings() | {"limits": Limits(request_body_bytes=5_000, request_rows=2)}
     caller = Caller(starlette(**options))
@@ -431,63 +288,3 @@ def test_columns_and_functions(bundles: Bundles, settings: Settings) -> None:
         assert Caller(app).ask(json=bad).status_code == 400
     app = starlette(endpoint, **settings() | {"inputs": {"image": "picture"}})
     assert Caller(app).ask(json={"picture": x.tolist()}).status_code == 200
-
-
-# What is wrong with the settings stops the start ------------------------------------------------------------------------
-
-
-def failure(app: Any) -> str:
-    """Why the app does not start."""
-    sent = raw(app, {"type": "lifespan"}, {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
-    if sent[0]["type"] == "lifespan.startup.complete":
-        return ""
-    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
-    return str(sent[0]["message"])
-
-
-async def other(request: Request) -> Response:
-    return Response("other")
-
-
-def test_a_good_app_starts(settings: Settings) -> None:
-    assert failure(starlette(**settings())) == ""
-    assert failure(starlette(predict, Route("/other", other), **settings("metered"))) == ""
-
-
-@pytest.mark.parametrize(
-    ("more", "options", "words"),
-    [
-        ((), {"path": "/predit"}, "no route answers POST /predit"),
-        ((), {"path": "/predict/"}, "no route answers"),
-        ((), {"path": "predict"}, "path must name"),
-        ((), {"path": ()}, "path must name"),
-        ((), {"path": "/{name}"}, "without parameters"),
-        ((Route("/again", predict, methods=["POST"]),), {}, "also reached at /again"),
-        ((Route("/predict", other, methods=["GET"]),), {}, "GET /predict is answered by another function"),
-        ((), {"inputs": ["a", "b"]}, "2 features"),
-        ((), {"inputs": {"a": "b"}}, "for each of image"),
-        ((), {"inputs": None, "label": "label"}, "go with an app's own JSON"),
-        ((), {"keep": ["probabilities"]}, "cannot be kept"),
-        ((), {"label": "classes"}, "stand twice"),
-        ((), {"tighten": {"nothing": {}}}, "no such defense"),
-        ((), {"trust": "nowhere.pub"}, "cannot be read"),
-        ((), {"bundle": "nowhere"}, "BundleError"),
-        ((), {"secret": "nowhere.secret"}, "cannot be read"),
-    ],
-)
-def test_mistakes_stop_the_start(settings: Settings, more: Any, options: dict[str, Any], words: str) -> None:
-    app = starlette(predict, *more, **settings() | options)
-    assert words.removeprefix("BundleError") in failure(app)
-    if words == "BundleError":
-        assert "Error" in failure(app)
-    with pytest.raises((ConfigError, GuardError, KeyFileError, BundleError)):
-        raw(app, {})
-    with pytest.raises((ConfigError, GuardError, KeyFileError, BundleError)):
-        raw(app, {"path": "/unguarded"})
-
-
-def test_two_paths_of_one_endpoint_may_both_be_guarded(settings: Settings) -> None:
-    again = Route("/again", predict, methods=["POST"])
-    app = starlette(predict, again, **settings() | {"path": ["/predict", "/again"]})
-    assert failure(app) == ""
-    assert "secret" not in Caller(app).ask(path="/again", json={"x": images(1).tolist()}).text

@@ -12,8 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from tests.asgi.apps import Caller, predict
-from tests.asgi.test_middleware import failure
+from tests.asgi.apps import Caller, failure, predict
 from tests.models import images
 
 from garrison.asgi import Guarded

@@ -19,7 +19,7 @@ from garrison.audit.report.content import EvasionCard, Report
 from garrison.audit.run import run_audit
 from garrison.audit.spending import Spending
 from garrison.audit.targets import changed, guarded, unguarded
-from garrison.errors import PlanError
+from garrison.errors import AuditSpentError, PlanError
 from garrison.types import DefenseSpec
 
 PLAN = """
@@ -157,7 +157,13 @@ def test_limits_on_what_is_spent_hold(world: World) -> None:
     arms = choose_arms(guarded(served, world.key), reference=served, key=world.key)
     found = Evader(plan, arms, world.data, Spending(plan), lambda _message, _share: None).evade_all()
     assert found.asked <= 300
-    assert any("may ask" in item.why for item in found.left_out if item.target == "defended")
+    over = [item for item in found.left_out if item.target == "defended"]
+    assert any("may ask" in item.why for item in over)
+    assert {item.code for item in over} == {AuditSpentError.code}
+    (told,) = (text for text in run_audit(plan, arms, world.data).limits if "stopped early" in text)
+    assert over[0].attack in told
+    whole = run_audit(plan_of(), arms, world.data)
+    assert not any("stopped early" in text for text in whole.limits), "the control: without limits"
     assert any(c.target == "outlier-exposure" for c in found.cards), "the references cost time alone"
 
 

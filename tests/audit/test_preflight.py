@@ -17,7 +17,7 @@ from garrison.audit.arms import choose_arms
 from garrison.audit.data import AuditData
 from garrison.audit.run import run_audit
 from garrison.audit.targets import guarded
-from garrison.errors import PreflightError
+from garrison.errors import PreflightError, ProofError
 from garrison.types import Array
 
 NOBODY = np.zeros(3, dtype=np.bool_)
@@ -68,6 +68,8 @@ def test_a_target_that_answers_nothing() -> None:
     silent = Answers(np.full(3, -1), None, ~NOBODY, NOBODY)
     with pytest.raises(PreflightError, match="none of the probed rows"):
         preflight.check_answers(silent, "here")
+    with pytest.raises(PreflightError, match=r"answers none of the probed rows: not signed \(service.proof\)"):
+        preflight.check_answers(silent, "here", ProofError("not signed"))
 
 
 def change(world: World, x: Array | None = None, y: Array | None = None, labels: tuple[str, ...] = ()) -> World:

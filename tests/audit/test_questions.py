@@ -25,10 +25,10 @@ from garrison.audit.plan import Plan, parse_plan
 from garrison.audit.questions import asking, honest_data
 from garrison.audit.report.content import Report
 from garrison.audit.run import run_audit
-from garrison.audit.targets import HttpTarget
+from garrison.audit.targets import HttpTarget, guarded
 from garrison.client import Client
 from garrison.config import Config, ServerConfig
-from garrison.errors import BudgetExhaustedError, LimitError, PreflightError, TooFastError
+from garrison.errors import AuditSpentError, BudgetExhaustedError, LimitError, PreflightError, TooFastError
 from garrison.server.key_file import add_key
 from garrison.server.root import assemble, background
 
@@ -163,6 +163,28 @@ def test_an_audit_goes_on_though_nothing_more_is_answered(service: Counted, tmp_
     assert again.findings == first.findings
 
 
+@pytest.mark.parametrize("in_process", [False, True])
+def test_what_the_audit_may_spend_is_told_apart_from_what_the_service_allows(
+    service: Counted, tmp_path: Path, *, in_process: bool
+) -> None:
+    """A thief whom the service answers no more has been tried; one for whom the audit has no rows left has not."""
+
+    def audited(plan: str) -> Report:
+        if not in_process:
+            return service.audited(tmp_path / plan[:12], plan=plan)
+        bundle = service.world.opened(service.world.bundle)
+        return run_audit(parsed(plan), choose_arms(guarded(bundle, None), reference=bundle), service.world.data)
+
+    limited, free = audited("most_queries = 100" + PLAN), audited(PLAN)
+    over = [item for item in limited.left_out if item.target == "defended"]
+    assert [(item.attack, item.code) for item in over] == [
+        ("knockoff, greedy, 400 queries, soft", AuditSpentError.code)
+    ]
+    assert any("stopped early" in text for text in limited.limits)
+    assert not free.left_out
+    assert not any("stopped early" in text for text in free.limits)
+
+
 def test_each_thief_has_a_key_of_its_own_where_there_are_some(service: Counted, tmp_path: Path) -> None:
     report = service.audited(tmp_path / "cache", keys=4)
     assert found_of(report, "knockoff") == (60, 0, True)
@@ -205,5 +227,5 @@ def test_a_service_that_takes_less_at_once_or_more_slowly_is_asked_so(
 def test_an_audit_without_a_key_that_may_ask_is_refused(service: Counted, tmp_path: Path) -> None:
     """Control: it is not taken for a service that gives nothing away."""
     service.audited(tmp_path / "cache")
-    with pytest.raises(PreflightError, match="the key or the budget"):
+    with pytest.raises(PreflightError, match=rf"budget of {ALLOWED} rows .*\(request.budget_exhausted\)"):
         service.audited(tmp_path / "other")

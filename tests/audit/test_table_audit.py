@@ -124,7 +124,7 @@ def test_what_honest_users_get_is_measured_for_every_arm(report: Report) -> None
     assert report.targets["rounded"].overridden
 
 
-class KilledError(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -136,12 +136,12 @@ def test_an_interrupted_table_goes_on_where_it_stopped(
 
     def counting(self: Attack, *args: Any) -> Any:
         if len(trained) == most:
-            raise KilledError
+            raise Killed
         trained.append(self.name)
         return run(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Knockoff, "run", counting)
-    with pytest.raises(KilledError):
+    with pytest.raises(Killed):
         audited(world, tmp_path, cpu_threads=1)
     assert len(trained) == most
     most = 10**6

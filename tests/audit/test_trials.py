@@ -12,6 +12,7 @@ from tests.audit.worlds import World
 from tests.audit.worlds import rows as named
 
 from garrison.attacks.exam import Exam
+from garrison.attacks.extraction.equation_solving import EquationSolving
 from garrison.attacks.oracle import Answers
 from garrison.audit.arms import choose_arms
 from garrison.audit.cache import TrialCache
@@ -21,7 +22,8 @@ from garrison.audit.run import run_audit
 from garrison.audit.spending import Spending
 from garrison.audit.targets import Identity, TargetName, guarded
 from garrison.audit.trials import Looted, Thief
-from garrison.errors import PlanError
+from garrison.audit.words import failed
+from garrison.errors import AuditSpentError, PlanError, ServiceError
 from garrison.types import Array
 
 QUICK = "parameters = { epochs = 2, fewest_steps = 2 }"
@@ -119,11 +121,39 @@ def test_what_cannot_be_carried_out_is_named() -> None:
     found = attacked(thief(parse_plan(MANY, "a test"), rows_of=data(own=False)), Target(soft=False))
     assert not tried(found)
     assert len(found.left_out) == 5
-    assert {item.why for item in found.left_out} == {"the service releases labels alone"}
+    assert {(item.why, item.code) for item in found.left_out} == {("the service releases labels alone", "")}
     soft = attacked(thief(parse_plan(MANY, "a test"), rows_of=data(own=False)))
     (left,) = soft.left_out
     assert left.attack == "knockoff with cover-traffic, 40 queries, soft"
     assert "no rows of the model's own kind" in left.why
+
+
+def test_an_attack_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = attacked(thief(parse_plan(MANY, "a test")))
+
+    def run(*_: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(EquationSolving, "run", run)
+    found = attacked(thief(parse_plan(MANY, "a test")))
+    assert not whole.left_out  # control
+    assert {(item.attack.split(",")[0], item.code) for item in found.left_out} == {
+        ("equation-solving", "audit.attack_failed")
+    }
+    assert all("LinAlgError: SVD did not converge" in item.why for item in found.left_out)
+    assert found.findings == [f for f in whole.findings if f.attack != "equation-solving"]
+    (sentence,) = failed(found.left_out)
+    assert "equation-solving" in sentence
+    assert failed(whole.left_out) == []
+
+
+def test_a_target_that_is_gone_ends_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object) -> None:
+        raise ServiceError("no answer")
+
+    monkeypatch.setattr(EquationSolving, "run", run)
+    with pytest.raises(ServiceError):
+        attacked(thief(parse_plan(MANY, "a test")))
 
 
 def test_who_has_the_model_already_asks_no_more() -> None:
@@ -142,6 +172,7 @@ def test_limits_bound_what_the_service_is_asked() -> None:
         "knockoff with cover-traffic",
     }
     assert all("of 80 are left" in item.why for item in found.left_out)
+    assert {item.code for item in found.left_out} == {AuditSpentError.code}
 
 
 def test_an_audit_that_was_killed_asks_nothing_twice(tmp_path: Path) -> None:

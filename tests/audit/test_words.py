@@ -10,7 +10,7 @@ from garrison.audit import words
 from garrison.audit.data import AuditData, Rows
 from garrison.audit.plan import parse_plan
 from garrison.audit.report.content import LeftOut
-from garrison.audit.spending import is_spent
+from garrison.errors import AuditSpentError
 
 ROWS = Rows(np.zeros((1, 2)), np.zeros(1, dtype=np.int64), (), "rows", "")
 DATA = AuditData(ROWS, ROWS, ROWS, own=ROWS)
@@ -47,11 +47,9 @@ def test_rows_that_the_thief_labelled_are_no_loot() -> None:
 
 def test_an_audit_that_stopped_early_says_so() -> None:
     over = LeftOut(
-        target="defended", attack="cloudleak, 430 queries, soft", why="the 12 minutes of this audit are over"
+        target="defended", attack="cloudleak, 430 queries, soft", why="12 minutes are gone", code=AuditSpentError.code
     )
-    senseless = LeftOut(target="defended", attack="jbda", why="the plan tries it on images alone")
-    assert is_spent(over.why)
-    assert not is_spent(senseless.why)
+    senseless = LeftOut(target="defended", attack="jbda", why="of its own rows none are left")
     (sentence,) = words.cut_short([over, senseless])
     assert "12 minutes" in sentence
     assert "cloudleak" in sentence

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.audit.worlds import PLAN, World, build, served
 from tests.commands import as_json, fails, run, save
 
+from garrison.audit import opening
+from garrison.audit.holding import holding
 from garrison.audit.report.tables import Cell, Table
 from garrison.cli.audit import _grid
 from garrison.cli.output import console
-from garrison.errors import AuditError, ConfigError, NoTrustedKeyError, PlanError
+from garrison.client import Client, Prediction
+from garrison.errors import AuditError, ConfigError, FolderInUseError, NoTrustedKeyError, PlanError
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +51,47 @@ def test_a_bundle_is_audited_in_this_process(world: World, files: list[str], tmp
     assert (kept.count(".json"), kept.count(".answers")) == (7, 2)
 
 
+def test_two_audits_do_not_write_into_one_folder(world: World, files: list[str], tmp_path: Path) -> None:
+    words = ["audit", str(world.bundle), *files, "-o"]
+    with holding(tmp_path / "out" / ".cache"):
+        told = fails(FolderInUseError, *words, str(tmp_path / "out"))
+        assert str(tmp_path / "out") in told
+        assert "another folder" in told
+        assert not list((tmp_path / "out").glob("*.json"))
+        assert run(*words, str(tmp_path / "other")).exit_code == 0, "the control: another folder"
+    assert run(*words, str(tmp_path / "out")).exit_code == 0, "the control: nobody else writes there"
+
+
 def test_a_running_service_with_its_reference(world: World, files: list[str], tmp_path: Path) -> None:
     with served(world, tmp_path / "state") as url:
         found = as_json("audit", url, *files, "--reference", str(world.bundle), "-o", str(tmp_path / "mine.json"))
     assert found["targets"]["defended"]["where"] == url
     assert found == json.loads((tmp_path / "mine.json").read_text())
     assert (tmp_path / "mine.html").is_file()
+
+
+@pytest.mark.parametrize(("flag", "proved"), [((), True), (("--no-verify",), False)])
+def test_signatures_are_checked_unless_one_says_otherwise(
+    world: World,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: tuple[str, ...],
+    *,
+    proved: bool,
+) -> None:
+    seen: set[bool] = set()
+
+    class Seeing(Client):
+        def predict(self, x: Any, **options: Any) -> Prediction:
+            found = super().predict(x, **options)
+            seen.add(found.proved)
+            return found
+
+    monkeypatch.setattr(opening, "Client", Seeing)
+    with served(world, tmp_path / "state") as url:
+        assert run("audit", url, *files, *flag, "--queries", "1", "-o", str(tmp_path / "out")).exit_code == 0
+    assert seen == {proved}
 
 
 def test_labels_alone_in_this_process(world: World, files: list[str], tmp_path: Path) -> None:

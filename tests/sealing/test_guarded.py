@@ -18,6 +18,7 @@ from garrison.bundle.reader import verify
 from garrison.crypto.owner import OwnerKey
 from garrison.enclave.service import Service
 from garrison.errors import InputError
+from garrison.guard import marks
 from garrison.guard.base import ReleaseDefense
 from garrison.guard.graph_form import GraphForm, settings_of
 from garrison.guard.numpy_form import NumpyForm
@@ -240,6 +241,24 @@ def test_ties_are_broken_by_the_lower_class(tmp_path: Path) -> None:
     )
     (classes,) = session.run(["released.classes"], {"probabilities": values})
     assert classes.tolist() == [[0, 1, 3], [1, 2, 3], [1, 3, 2]]
+
+
+def test_a_chain_that_marks_nothing_says_so_by_the_number_of_rows_alone(tmp_path: Path) -> None:
+    facts = seal_mlp(tmp_path / "bundle").verified().manifest.facts()
+    graphs = trace((RELEASE,), facts)
+    for graph, output in ((graphs.before, marks.ADMIT), (graphs.after, marks.MARKS)):
+        read = {name for node in graph.graph.node if node.op_type != "Shape" for name in node.input}
+        onto = {node.output[0] for node in graph.graph.node if node.op_type == "Shape"}
+        (zeros,) = (node for node in graph.graph.node if node.op_type == "ConstantOfShape")
+        assert zeros.input[0] in onto
+        assert zeros.output[0] in {output, *read}
+    (plain,) = facts.inputs
+    session = ort.InferenceSession(graphs.before.SerializeToString())
+    for rows in (1, 2, 37):
+        asked = {node.name: np.full((rows, *plain.shape), np.nan, np.float32) for node in session.get_inputs()}
+        (found,) = session.run([marks.ADMIT], asked)
+        assert found.dtype == np.int32
+        assert found.tolist() == [0] * rows
 
 
 def test_a_host_may_raise_tau_and_keep_the_graph(tmp_path: Path) -> None:

@@ -64,12 +64,24 @@ def test_anything_but_the_key_is_refused(file: Path) -> None:
     key = add_key(file, "alice")
     add_key(file, "bob")
     guard = Authenticator(file)
-    for header in (*map(bearer, spoilt(key)), key, f"Basic {key}", f"bearer {key}"):
+    for header in (
+        *map(bearer, spoilt(key)),
+        key,
+        f"Basic {key}",
+        f"Bearer{key}",
+        f"Bearer,{key}",
+        f"Bearer Bearer {key}",
+    ):
         with pytest.raises(AuthenticationError, match="not known"):
             guard.caller(header, PEER)
     with pytest.raises(AuthenticationError, match="a key is needed"):
         guard.caller(None, PEER)
-    assert guard.caller(bearer(key), PEER) == "alice"
+    for header in (
+        bearer(key),
+        f"bearer {key}",
+        f"BEARER  {key} ",
+    ):  # RFC 9110, 11.1: a scheme in any case, and some spaces
+        assert guard.caller(header, PEER) == "alice"
 
 
 def test_an_empty_secret_is_not_the_secret_of_nobody(file: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.serving import Bundles, serve
 
-from garrison.config import SETTINGS_VARIABLE, Config, load_config
+from garrison.config import SETTINGS_VARIABLE, Config, LedgerConfig, load_config
 from garrison.limits import Limits
 from garrison.server.reload import changed, reload
 
@@ -38,6 +39,23 @@ def test_quotas_and_limits_are_read_again(
         again('[callers."*"]\nrows_per_day = 1\n')
         assert "takes a restart" in caplog.text
         assert served.infer().status_code == 200
+
+
+def test_what_the_command_line_named_has_not_changed(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`--ledger` is no change of a file that names no ledger; another setting of the file is one."""
+    file = tmp_path / "garrison.toml"
+    monkeypatch.setenv(SETTINGS_VARIABLE, str(file))
+    file.write_text("")
+    with serve(bundles, "mlp-1", state=tmp_path) as served:
+        assembly = served.assembly
+        started = msgspec.structs.replace(assembly.config, ledger=LedgerConfig(folder=str(tmp_path / "ledger")))
+        reload(started, assembly.admission, assembly.rsgi, False)
+        assert "other settings have changed" not in caplog.text
+        file.write_text("[ledger]\nkeep_days = 3\n")
+        reload(started, assembly.admission, assembly.rsgi, False)
+        assert "other settings have changed" in caplog.text
 
 
 def test_only_some_limits_change() -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from tests.models import BOUNDS, LABELS, PIXELS, RELEASE, SCORE, Sealed, images, misinform, mlp, wrong_network
 from tests.serving import Served
 from tests.upstream.triton import Triton, onnx_triton
@@ -15,14 +16,16 @@ from garrison.bundle.manifest import InputSpec, Provenance, UpstreamEntry
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerKey
 from garrison.limits import DEFAULT_LIMITS, Limits
+from garrison.protocol.oip_client import encode_request
 from garrison.sealing.draft import Draft
 from garrison.sealing.seal import seal
 from garrison.server.root import assemble, background
-from garrison.types import DefenseSpec, Task
+from garrison.types import Array, DefenseSpec, Task
 from garrison.upstream.http import connect
 from garrison.upstream.model import describe
 from garrison.upstream.target import Target
 
+PATH = "/v2/models/guarded/infer"
 CHAIN = (BOUNDS, SCORE, misinform(0.6), RELEASE)
 QUICK = Limits(upstream_seconds=2.0)
 
@@ -70,3 +73,8 @@ def gateway(sealed: Sealed, url: str, state: Path, limits: Limits = QUICK, **ser
     assembly = assemble(Config(server=settings, limits=limits), [sealed.path], [sealed.owner.public])
     with background(assembly) as found:
         yield Served(found, assembly)
+
+
+def infer(url: str, x: Array, **headers: str) -> httpx.Response:
+    body, json_bytes = encode_request({"image": x})
+    return httpx.post(url + PATH, content=body, headers={"inference-header-content-length": str(json_bytes)} | headers)

@@ -8,10 +8,12 @@ from pathlib import Path
 from garrison.api.keys import Trust, trusted
 from garrison.audit.cache import TrialCache
 from garrison.audit.data import Progress, load_data, silent
+from garrison.audit.holding import holding
 from garrison.audit.opening import Opening, open_arms
 from garrison.audit.plan import Plan, load_plan
+from garrison.audit.report import FORMATS
 from garrison.audit.report.content import Report
-from garrison.audit.report.write import load_format, paths_of, write_report
+from garrison.audit.report.write import kept_in, load_format, write_report
 from garrison.audit.run import run_audit as run
 
 
@@ -41,19 +43,20 @@ def run_audit(
         report: told how far it is.
 
     Raises:
+        FolderInUseError: another audit writes into `out`.
         AuditError, BundleError, ConfigError: it cannot be done as asked.
     """
-    paths = paths_of(Path(out))
-    for name in paths:
+    for name in FORMATS:
         load_format(name)  # a missing package shows now, and not after the work
     chosen = plan if isinstance(plan, Plan) else load_plan(str(plan))
     opened = replace(opening or Opening(), arms=chosen.arms)
     with open_arms(str(target), trusted(trust), opened) as arms:
         facts, own = arms.defended.facts, _path(in_distribution)
         rows = load_data(chosen, facts, test=_path(test), surrogate=_path(surrogate), in_distribution=own)
-        cache = TrialCache(paths["json"].parent / ".cache")
-        found = run(chosen, arms, rows, cache=cache, cpu_threads=cpu_threads, report=report)
-    write_report(found, Path(out))
+        kept = kept_in(Path(out))
+        with holding(kept):
+            found = run(chosen, arms, rows, cache=TrialCache(kept), cpu_threads=cpu_threads, report=report)
+            write_report(found, Path(out))
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -76,13 +75,10 @@ def _element(spec: InputFacts) -> Any:
 
 def _array(value: Any, at: str, spec: InputFacts) -> Array:
     try:
-        found = _flat_rows(value, spec)
-        if found is None:
-            with np.errstate(over="ignore"):
-                found = np.array(value, dtype=spec.dtype)
+        with np.errstate(over="ignore"):
+            return np.array(value, dtype=spec.dtype)
     except (OverflowError, ValueError, TypeError) as error:
         raise InputError(f"{at!r}: expected equally long rows of numbers within the range of {spec.dtype}") from error
-    return found
 
 
 def _check_finite(x: Array, at: str, spec: InputFacts) -> None:
@@ -90,31 +86,10 @@ def _check_finite(x: Array, at: str, spec: InputFacts) -> None:
         raise InputError(f"{at!r}: a number is outside the range of {spec.dtype}")
 
 
-def _flat_rows(value: Any, spec: InputFacts) -> Array | None:
-    """A flat row of numbers, or several; numpy takes four times as long for a list. None for what has another form."""
-    pack = _packer(spec)
-    if pack is None or type(value) is not list or not value:
-        return None
-    rows = value if type(value[0]) is list else [value]
-    try:
-        data = b"".join([pack(*row) for row in rows])
-    except (struct.error, TypeError):  # another length, a list inside, or nothing in the place of a number
-        return None
-    found: Array = np.frombuffer(data, spec.dtype)
-    return found if rows is not value else found.reshape(len(rows), -1)
-
-
-@lru_cache(maxsize=256)
-def _packer(spec: InputFacts) -> Callable[..., bytes] | None:
-    """Writes one row of floats as its bytes, too large ones as infinite."""
-    features = math.prod(spec.shape)
-    return None if features < _FEWEST_PACKED else packer(spec.dtype, features)
-
-
 def packer(dtype: np.dtype[Any], numbers: int) -> Callable[..., bytes] | None:
-    """Writes so many floats as their bytes, too large ones as infinite; None for a type that it does not know."""
+    """Writes so many finite floats as their bytes; raises `OverflowError` for one that is too large. None for a type that it does not know."""
     form = {np.dtype(np.float32): "f", np.dtype(np.float64): "d"}.get(dtype)
-    return None if form is None else struct.Struct(f"{numbers}{form}").pack
+    return None if form is None else struct.Struct(f"={numbers}{form}").pack  # without "=" it would make them infinite
 
 
 def _of_rows(inputs: dict[str, Array], singles: set[bool]) -> bool:
@@ -132,38 +107,57 @@ class _ByField:
 
     def __init__(self, fields: Mapping[str, InputFacts]) -> None:
         kinds = {at: _nested(spec, 1 + max(1, len(spec.shape))) for at, spec in fields.items()}
-        self._fields = [(at, spec, msgspec.json.Decoder(kinds[at])) for at, spec in fields.items()]
+        self._fields = [(at, spec, msgspec.json.Decoder(kinds[at]), _Flat(spec)) for at, spec in fields.items()]
         self._plain = _Plain(kinds)
 
     def __call__(self, body: bytes) -> Found:
         values = self._plain(body)
-        if values is not None and len(values) == 1:
-            at, spec, _ = self._fields[0]
-            x = _array(values[0], at, spec)
-            if x.size:
-                return self._alone(x, body)
         if values is None:
             top = decode(_OBJECT, body)
-            missing = [at for at, _, _ in self._fields if at not in top]
+            missing = [at for at, *_ in self._fields if at not in top]
             if missing:
                 raise InputError(f"the field {missing[0]!r} is missing")
-            values = [decode(decoder, top[at]) for at, _, decoder in self._fields]
+            values = [decode(decoder, top[at]) for at, _, decoder, _ in self._fields]
             body = _ENCODER.encode(top)
         inputs, singles = {}, set()
-        for (at, spec, _), value in zip(self._fields, values, strict=True):
-            x = _array(value, at, spec)
-            _check_finite(x, at, spec)
-            inputs[spec.name], single = _shaped(x, at, spec)
+        for (at, spec, _, flat), value in zip(self._fields, values, strict=True):
+            found = flat(value)
+            if found is not None and len(values) == 1:  # the usual case: nothing that could fail to fit it
+                return Found({spec.name: found[0]}, body, found[1])
+            inputs[spec.name], single = _rows(value, at, spec) if found is None else found
             singles.add(single)
         return Found(inputs, body, _of_rows(inputs, singles))
 
-    def _alone(self, x: Array, body: bytes) -> Found:
-        """The only input, read from a body that can be handed on as it is."""
-        at, spec, _ = self._fields[0]
-        _check_finite(x, at, spec)
-        x, single = _shaped(x, at, spec)
-        x.flags.writeable = False
-        return Found({spec.name: x}, body, single)
+
+class _Flat:
+    """Makes an array of a flat row of floats, or of several; numpy takes four times as long for lists.
+
+    Gives the rows, and whether they are one row that was not in a list; None for what has another form, or is wrong.
+    """
+
+    def __init__(self, spec: InputFacts) -> None:
+        features = math.prod(spec.shape)
+        self._dtype, self._shape = spec.dtype, (-1, *spec.shape)
+        self._pack = None if features < _FEWEST_PACKED else packer(spec.dtype, features)
+        self._is_nested = spec.shape == (
+            1,
+            features,
+        )  # then a list with one flat row in it is one row, as the model has it
+
+    def __call__(self, value: Any) -> tuple[Array, bool] | None:
+        if self._pack is None or type(value) is not list or not value:
+            return None
+        single = type(value[0]) is not list
+        try:
+            if single or len(value) == 1:
+                data = self._pack(*(value if single else value[0]))
+                single = single or self._is_nested
+            else:
+                data = b"".join([self._pack(*row) for row in value])
+        except (struct.error, TypeError, OverflowError):
+            # another length, a list inside, nothing in the place of a number, or a number that is too large
+            return None
+        return np.frombuffer(data, self._dtype).reshape(self._shape), single  # of bytes: nobody can write to it
 
 
 class _Plain:
@@ -202,7 +196,10 @@ def _nested(spec: InputFacts, lists: int) -> Any:
     return nested
 
 
-def _shaped(x: Array, at: str, spec: InputFacts) -> tuple[Array, bool]:
+def _rows(value: Any, at: str, spec: InputFacts) -> tuple[Array, bool]:
+    """Rows in any form, and whether they are one row that was not in a list."""
+    x = _array(value, at, spec)
+    _check_finite(x, at, spec)
     shape, features = spec.shape, math.prod(spec.shape)
     if x.shape == shape or (shape and x.shape == (features,)):
         return x.reshape(1, *shape), True

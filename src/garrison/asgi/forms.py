@@ -198,7 +198,7 @@ class JsonForm:
             return None
         try:
             data = self._pack(*row)
-        except struct.error:  # another length
+        except (struct.error, OverflowError):  # another length, or no probability
             return None
         return np.frombuffer(data, self._facts.value_dtype).reshape(1, -1)
 

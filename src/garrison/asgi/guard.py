@@ -131,6 +131,8 @@ class AppGuard:
             (budget.rows, budget.period, budget.distinct) if isinstance(budget, Budget) else (0, "", 0)
         )
         self._book = BudgetBook(state or default_folder()) if rows else None
+        if self._book is not None:
+            self._book.keep_ahead()
         self._budget = ModelBudget(self.name, rows, period, self._book, distinct)
         self._limits_told = RateLimits(self._budget)
         self._distinct = next((x.state for x in self._pipeline.links if isinstance(x.state, DistinctRows)), None)

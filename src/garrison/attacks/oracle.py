@@ -149,6 +149,7 @@ class MeteredOracle:
         requests: requests so far.
         refused: rows without an answer.
         failed: rows without an answer for another reason than a refusal, such as a lost connection.
+        last_error: why a request was not answered, the latest; None where each was.
         seconds: time spent waiting for answers.
     """
 
@@ -157,6 +158,7 @@ class MeteredOracle:
         self.budget = budget
         self.rows = self.cover = self.requests = self.refused = self.failed = 0
         self.seconds = 0.0
+        self.last_error: GarrisonError | None = None
         self._oracle = oracle
         self._follower = oracle if isinstance(oracle, Following) else None
         self._step = rows_a_request
@@ -230,11 +232,13 @@ class MeteredOracle:
         except AuditError:
             raise  # the audit's own fault
         except REFUSALS as refusal:
+            self.last_error = refusal
             self.refused += len(part)
             if len(part) == 1 and isinstance(refusal, BudgetExhaustedError):
                 self._spent.add(account)
             return None
-        except GarrisonError:
+        except GarrisonError as error:
+            self.last_error = error
             self.refused += len(part)
             self.failed += len(part)
             return _nothing(len(part), self.facts)

@@ -31,6 +31,7 @@ from garrison.audit.report.content import EvasionCard, LeftOut, Share
 from garrison.audit.spending import Spending
 from garrison.audit.targets import ServiceTarget, Target, TargetName, caller_name
 from garrison.audit.trials import fingerprint
+from garrison.errors import AuditSpentError
 from garrison.types import Array, BoolArray
 
 _AXES_OF_A_PICTURE = 3
@@ -119,15 +120,17 @@ class Evader:
     def _add(self, found: Evaded, name: str, target: Target, item: EvasionPlan) -> None:
         attack, label = load_evasion(item.name, item.parameters), item.label or item.name
         seen: Oracle = LabelsOnly(target) if item.answers is View.LABELS else target
-        why, trials, rang, left = self._obstacle(item, attack, seen), [], [], 0
+        why, code, trials, rang, left = self._obstacle(item, attack, seen), "", [], [], 0
         for seed in () if why else self.plan.seeds:
             x, y, lost = self._pictures(target, seed)
             left += lost
             if not len(x):
                 continue
             paid = name == TargetName.DEFENDED
-            why = self.spending.reserve(item.budget * len(x), paid=paid)
-            if why:
+            try:
+                self.spending.reserve(item.budget * len(x), paid=paid)
+            except AuditSpentError as over:
+                why, code = str(over), over.code
                 break
             trial, alarms = self._carried_out(target, seen, attack, item, (x, y), seed)
             if paid:
@@ -140,7 +143,8 @@ class Evader:
         elif not why:
             why = "the target names none of the pictures rightly to begin with"
         if why:
-            found.left_out.append(LeftOut(target=name, attack=f"{label}, {item.answers.value}", why=why, thief=label))
+            tried = f"{label}, {item.answers.value}"
+            found.left_out.append(LeftOut(target=name, attack=tried, why=why, thief=label, code=code))
 
     def _obstacle(self, item: EvasionPlan, attack: Evasion, oracle: Oracle) -> str:
         facts = oracle.facts

@@ -26,7 +26,7 @@ class Opening:
         baseline: a bundle of the plain model, trained without any defense.
         secret: misinformation key of the reference; None for the one beside it.
         release: release this instead; only where the target is a bundle.
-        api_key, model: for a service.
+        api_key, insecure_plaintext, verify, model: for a service, see `garrison.client.Client`.
         accounts: further API keys, for attacks that ask from many accounts.
         arms: of the plan's table.
     """
@@ -36,6 +36,8 @@ class Opening:
     secret: Path | None = None
     release: ReleaseChoice | None = None
     api_key: str | None = None
+    insecure_plaintext: bool = False
+    verify: bool = True
     model: str | None = None
     accounts: tuple[str, ...] = ()
     arms: tuple[ArmPlan, ...] = ()
@@ -62,8 +64,10 @@ def open_arms(target: str, trusted: Sequence[OwnerPublicKey], opening: Opening) 
         reference = _opened(opening.reference, trusted)
         key = _key(opening.reference, opening.secret)
         with contextlib.ExitStack() as stack:
+            names = ("model", "insecure_plaintext", "verify")
+            options = {name: getattr(opening, name) for name in names}
             keys = (opening.api_key, *opening.accounts)
-            first, *others = [stack.enter_context(Client(target, api_key=k, model=opening.model)) for k in keys]
+            first, *others = [stack.enter_context(Client(target, api_key=key, **options)) for key in keys]
             asked = HttpTarget(first, target, accounts=others)
             yield choose_arms(asked, reference=reference, baseline=baseline, key=key, plans=opening.arms)
         return

@@ -14,7 +14,7 @@ from garrison.attacks.measures import most_frequent_share, share
 from garrison.attacks.oracle import Answers, Labels, OracleFacts
 from garrison.audit.data import AuditData, Rows
 from garrison.audit.targets import Target
-from garrison.errors import PreflightError
+from garrison.errors import GarrisonError, PreflightError
 from garrison.types import Array, BoolArray, FloatArray
 
 LEAST_AGREEMENT = 0.9
@@ -115,12 +115,17 @@ def check_same_model(target: Target, reference: Target) -> None:
         raise PreflightError(f"the target's labels are not those of {reference.identity.model!r}, or in another order")
 
 
-def check_answers(answers: Answers, source: str) -> None:
-    """Raise `PreflightError` where answers that come as probabilities are none."""
+def check_answers(answers: Answers, source: str, error: GarrisonError | None = None) -> None:
+    """Raise `PreflightError` where there are no answers, or where those that come as probabilities are none.
+
+    Args:
+        answers: to the probed rows.
+        source: the target's name.
+        error: what the target, or its client, said of a row that was not answered.
+    """
     if answers.refused.all():
-        raise PreflightError(
-            f"{source}: the target answers none of the probed rows; is the key or the budget at fault?"
-        )
+        why = "is the key or the budget at fault?" if error is None else f"{error} ({error.code})"
+        raise PreflightError(f"{source}: the target answers none of the probed rows: {why}")
     p = answers.probabilities
     if p is None:
         return

@@ -118,7 +118,7 @@ def run_audit(
     curves = _similarity(work)
     # 7 the report
     asked = _asked_honestly(arms.defended, data) + thief.asked.get(TargetName.DEFENDED, 0) + evaded.asked
-    limits = words.limits(plan, arms, data, (*findings, *stolen.findings), asked, stolen.left_out)
+    limits = words.limits(plan, arms, data, (*findings, *stolen.findings), asked, (*stolen.left_out, *evaded.left_out))
     limits = (*evasion_words.limits(plan, evaded.cards), *limits)
     return _report(work, tuple(findings), stolen, tuple(controls), evaded, curves, limits, cpu_threads)
 
@@ -177,8 +177,9 @@ def _preflight(work: _Work) -> None:
     if not isinstance(arms.defended, ServiceTarget):
         work.prints[TargetName.DEFENDED] = fingerprint(arms.defended, data)
     with asking(arms.defended, work.log(TargetName.DEFENDED, "probes")) as oracle:
-        rows = probed(honest_data(arms.defended, data))
-        preflight.check_answers(MeteredOracle(oracle, 4 * PROBES).query(rows), arms.defended.identity.where)
+        meter = MeteredOracle(oracle, 4 * PROBES)
+        answers = meter.query(probed(honest_data(arms.defended, data)))
+        preflight.check_answers(answers, arms.defended.identity.where, meter.last_error)
     for reference in _references(arms):
         preflight.check_same_model(arms.defended, reference)
         preflight.check_depends_on_input(reference.raw(data.test.x[:PROBES]), f"{reference.identity.model!r}")

@@ -6,13 +6,7 @@ import threading
 import time
 
 from garrison.audit.plan import Plan
-
-_SPENT = (" are over", " are left")
-
-
-def is_spent(why: str) -> bool:
-    """Whether a trial was left out because of a limit, and not because it makes no sense; `why` is `Spending.reserve`'s answer."""
-    return why.endswith(_SPENT)
+from garrison.errors import AuditSpentError
 
 
 class Spending:
@@ -27,31 +21,31 @@ class Spending:
         self._queries = 0
         self._lock = threading.Lock()
 
-    def reserve(self, queries: int, *, paid: bool) -> str:
+    def reserve(self, queries: int, *, paid: bool) -> None:
         """Take so many queries of what is left.
 
         Args:
             queries: of one trial.
             paid: whether they go to the service itself; the reference arms run here and cost time alone.
 
-        Returns:
-            Why the trial does not fit; "" where it does, and is taken.
+        Raises:
+            AuditSpentError: the trial does not fit; nothing is taken.
         """
         plan = self._plan
         minutes = (time.monotonic() - self._begun) / 60
         if plan.most_minutes and minutes >= plan.most_minutes:
-            return f"the {plan.most_minutes:g} minutes of this audit are over"
+            raise AuditSpentError(f"the {plan.most_minutes:g} minutes of this audit are over")
         if not paid:
-            return ""
+            return
         with self._lock:
             after = self._queries + queries
             if plan.most_queries and after > plan.most_queries:
-                return f"it may ask {queries:,} rows and {plan.most_queries - self._queries:,} of {plan.most_queries:,} are left"
+                left = plan.most_queries - self._queries
+                raise AuditSpentError(f"it may ask {queries:,} rows and {left:,} of {plan.most_queries:,} are left")
             if plan.most_usd and after * plan.usd_per_query > plan.most_usd:
-                left = plan.most_usd - self._queries * plan.usd_per_query
-                return f"it may cost ${queries * plan.usd_per_query:,.2f} and ${left:,.2f} of ${plan.most_usd:,.2f} are left"
+                cost, rest = queries * plan.usd_per_query, plan.most_usd - self._queries * plan.usd_per_query
+                raise AuditSpentError(f"it may cost ${cost:,.2f} and ${rest:,.2f} of ${plan.most_usd:,.2f} are left")
             self._queries = after
-        return ""
 
     def give_back(self, queries: int) -> None:
         """What a trial reserved and did not ask."""

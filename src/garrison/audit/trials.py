@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import math
 import threading
 import time
@@ -40,7 +41,9 @@ from garrison.audit.report.content import AlarmCard, LeftOut, Told
 from garrison.audit.spending import Spending
 from garrison.audit.steps import Step, seeds_of, steps_of
 from garrison.audit.targets import Target, TargetName
-from garrison.errors import MissingExtraError
+from garrison.errors import AttackFailedError, AuditSpentError, GarrisonError, MissingExtraError
+
+logger = logging.getLogger(__name__)
 
 _AXES_OF_A_PICTURE = 3
 FIDELITIES = (0.90, 0.95, 0.99)
@@ -133,14 +136,15 @@ class Thief:
             why = step.senseless or self._obstacle(step, target.facts) or exact
             trials: list[Trial] = []
             thief = 0 if why else len(seeds) * thieves.setdefault((step.label, step.tactic), len(thieves))
-            for number, seed in enumerate(() if why else seeds):
-                trial, why = self._asked(step, seed, desk, (name, print_of), thief + number)
-                if trial is None:
-                    break
-                trials.append(trial)
+            code = ""
+            try:
+                for number, seed in enumerate(() if why else seeds):
+                    trials.append(self._asked(step, seed, desk, (name, print_of), thief + number))
+            except (AuditSpentError, AttackFailedError) as over:
+                why, code = str(over), over.code
             if why:
                 place = {"thief": step.label, "column": step.tactic}
-                found.left_out.append(LeftOut(target=name, attack=str(step), why=why, **place))
+                found.left_out.append(LeftOut(target=name, attack=str(step), why=why, code=code, **place))
             if trials:
                 self._add(found, step, trials, target, name)
                 exact = exact or _enough(found.findings, step, self.plan.enough)
@@ -160,33 +164,40 @@ class Thief:
         near = (f"{tactic.name}: {why}" for tactic in step.tactics if (why := tactic.obstacle(seen, known)))
         return step.attack.obstacle(seen) or step.attack.lacks(known) or next(near, "")
 
-    def _asked(
-        self, step: Step, seed: int, desk: Desk, target: tuple[str, str], thief: int
-    ) -> tuple[Trial | None, str]:
-        """The trial, from the cache or carried out by the thief of that number; else why not."""
+    def _asked(self, step: Step, seed: int, desk: Desk, target: tuple[str, str], thief: int) -> Trial:
+        """The trial, from the cache or carried out by the thief of that number.
+
+        Raises:
+            AuditSpentError: a limit of the audit leaves no room for it.
+            AttackFailedError: the attack itself is at fault; the others go on.
+        """
         name, print_of = target
         key = self._key(step, seed, f"{name} {print_of}")
         trial = self.cache.get(key) or self._in_the_open(step, seed, desk, f"{name} {print_of}")
         if trial is not None:
             self.pace.done(step)
-            return trial, ""
+            return trial
         paid = name == TargetName.DEFENDED
-        why = self.spending.reserve(step.budget, paid=paid)
-        if why:
-            return None, why
+        self.spending.reserve(step.budget, paid=paid)
         asked = desk.open(seed, thief)
         oracle = LabelsOnly(asked) if step.view is View.LABELS else asked
         self._tell(f"{step.label}, {step.tactic}, on {name}, {step.budget:,} {step.view.value}, seed {seed}")
         begun = time.monotonic()
-        trial = step.attack.carry_out(
-            oracle, self._knowledge(step), self.exam, budget=step.budget, seed=seed, tactics=step.tactics
-        )
+        try:
+            trial = step.attack.carry_out(
+                oracle, self._knowledge(step), self.exam, budget=step.budget, seed=seed, tactics=step.tactics
+            )
+        except GarrisonError:
+            raise
+        except Exception as error:
+            logger.exception("%s against %s, seed %d, fails", step, name, seed)
+            raise AttackFailedError(f"it failed with an error of its own: {type(error).__name__}: {error}") from error
         trial = desk.close(trial)
         if paid:
             self.spending.give_back(step.budget - trial.queries - trial.cover)
         self.cache.put(key, trial)
         self.pace.done(step, time.monotonic() - begun)
-        return trial, ""
+        return trial
 
     def _in_the_open(self, step: Step, seed: int, desk: Desk, target: str) -> Trial | None:
         """What a thief gets who hides from a service that remembers nobody: what the same thief got who did not, if that was tried."""

@@ -11,8 +11,8 @@ from garrison.audit.data import AuditData
 from garrison.audit.grid import arm_named
 from garrison.audit.plan import Plan
 from garrison.audit.report.content import LeftOut
-from garrison.audit.spending import is_spent
 from garrison.audit.targets import TargetName
+from garrison.errors import AttackFailedError, AuditSpentError
 
 _CLOSER_THIEVES = (
     "A thief with in-distribution data, or one who starts from a few such rows (JBDA), was not tried. Adaptive Misinformation "
@@ -137,6 +137,7 @@ def limits(
     """
     return (
         *cut_short(left_out),
+        *failed(left_out),
         *_missing_arms(arms),
         *(_not_tried(arms, data, findings) if plan.attacks else ()),
         *_how_sure(plan, findings),
@@ -147,11 +148,21 @@ def limits(
 
 def cut_short(left_out: Sequence[LeftOut]) -> list[str]:
     """What was not tried on the service because the audit's minutes, rows or dollars were used up; at most one sentence."""
-    mine = [item for item in left_out if item.target == TargetName.DEFENDED and is_spent(item.why)]
+    mine = [item for item in left_out if item.target == TargetName.DEFENDED and item.code == AuditSpentError.code]
     if not mine:
         return []
     which = "; ".join(item.attack for item in mine)
     return [f"This audit stopped early ({mine[0].why}). Not tried: {which}. The same command goes on from here."]
+
+
+def failed(left_out: Sequence[LeftOut]) -> list[str]:
+    """Attacks that ended with an error of their own: the service has not withstood them."""
+    which = "; ".join(f"{item.attack} on {item.target}" for item in left_out if item.code == AttackFailedError.code)
+    return (
+        [f"Failed with an error of their own, and so not graded: {which}. The same command tries them again."]
+        if which
+        else []
+    )
 
 
 def _missing_arms(arms: Arms) -> list[str]:

@@ -18,6 +18,7 @@ from garrison.attest.appraise import appraise
 from garrison.attest.evidence import NONCE_BYTES, Evidence
 from garrison.attest.policy import Policy, load_policy
 from garrison.attest.report import Report
+from garrison.cli.api_key import key_options
 from garrison.cli.output import console, json_option, notes, plain, show_json
 from garrison.client.bounded import BoundedTransport, Deadline
 from garrison.client.http import AS_IT_IS, checked_url
@@ -35,7 +36,7 @@ _COLORS = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 @click.argument("url")
 @click.option("--model", help="The model's name; may be left out where the server has one.")
 @click.option("--version", "version", help="The model's version; the newest where it is left out.")
-@click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
+@key_options
 @click.option(
     "--policy",
     "file",
@@ -55,6 +56,7 @@ def attest(
     model: str | None,
     version: str | None,
     api_key: str | None,
+    insecure_plaintext: bool,
     file: Path | None,
     allow_simulated: bool,
     collateral: tuple[str, ...],
@@ -70,7 +72,8 @@ def attest(
         policy = msgspec.structs.replace(policy, allow_simulated=True)
     own = _read_collateral(collateral)
     nonce = secrets.token_bytes(NONCE_BYTES)
-    evidence = fetch_evidence(url, nonce, model=model, version=version, api_key=api_key)
+    checked = str(checked_url(url, api_key=api_key, insecure_plaintext=insecure_plaintext))
+    evidence = fetch_evidence(checked, nonce, model=model, version=version, api_key=api_key)
     report = appraise(evidence, policy, nonce, time.time(), own)
     if as_json:
         show_json({"passed": report.passed, "report": report, "evidence": evidence})

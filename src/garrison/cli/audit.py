@@ -14,14 +14,16 @@ from rich.text import Text
 from garrison.audit import data
 from garrison.audit.arms import Arms
 from garrison.audit.cache import TrialCache
+from garrison.audit.holding import holding
 from garrison.audit.opening import Opening, open_arms
 from garrison.audit.pace import Pace, clones_of, spoken, workload
 from garrison.audit.plan import Plan, filling, load_plan, shipped_plans, within
-from garrison.audit.report import evasion, grid, tables
+from garrison.audit.report import FORMATS, evasion, grid, tables
 from garrison.audit.report.content import Report
-from garrison.audit.report.write import check_target, load_format, paths_of, write_report
+from garrison.audit.report.write import check_target, kept_in, load_format, write_report
 from garrison.audit.run import run_audit
 from garrison.audit.targets import ReleaseChoice
+from garrison.cli.api_key import key_options
 from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, plain, printable, progress, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
@@ -50,6 +52,8 @@ class _Options:
     fill: tuple[str, ...]
     release: ReleaseChoice | None
     api_key: str | None
+    insecure_plaintext: bool
+    no_verify: bool
     model: str | None
     threads: int
     out: Path
@@ -74,7 +78,8 @@ class _Options:
     type=click.Choice(["full", "top-k", "label"]),
     help="Release this instead; only where TARGET is a bundle.",
 )
-@click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
+@key_options
+@click.option("--no-verify", is_flag=True, help="Do not check the signatures of the answers: other servers have none.")
 @click.option("--accounts", type=_file, help="Further API keys, one a line, for attacks that ask from many accounts.")
 @click.option(
     "--queries", type=click.IntRange(min=1), help="Most rows that may be asked of TARGET; the rest is left out."
@@ -108,7 +113,7 @@ def audit(target: str | None, as_json: bool, **given: Any) -> None:
     Ask only services that are yours, or whose owner agreed.
     """
     options = _Options(**given)
-    for name in paths_of(options.out):
+    for name in FORMATS:
         load_format(name)  # a missing package shows now, and not after the work
     check_target(options.out)
     plan = filling(load_plan(options.plan), options.fill)
@@ -121,8 +126,7 @@ def audit(target: str | None, as_json: bool, **given: Any) -> None:
         trusted = trusted_keys_of_user(options.trust)
         arms = stack.enter_context(open_arms(target or str(options.reference), trusted, _opening(options, plan)))
         _announce(plan, arms, options.threads)
-        report = _audited(plan, arms, options)
-    written = write_report(report, options.out)
+        report, written = _audited(plan, arms, options)
     if as_json:
         show_json(report)
     else:
@@ -131,8 +135,8 @@ def audit(target: str | None, as_json: bool, **given: Any) -> None:
         notes.print(f"written: {path}", markup=False)
 
 
-def _audited(plan: Plan, arms: Arms, options: _Options) -> Report:
-    cache = TrialCache(paths_of(options.out)["json"].parent / ".cache")
+def _audited(plan: Plan, arms: Arms, options: _Options) -> tuple[Report, tuple[Path, ...]]:
+    """The report, and where it was written."""
     with progress("audit") as say:
         say("data", 0.0)
         rows = data.load_data(
@@ -142,7 +146,10 @@ def _audited(plan: Plan, arms: Arms, options: _Options) -> Report:
             surrogate=options.surrogate,
             in_distribution=options.in_distribution,
         )
-        return run_audit(plan, arms, rows, cache=cache, cpu_threads=options.threads, report=say)
+        kept = kept_in(options.out)
+        with holding(kept):
+            report = run_audit(plan, arms, rows, cache=TrialCache(kept), cpu_threads=options.threads, report=say)
+            return report, write_report(report, options.out)
 
 
 def _announce(plan: Plan, arms: Arms, threads: int) -> None:
@@ -166,6 +173,8 @@ def _opening(options: _Options, plan: Plan) -> Opening:
         secret=options.secret,
         release=options.release,
         api_key=options.api_key,
+        insecure_plaintext=options.insecure_plaintext,
+        verify=not options.no_verify,
         model=options.model,
         accounts=() if options.accounts is None else _keys(options.accounts),
         arms=plan.arms,

@@ -12,7 +12,9 @@ import httpx
 import msgspec
 
 from garrison.attest.policy import Policy, load_policy
+from garrison.cli.api_key import key_options
 from garrison.cli.output import json_option, notes, show_json
+from garrison.client.bounded import trusting
 from garrison.client.connect import Proxy
 from garrison.client.connect_http import OnReady, serve_proxy
 from garrison.client.http import ATTEMPTS, TIMEOUT_SECONDS, carry, checked_url
@@ -25,16 +27,23 @@ from garrison.errors import GarrisonError
 @click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 for any free one.")
 @click.option("--policy", type=click.Path(dir_okay=False, path_type=Path), help="What is demanded of evidence (TOML).")
 @click.option("--allow-simulated", is_flag=True, help="Take simulated evidence, which proves nothing; for trials.")
-@click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
+@key_options
 @json_option
 def connect(
-    url: str, port: int, policy: Path | None, allow_simulated: bool, api_key: str | None, as_json: bool
+    url: str,
+    port: int,
+    policy: Path | None,
+    allow_simulated: bool,
+    api_key: str | None,
+    insecure_plaintext: bool,
+    as_json: bool,
 ) -> None:
     """Open a local port that attests the enclave behind URL, seals every inference request to it and checks every answer.
 
     Point any Open Inference Protocol client (tritonclient, curl) at that port. Nothing is sent while the evidence is not good enough;
     the client is told why.
     """
+    checked_url(url, api_key=api_key, insecure_plaintext=insecure_plaintext)
     demanded = Policy() if policy is None else load_policy(policy)
     if allow_simulated:
         demanded = msgspec.structs.replace(demanded, allow_simulated=True)
@@ -51,7 +60,6 @@ def connect(
 
 
 async def _run(url: str, port: int, proxy: Proxy, on_ready: OnReady) -> None:
-    checked_url(url)
     await _look(url, proxy)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,7 +70,8 @@ async def _run(url: str, port: int, proxy: Proxy, on_ready: OnReady) -> None:
 async def _look(url: str, proxy: Proxy) -> None:
     """Say at once what the enclaves are; a server that is not there yet, or not good enough yet, may be so later."""
     try:
-        async with httpx.AsyncClient(base_url=checked_url(url), timeout=TIMEOUT_SECONDS, trust_env=False) as http:
+        base, tls = checked_url(url), trusting(None)
+        async with httpx.AsyncClient(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False, verify=tls) as http:
             for attested in await carry(http, proxy.attest_all()):
                 _show(attested)
     except GarrisonError as error:

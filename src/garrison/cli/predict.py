@@ -11,6 +11,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from garrison.cli.api_key import key_options
 from garrison.cli.npz_out import check_writable, write_npz
 from garrison.cli.output import console, json_option, notes, plain, printable, show_json
 from garrison.client import Client, Prediction, load_policy
@@ -27,7 +28,7 @@ DEFAULT_ROWS = 20
 @click.argument("file", metavar="INPUT.npz", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", help="The model's name; may be left out where the server has one.")
 @click.option("--version", "version", help="The model's version; the newest where it is left out.")
-@click.option("--api-key", envvar="GARRISON_API_KEY", help="A key from `garrison keys add`; also GARRISON_API_KEY.")
+@key_options
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only about the first so many rows.")
 @click.option(
     "-o", "--output", "out", type=click.Path(dir_okay=False, path_type=Path), help="Keep all answers in this .npz file."
@@ -45,6 +46,7 @@ def predict(
     model: str | None,
     version: str | None,
     api_key: str | None,
+    insecure_plaintext: bool,
     limit: int | None,
     out: Path | None,
     no_verify: bool,
@@ -63,6 +65,7 @@ def predict(
     with Client(
         url,
         api_key=api_key,
+        insecure_plaintext=insecure_plaintext,
         model=model,
         version=version,
         verify=not no_verify,

@@ -76,6 +76,11 @@ class _Backend(httpcore.NetworkBackend):
         return _Stream(found, self._deadline)
 
 
+def trusting(tls: ssl.SSLContext | None) -> ssl.SSLContext:
+    """What https is checked by: as given, or else by the system's authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name (httpx alone brings its own)."""
+    return ssl.create_default_context() if tls is None else tls
+
+
 class BoundedTransport(httpx.HTTPTransport):
     """httpx's own transport, whose reads and writes end at the deadline too.
 
@@ -87,7 +92,7 @@ class BoundedTransport(httpx.HTTPTransport):
     def __init__(self, deadline: Deadline, tls: ssl.SSLContext | None = None) -> None:
         # httpx's own beginning makes nothing but a pool, whose connections could not be bounded.
         self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(trust_env=False) if tls is None else tls,
+            ssl_context=trusting(tls),
             max_connections=_LIMITS.max_connections,
             max_keepalive_connections=_LIMITS.max_keepalive_connections,
             keepalive_expiry=_LIMITS.keepalive_expiry,

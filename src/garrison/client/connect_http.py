@@ -15,6 +15,7 @@ from http import HTTPStatus
 import h11
 import httpx
 
+from garrison.client.bounded import trusting
 from garrison.client.connect import LocalAnswer, LocalRequest, Proxy, error_answer
 from garrison.client.http import AS_IT_IS, carry, checked_url
 from garrison.errors import ConfigError, GarrisonError, LimitError, SlowRequestError, UnavailableError
@@ -54,7 +55,9 @@ async def serve_proxy(
     """
     base = checked_url(url)
     with _listen(port) as listener:
-        async with httpx.AsyncClient(base_url=base, timeout=timeout_seconds, trust_env=False, headers=AS_IT_IS) as http:
+        async with httpx.AsyncClient(
+            base_url=base, timeout=timeout_seconds, trust_env=False, headers=AS_IT_IS, verify=trusting(None)
+        ) as http:
             await _serve(listener, http, proxy, on_ready, stop, limits)
 
 

@@ -229,7 +229,9 @@ class Core:
             try:
                 response = yield from self._exchange(Request("GET", "/.well-known/garrison/keys", dict(self._headers)))
             except NotFoundError as error:
-                raise ProofError("this server does not sign its answers; verify=False does without") from error
+                raise ProofError(
+                    "this server does not sign its answers; verify=False (--no-verify) does without"
+                ) from error
             keys = decode(response.body, KeySet, "the server's keys").keys
             version = None if metadata.garrison is None else metadata.garrison.version
             mine = [key for key in keys if (key.name, key.version) == (metadata.name, version)]
@@ -263,7 +265,7 @@ def _check(response: Response, asked: Asked, key: ModelKey) -> bytes:
         asked.signatures.check(response, asked.body, asked.path, asked.nonce, key)
     header = response.headers.get("garrison-proof")
     if header is None:
-        raise ProofError("the answer came without a proof; verify=False does without")
+        raise ProofError("the answer came without a proof; verify=False (--no-verify) does without")
     try:
         proof = binascii.a2b_base64(header, strict_mode=True)
     except ValueError as error:

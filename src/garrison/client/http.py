@@ -14,13 +14,21 @@ import msgspec
 import numpy as np
 
 from garrison.attest.policy import Policy
-from garrison.client.bounded import BoundedTransport, Deadline
+from garrison.client.bounded import BoundedTransport, Deadline, trusting
 from garrison.client.core import ROWS_A_REQUEST, Core
 from garrison.client.prediction import Prediction
 from garrison.client.sealed import Attested
 from garrison.client.signed import http_signatures
 from garrison.client.talk import Pause, Result, Talk, Unreachable, Work
-from garrison.errors import ConfigError, InputError, NotFoundError, ServiceError, UnavailableError
+from garrison.errors import (
+    ConfigError,
+    InputError,
+    NotFoundError,
+    PlaintextKeyError,
+    ServiceError,
+    UnavailableError,
+)
+from garrison.protocol.addresses import is_loopback
 from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.oip_metadata import IndexEntry, ModelMetadata
 from garrison.protocol.work import Progress
@@ -57,6 +65,7 @@ class _Options:
         signature_secret: bytes | None = None,
         caller: str = "",
         tls: ssl.SSLContext | None = None,
+        insecure_plaintext: bool = False,
     ) -> None:
         self._seconds = _seconds(timeout)
         self._core = Core(
@@ -70,7 +79,7 @@ class _Options:
             signatures=http_signatures(signatures, signature_secret),
             caller=caller,
         )
-        self._connect(checked_url(url), tls)
+        self._connect(checked_url(url, api_key=api_key, insecure_plaintext=insecure_plaintext), tls)
 
     def _connect(self, url: httpx.URL, tls: ssl.SSLContext | None) -> None:
         raise NotImplementedError
@@ -108,9 +117,11 @@ class Client(_Options):
         signature_secret: shared with the server, at least 32 bytes: its HMAC is asked for in place of the service's signature.
         caller: the name that the server knows you by, where the key does not say it: "cert:NAME" for a client certificate, "oidc:NAME" for a token whose name is not its
             `sub`. It goes into sealed requests and proofs of work.
-        tls: for HTTPS with a certificate of your own, or an authority of your own; None for the system's authorities.
+        tls: for HTTPS with a certificate of your own, or an authority of your own; None for the system's authorities, or those that the variable SSL_CERT_FILE names.
+        insecure_plaintext: show `api_key` over plain HTTP to a host that is not this machine too, where all on the way may read it and ask in your name.
+            Sealed requests hide the input and not the key.
 
-    Every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
+    Making one raises `PlaintextKeyError` where the key would be shown so; every call raises a `RequestError` for what is wrong with the request, `RefusedError` where the guard refuses,
     `UnavailableError` where the server cannot be reached, `ServiceError` (and `ProofError`) where its answer makes no sense.
     """
 
@@ -210,9 +221,8 @@ class AsyncClient(_Options):
     """`Client` for an event loop; see there."""
 
     def _connect(self, url: httpx.URL, tls: ssl.SSLContext | None) -> None:
-        verify = True if tls is None else tls
         self._http = httpx.AsyncClient(
-            base_url=url, timeout=self._seconds, trust_env=False, headers=AS_IT_IS, verify=verify
+            base_url=url, timeout=self._seconds, trust_env=False, headers=AS_IT_IS, verify=trusting(tls)
         )
 
     async def index(self) -> tuple[IndexEntry, ...]:
@@ -345,13 +355,24 @@ def _policy(policy: Policy | None, *, sealed: bool, allow_simulated: bool) -> Po
     return msgspec.structs.replace(found, allow_simulated=True) if allow_simulated else found
 
 
-def checked_url(url: str) -> httpx.URL:
+def checked_url(url: str, *, api_key: str | None = None, insecure_plaintext: bool = False) -> httpx.URL:
+    """The server's URL; see `Client` for the arguments.
+
+    Raises:
+        PlaintextKeyError: it is a key's way over plain HTTP, beyond this machine, and nobody said that this is meant.
+        ConfigError: it is none.
+    """
     try:
         found = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ConfigError(f"expected a URL like http://127.0.0.1:8080, found {url!r}: {error}") from error
     if found.scheme not in {"http", "https"} or not found.host:
         raise ConfigError(f"expected a URL like http://127.0.0.1:8080, found {url!r}")
+    if api_key is not None and found.scheme == "http" and not (insecure_plaintext or is_loopback(found.host)):
+        raise PlaintextKeyError(
+            f"the API key is not sent to {found.host} over plain HTTP, where all on the way could read it: "
+            "use https://, or say that this is meant (insecure_plaintext=True, --insecure-plaintext)"
+        )
     return found
 
 

@@ -34,6 +34,10 @@ _COVERS = (0, 1, 2)
 _BEFORE = (0.0, 0.3, 1.0)
 """Share of what can be remembered that honest callers have filled before; the simulated take turns, honest crowds as much as thieves: else the fuller the
 memory, the more honest would everybody look."""
+_MORE_ODD = 1.5
+"""How many times as many odd rows as honest callers of the oddest kind an account must ask before others' rows count against it,"""
+_SHARES = (0.1, 0.6)
+"""within these shares of its rows: thieves who step ask 40 % and more."""
 _BLOCK = 64
 _DIGITS = 5
 
@@ -81,7 +85,11 @@ def fit_accounts(
     thieves = [_among(bare, pools, odd, number, usual, rng) for number in range(_THIEVES)]
     if not honest or not any(map(len, thieves)):
         return None
-    return msgspec.structs.replace(bare, weights=logistic(honest, [part for part in thieves if len(part)]))
+    return msgspec.structs.replace(
+        bare,
+        weights=logistic(honest, [part for part in thieves if len(part)]),
+        share=round(float(np.clip(_MORE_ODD * max(rows.mean() for rows in odd.values()), *_SHARES)), _DIGITS),
+    )
 
 
 def _odd(detector: Accounts, pool: Seen) -> BoolArray:

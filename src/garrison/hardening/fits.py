@@ -32,7 +32,7 @@ from garrison.types import Array, BoolArray, FloatArray, IntArray
 
 _CONFIDENCE_QUANTILES = 18
 _PROBABILITY_QUANTILES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_FAR_QUANTILES = (0.25, 0.5, 0.75)
+_FAR_QUANTILES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 _LOW_QUANTILES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3, 0.5, 0.7)
 _STRANGE_QUANTILES = (0.1, 0.25, 0.45)
 _COVER = 2 / 3
@@ -129,7 +129,10 @@ def _skewed(cells: Mapping[str, IntArray], count: int, honest: Honest) -> FloatA
 
 
 def fit_hardness(honest: Honest) -> Hardness | None:
-    """Against a thief who takes the harder of two honest rows, as margin sampling does."""
+    """Against a thief who takes the harder of two rows, as margin sampling does, that are no more unusual for that, and asks two honest rows for each of them.
+
+    Without the honest rows in the law, those that a thief asks as cover would speak against theft as much as the others speak for it.
+    """
     plain = honest.plain
     mean, whiten = whitening(honest.joined("projection"))
     out = {kind: distance(pool.projection, mean, whiten) for kind, pool in honest.pools.items()}
@@ -148,7 +151,11 @@ def fit_hardness(honest: Honest) -> Hardness | None:
     cells = {kind: found(kind) for kind in honest.pools}
     laws = _skewed(cells, count, honest)
     rank = _rank_in_class(plain.probability, np.minimum(plain.top, lines - 1))
-    attack = law(cells[PLAIN], count, weights=1 - rank)  # the smaller of two drawn at random
+    whole = law(cells[PLAIN], count)
+    smaller = 1 - rank  # of two drawn at random
+    hard = law(cells[PLAIN], count, weights=smaller).reshape(-1, width).sum(axis=1)
+    usual = whole.reshape(-1, width).sum(axis=0)
+    attack = _COVER * whole + (1 - _COVER) * np.outer(hard, usual).ravel()
     return Hardness(
         threshold=math.inf,
         edges=_lines(edges),

@@ -264,6 +264,5 @@ def _rows_replaced(x: Any, bad: Any, low: Array, shape: tuple[int, ...]) -> Any:
 
 def _none(tensor: Any) -> Any:
     """Marks of a chain that marks nothing, as many as the tensor has rows."""
-    features = math.prod(tensor.shape[1:])
-    one_a_row = ndx.reshape(tensor, (-1, features))[:, 0]
-    return ndx.where(one_a_row == one_a_row, ndx.asarray(np.int32(0)), ndx.asarray(np.int32(0)))
+    rows = op.shape(tensor.unwrap_spox(), start=0, end=1)
+    return ndx.asarray(op.constant_of_shape(rows, value=np.zeros(1, np.int32)))

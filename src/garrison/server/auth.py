@@ -48,7 +48,7 @@ ADDRESS = "ip:"
 """What the id of a caller without a key begins with."""
 CERTIFICATE = "cert:"
 """What the id of a caller begins with who is named by its certificate."""
-_SCHEME = "Bearer "
+_SCHEME = "bearer"  # in any case, as RFC 9110 has it
 _NOBODY = digest("")
 _MOST_CACHED = 4096
 _MOST_KEY_CHARACTERS = 256
@@ -159,10 +159,13 @@ class Authenticator:
 
     def _check(self, header: str) -> Identity:
         self._known.pop(header, None)
-        if header.startswith(_SCHEME + PREFIX):
-            found = self._by_key(header)
-        elif self._tokens is not None and header.startswith(_SCHEME):
-            found = self._tokens.identify(header[len(_SCHEME) :].strip())
+        scheme, _, shown = header.partition(" ")
+        shown = shown.strip()
+        known = scheme.lower() == _SCHEME
+        if known and shown.startswith(PREFIX):
+            found = self._by_key(shown)
+        elif known and self._tokens is not None:
+            found = self._tokens.identify(shown)
         else:
             raise AuthenticationError(f"the key is not known: {_HELP}")
         if found.until <= self._clock():
@@ -172,9 +175,9 @@ class Authenticator:
         self._known[header] = found
         return found
 
-    def _by_key(self, header: str) -> Identity:
-        if len(header) <= _MOST_KEY_CHARACTERS and header.isascii():
-            caller, _, secret = header[len(_SCHEME + PREFIX) :].strip().rpartition("_")
+    def _by_key(self, key: str) -> Identity:
+        if len(key) <= _MOST_KEY_CHARACTERS and key.isascii():
+            caller, _, secret = key.removeprefix(PREFIX).rpartition("_")
             entry, found = self._ring.keys.get(caller), digest(secret)
             kept = [(_NOBODY, NEVER)] if entry is None else [(s.sha256, _seconds(s.ends)) for s in entry.secrets]
             good = [ends for sha256, ends in kept if hmac.compare_digest(found, sha256)]

@@ -1,7 +1,8 @@
 """Rows that callers have used: durable, charged before an answer leaves.
 
 The counts lie in a store (`garrison.server.stores`): SQLite, or a database that several machines share. To keep the disk and the network off the path of most
-requests, rows are taken from a caller's budget in blocks (leases) and used up in memory. Invariants: what stands in the store is never less
+requests, rows are taken from a caller's budget in blocks (leases) and used up in memory; the next lease is taken by a thread of its own when half of one is
+used. Invariants: what stands in the store is never less
 than what was used, so a crash can cost a caller the rest of a lease (at most 1/64 of its budget) and can never give rows back;
 a graceful stop gives unused leases back, and so does one that nobody has used for a while; several servers may share one store, and
 together never allow more than the limit; memory holds a bounded number of callers.
@@ -59,8 +60,15 @@ class _Account:
     def left(self, limit: int, least: int = 0) -> int:
         return max(least, limit - self.recorded + self.unused)
 
+    def is_near_end(self, limit: int) -> bool:
+        return self.left(limit) * NEAR_END < limit
+
     def is_stale(self, limit: int) -> bool:
-        return self.left(limit) * NEAR_END < limit and time.monotonic() - self.read > _FRESH_SECONDS
+        return self.is_near_end(limit) and time.monotonic() - self.read > _FRESH_SECONDS
+
+
+def _block(limit: int) -> int:
+    return min(limit // _LEASES, _MOST_LEASED)
 
 
 class BudgetBook:
@@ -82,6 +90,11 @@ class BudgetBook:
         self._most = callers_in_memory
         self._accounts: OrderedDict[Key, _Account] = OrderedDict()
         self._lock = threading.Lock()
+        self._store_lock = threading.Lock()  # taken before the other, and held while the store is waited for
+        self._low: dict[Key, int] = {}
+        self._someone_low = threading.Event()
+        self._ahead: threading.Thread | None = None
+        self._closed = False
         self._day = ""
         self._next_day = 0.0
         self._store = SqliteStore(store) if isinstance(store, Path) else store
@@ -97,7 +110,7 @@ class BudgetBook:
         Raises:
             UnavailableError: another program holds the store for longer than a request waits, or it cannot be reached.
         """
-        with self._lock:
+        with self._store_lock, self._lock:
             key = model, caller, self._period(period)
             self._make_room()
             with self._store.transaction() as counts:
@@ -135,14 +148,18 @@ class BudgetBook:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            taken: list[tuple[_Account, int]] = []
+            taken: list[tuple[Key, int, int]] = []
             for model, period, limit, wants in charges:
                 now = self._period_at_once(period)
                 if now is None or not self._find_leased(model, now, limit, wants, taken):
                     return False
-            for account, rows in taken:
+            for key, limit, rows in taken:
+                account = self._accounts[key]
                 account.unused -= rows
                 account.idle = False
+                if 2 * account.unused < _block(limit) and not account.is_near_end(limit) and key not in self._low:
+                    self._low[key] = limit
+                    self._someone_low.set()
             return True
         finally:
             self._lock.release()
@@ -163,7 +180,7 @@ class BudgetBook:
             UnavailableError: the store cannot be used for longer than a request waits; nothing may be answered.
             sqlite3.Error: the disk failed; nothing that was asked for may be answered.
         """
-        with self._lock:
+        with self._store_lock, self._lock:
             now = self._period(period)
             self._make_room()
             granted = [True] * len(wants)
@@ -183,9 +200,42 @@ class BudgetBook:
                 raise
             return granted
 
+    def lease_ahead(self) -> None:
+        """Fill up the leases of callers who have used half of one, so that their requests need not wait for the store. Nobody waits for this.
+
+        Raises:
+            UnavailableError, sqlite3.Error: as `charge`; who asks next leases anew.
+        """
+        with self._store_lock:  # so no account can go meanwhile
+            with self._lock:
+                low, self._low = self._low, {}
+                known = [
+                    (key, limit, self._accounts[key]) for key, limit in sorted(low.items()) if key in self._accounts
+                ]
+            with self._store.transaction() as counts:
+                found = [(a, counts.lease(key, 0, max(0, _block(limit) - a.unused), limit)) for key, limit, a in known]
+            with self._lock:
+                for account, lease in found:
+                    account.recorded, account.read = lease.recorded, time.monotonic()
+                    account.unused += lease.taken
+
+    def keep_ahead(self) -> None:
+        """Call `lease_ahead` from now on wherever somebody needs it, on a thread that ends with the book."""
+        self._ahead = threading.Thread(target=self._run_ahead, name="garrison-budgets", daemon=True)
+        self._ahead.start()
+
+    def _run_ahead(self) -> None:
+        while self._someone_low.wait() and not self._closed:
+            self._someone_low.clear()
+            try:
+                self.lease_ahead()
+            except (sqlite3.Error, UnavailableError) as error:
+                logger.warning("budgets could not be leased ahead: %s", error)
+                time.sleep(_FRESH_SECONDS)
+
     def give_back_idle(self) -> None:
         """Give back leases of which nothing was used since this was called last, so that other servers may use them."""
-        with self._lock:
+        with self._store_lock, self._lock:
             leased = [(key, account) for key, account in self._accounts.items() if account.unused]
             self._give_back([key for key, account in leased if account.idle])
             for _, account in leased:
@@ -193,7 +243,11 @@ class BudgetBook:
 
     def close(self) -> None:
         """Give unused leases back, if the store allows, and close it."""
-        with self._lock:
+        self._closed = True
+        self._someone_low.set()
+        if self._ahead is not None:
+            self._ahead.join()
+        with self._store_lock, self._lock:
             try:
                 self._give_back(list(self._accounts), patient=True)
             except (sqlite3.Error, UnavailableError) as error:
@@ -207,7 +261,7 @@ class BudgetBook:
         if rows > account.unused or account.recorded - account.unused + rows > limit:
             if not self._store.rolls_back:
                 touched.append(key)
-            found = counts.lease(key, rows - account.unused, min(limit // _LEASES, _MOST_LEASED), limit)
+            found = counts.lease(key, rows - account.unused, _block(limit), limit)
             touched.append(key)
             account.recorded, account.read = found.recorded, time.monotonic()  # another server may have charged too
             account.unused += found.taken
@@ -217,7 +271,7 @@ class BudgetBook:
         return True
 
     def _find_leased(
-        self, model: str, period: str, limit: int, wants: Wants, taken: list[tuple[_Account, int]]
+        self, model: str, period: str, limit: int, wants: Wants, taken: list[tuple[Key, int, int]]
     ) -> bool:
         """Whether leases cover these rows; what is to be taken of them is added to `taken`."""
         totals: dict[str, int] = {}
@@ -225,10 +279,11 @@ class BudgetBook:
             totals[caller] = totals.get(caller, 0) + rows
         for caller, rows in totals.items():
             if rows:
-                account = self._accounts.get((model, caller, period))
+                key = model, caller, period
+                account = self._accounts.get(key)
                 if account is None or rows > account.unused or account.recorded - account.unused + rows > limit:
                     return False
-                taken.append((account, rows))
+                taken.append((key, limit, rows))
         return True
 
     def _account(self, counts: Counts, key: Key) -> _Account:
@@ -262,6 +317,7 @@ class BudgetBook:
     def _forget(self, keys: Iterable[Key]) -> None:
         for key in keys:
             self._accounts.pop(key, None)
+            self._low.pop(key, None)
 
     def _period_at_once(self, period: str) -> str | None:
         if period != _DAY:

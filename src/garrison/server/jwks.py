@@ -28,7 +28,7 @@ import msgspec
 
 from garrison.config import URLS, OidcConfig
 from garrison.errors import ConfigError, MissingExtraError
-from garrison.server.addresses import is_loopback
+from garrison.protocol.addresses import is_loopback
 
 logger = logging.getLogger(__name__)
 

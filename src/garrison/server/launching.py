@@ -21,7 +21,7 @@ from garrison.enclave.host import Enclave, Launch, launch
 from garrison.enclave.program import Program
 from garrison.errors import BundleError, ConfigError, GuardError, KeyFileError
 from garrison.limits import MIB
-from garrison.server.addresses import is_loopback
+from garrison.protocol.addresses import is_loopback
 from garrison.server.auth import ADDRESS, CERTIFICATE, SUBJECT, read_keys
 from garrison.server.budgets import default_folder
 from garrison.server.stores import scheme_of

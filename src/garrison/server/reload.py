@@ -63,4 +63,5 @@ def _rest(config: Config) -> tuple[object, ...]:
     """What is not read again, and does not come from the command line."""
     releases = {name: caller.policy for name, caller in config.callers.items() if caller.policy is not None}
     limits = {name: value for name, value in msgspec.structs.asdict(config.limits).items() if name not in LIMITS}
-    return releases, limits, config.oidc, config.ledger, config.operations
+    ledger = msgspec.structs.replace(config.ledger, folder="")  # which --ledger may name
+    return releases, limits, config.oidc, ledger, config.operations

@@ -38,6 +38,7 @@ from garrison.server.hosting import Hosting, make_model
 from garrison.server.launching import check_exposure, check_models, launch_all, state_folder, stop_all
 from garrison.server.ledger.ledger import Ledger, open_ledger
 from garrison.server.listening import MOST_CONNECTIONS, listen, raise_descriptors, url_of
+from garrison.server.memory import keep_memory
 from garrison.server.operations import Operations, open_tracing
 from garrison.server.operator import OperatorSocket, open_operator
 from garrison.server.quotas import Quotas
@@ -161,6 +162,7 @@ def assemble_enclaves(config: Config, enclaves: Sequence[Enclave]) -> Assembly:
     if quotas.count_rows or any(enclave.card.budget_rows for enclave in enclaves):
         state = state_folder(config)
         book = BudgetBook(open_store(config.server.store, state, may_forget=config.server.store_may_forget))
+        book.keep_ahead()
     # One for each model, and one for what the disk takes.
     worker = ThreadPoolExecutor(max_workers=len(enclaves) + 1, thread_name_prefix="garrison-model")
     ledger = None
@@ -218,6 +220,7 @@ def run(
     gc.collect()
     gc.freeze()  # what lives as long as the server need not be looked at again
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)  # requests leave next to no cycles behind
+    keep_memory()
 
     async def until_signal() -> None:
         stop = asyncio.Event()

@@ -37,7 +37,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from garrison.errors import ConfigError
-from garrison.server.addresses import is_loopback
+from garrison.protocol.addresses import is_loopback
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from tests.attacks.extraction.sealed import Sealed, sealed_source, stolen
 from garrison.attacks.base import Trial
 from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.kernel_equations import KernelEquations
-from garrison.attacks.extraction.separable import polynomial, rbf
+from garrison.attacks.extraction.separable import polynomial, rbf, search, values
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, OracleFacts
 from garrison.errors import AuditError
@@ -147,6 +147,24 @@ def test_slopes_are_those_of_the_kernel(columns: Any) -> None:
     moved[1, 2] += 1e-6
     assert (columns(x, moved, 0.4)[0] - k)[:, 1] / 1e-6 == pytest.approx(by_centre[:, 1, 2], rel=1e-4)
     assert (columns(x, centres, 0.4 * np.exp(1e-6))[0] - k) / 1e-6 == pytest.approx(by_width, rel=1e-4)
+
+
+def test_rows_too_far_apart_for_the_kernel_leave_a_constant() -> None:
+    """As of a table whose features are not scaled: every slope is zero, and so is the matrix of the step."""
+    rng = np.random.default_rng(0)
+    x, centres = rng.normal(size=(30, 4)), rng.normal(size=(5, 4))
+    z = rng.normal(size=(30, 1))
+    far = search(rbf, 1e4 * x, z, 1e4 * centres, 1.0, free=True, steps=5)
+    assert values(rbf, far, 1e4 * x) == pytest.approx(np.full((30, 1), z.mean()))
+    near = search(rbf, x, z, centres, 1.0, free=True, steps=5)
+    assert near.loss < 0.9 * z.var(), "the control"
+
+
+def test_numbers_beyond_double_precision_explain_nothing() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    z = x[:, :1]
+    assert search(polynomial(3, 1.0), 1e120 * x, z, 1e120 * x[:5], 1.0, free=False, steps=5).loss == np.inf
+    assert search(polynomial(3, 1.0), x, z, x[:5], 1.0, free=False, steps=5).loss < z.var(), "the control"
 
 
 def test_labels_alone_are_an_obstacle() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,6 +68,26 @@ def test_the_generator_counts_answers(url: str, rate: float) -> None:
     assert min(load.latencies) > 0
 
 
+def test_latencies_of_the_beginning_are_not_noted_and_its_answers_are_counted(url: str) -> None:
+    load = Load(url, [pools.raw(url, Body("/good", {}, b"x"))], 3, 100.0)
+    try:
+        took = load.run(0.2, warm=0.2)
+    finally:
+        load.close()
+    assert took == pytest.approx(0.4)
+    assert load.errors == 0
+    assert 0 < len(load.latencies) < load.answered
+
+
+def test_a_request_longer_than_the_socket_takes_at_once_is_sent_to_its_end(url: str) -> None:
+    load = Load(url, [pools.raw(url, Body("/good", {}, b"x" * 20_000_000))], 2, 0.0)
+    try:
+        load.burst()
+    finally:
+        load.close()
+    assert (load.answered, load.errors) == (2, 0)
+
+
 def test_a_burst_is_one_request_a_connection(url: str) -> None:
     load = Load(url, [pools.raw(url, Body("/good", {}, b"x" * 500_000))], 3, 0.0)
     try:
@@ -114,6 +135,24 @@ def test_the_time_of_a_process_that_ended_is_an_error() -> None:
     assert spent_seconds(os.getpid()) > 0
     with pytest.raises(LoadError, match="ended"):
         spent_seconds(2**22 + 1)
+
+
+def test_processor_time_is_finer_than_the_kernels_ticks_and_counts_threads_that_have_ended() -> None:
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    found = []
+    for _ in range(20):
+        before = spent_seconds(os.getpid())
+        thread = threading.Thread(target=_spin, args=(tick / 10,))
+        thread.start()
+        thread.join()
+        found.append(spent_seconds(os.getpid()) - before)
+    assert all(0.0 < spent < tick for spent in sorted(found)[:10])
+
+
+def _spin(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 def test_wire_formats_go_round() -> None:

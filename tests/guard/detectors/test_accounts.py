@@ -3,13 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from garrison.guard.detectors.accounts import FEWEST, MOST, Accounts
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.steps import TERMS
-from garrison.guard.detectors.turns import summed
+from garrison.guard.detectors.turns import running, summed
 from garrison.hardening.callers import empty
 from garrison.types import Array, FloatArray
 
@@ -43,10 +44,10 @@ class Service:
         self.shared = {name: empty(column) for name, column in of.shares(WIDTH).items()}
 
     def ask(
-        self, place: Array, projection: FloatArray, confidence: float, batch: int = 1
+        self, place: Array, projection: FloatArray, confidence: float | FloatArray, batch: int = 1
     ) -> tuple[FloatArray, set[tuple[int, int]]]:
         found, pairs = [], set()
-        low = np.full(len(place), confidence, np.float32)
+        low = np.broadcast_to(np.asarray(confidence, np.float32), len(place))
         whole = Seen(place, np.arange(len(place)), projection.astype(np.float32), low, low, place)
         for start in range(0, len(place), batch):
             part = Seen(*(getattr(whole, f)[start : start + batch] for f in Seen.__struct_fields__))
@@ -137,13 +138,55 @@ class TestFraming:
     def test_control_without_that_rule_it_would_be(self) -> None:
         assert self.links(steps=0) == {(0, 1)}
 
+    def framed(self, own: float) -> tuple[FloatArray, bool]:
+        """Nats of an honest caller's odd rows, one row in seven, and whether it was linked, where somebody knows each of them before and asks beside it."""
+        service = Service(detector(own=own, each=1.0, suspect=2.0, weights=(2.0, -2.0, 5.0, *[0.0] * 7)), 3)
+        service.ask(np.full(FEWEST, 2), far_rows(FEWEST, 7), ODD)
+        rng, nats, pairs = np.random.default_rng(9), [], set()
+        for number, row in enumerate(far_rows(60, 8)):
+            for _ in range(2):
+                beside = row + 0.3 / np.sqrt(WIDTH) * rng.normal(size=WIDTH)
+                pairs |= service.ask(np.array([1]), beside[np.newaxis], ODD)[1]
+            said, with_it = service.ask(np.array([0]), row[np.newaxis], ODD)
+            nats.append(said)
+            pairs |= with_it
+            service.ask(np.zeros(6, dtype=np.intp), far_rows(6, 100 + number), PLAIN_ROW)
+        return np.concatenate(nats), any(0 in pair for pair in pairs)
+
+    def test_who_asks_few_odd_rows_is_neither_suspected_nor_linked_for_those_of_others(self) -> None:
+        nats, linked = self.framed(own=4.0)
+        assert not linked
+        np.testing.assert_array_equal(nats[1:], 0.5)  # the very first row may count: a thief's accounts may be as new
+
+    def test_control_if_others_rows_counted_against_everybody_it_would_be_both(self) -> None:
+        nats, linked = self.framed(own=0.0)
+        assert linked
+        assert nats[1:].mean() > 1
+
+    @pytest.mark.parametrize(("plain", "seen"), [(1, True), (9, False)])
+    def test_a_few_honest_rows_from_each_account_hide_no_thief(self, plain: int, *, seen: bool) -> None:
+        """As many as `plain` to two rows of the thief's; many do."""
+        accounts, rows = 5, sequence(400, 0.5)
+        service = Service(detector(), accounts)
+        found: set[tuple[int, int]] = set()
+        for start in range(0, 400, 2 * accounts):
+            place = np.repeat(np.arange(accounts), 2)
+            found |= service.ask(place, rows[start : start + 2 * accounts], ODD)[1]
+            others = np.repeat(np.arange(accounts), plain)
+            service.ask(others, far_rows(len(others), start + 1), PLAIN_ROW)
+        assert bool(found) is seen
+
 
 class TestMemory:
     def test_is_cut_alike_in_any_batches(self) -> None:
         place, rows = np.arange(400) % 7, sequence(400, 0.5)
+        confidence = np.where(np.random.default_rng(1).random(400) < 0.35, ODD, PLAIN_ROW)  # so that some are liable
         one, other = Service(detector(), 7), Service(detector(), 7)
-        nats, _ = one.ask(place, rows, ODD, batch=1)
-        np.testing.assert_allclose(other.ask(place, rows, ODD, batch=100)[0], nats, atol=1e-6)
+        nats, _ = one.ask(place, rows, confidence, batch=1)
+        liable = nats[confidence < 0.5] != 0.5
+        assert 0.2 < liable.mean() < 0.8
+        np.testing.assert_allclose(other.ask(place, rows, confidence, batch=100)[0], nats, atol=1e-6)
+        np.testing.assert_array_equal(one.columns["odd"], other.columns["odd"])
         np.testing.assert_allclose(one.columns["suspicion"], other.columns["suspicion"], rtol=1e-5)
         for name in ("rows", "owner", "count", "square"):
             np.testing.assert_array_equal(one.shared[name], other.shared[name])
@@ -176,6 +219,18 @@ def test_suspicion_is_summed_row_by_row() -> None:
     np.testing.assert_allclose(sums, expected)
 
 
+@pytest.mark.parametrize("cut", [1, 5, 200])
+def test_running_sums_are_told_row_by_row_to_the_bit(cut: int) -> None:
+    rng = np.random.default_rng(0)
+    place, more = rng.integers(0, 5, 200), np.where(rng.random(200) < 0.4, 0.7, -0.3)
+    sums, by_hand = np.full(5, 3.5), np.full(5, 3.5)
+    told = np.concatenate([running(sums, place[i : i + cut], more[i : i + cut]) for i in range(0, 200, cut)])
+    for row, (where, value) in enumerate(zip(place, more, strict=True)):
+        by_hand[where] = max(0.0, by_hand[where] + value)
+        assert told[row] == by_hand[where]
+    np.testing.assert_array_equal(sums, by_hand)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -186,6 +241,9 @@ def test_suspicion_is_summed_row_by_row() -> None:
         {"suspect": 1.0},
         {"whiten": ()},
         {"nats": (1.0,)},
+        {"share": 1.0},
+        {"own": -1.0},
+        {"begin": float("inf")},
     ],
 )
 def test_refuses_parameters_that_cannot_be(wrong: dict[str, Any]) -> None:
@@ -207,3 +265,11 @@ class TestOnRecordedStreams:
         assert found["first group"] < 1_500
         assert found["accounts alarmed"] >= 5
         assert found["honest alarmed"] <= 3, "control: 100 honest callers beside them"
+
+    def test_who_knows_what_honest_callers_ask_frames_hardly_any(self) -> None:
+        from benchmarks import accounts, streams
+
+        detectors, thief = accounts.calibrated(), streams.load("jbda-undefended-0")
+        assert accounts.framing(detectors, thief, "before", 3.0, 0)["framed"] <= 4
+        trusting = detectors | {"accounts": msgspec.structs.replace(detectors["accounts"], own=0.0)}
+        assert accounts.framing(trusting, thief, "before", 3.0, 0)["framed"] >= 15, "control: others' rows count"

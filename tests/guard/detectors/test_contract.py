@@ -117,6 +117,14 @@ class TestEveryDetector:
                 held.weigh(msgspec.structs.replace(odd, projection=np.full((12, WIDTH), value, "f4")))
             ).all()
 
+    def test_no_row_says_more_than_the_most(self, name: str) -> None:
+        """By which `watch` lets rows wait: an alarm would ring late."""
+        held = Held(name)
+        nats = held.in_parts(rows_of(2000), MOST_ROWS)
+        assert 0 <= held.detector.most < np.inf
+        assert nats.max() <= held.detector.most * (1 + 1e-12)
+        assert nats.max() > 0.1 * held.detector.most, "control: of what is said it is a bound worth having"
+
     @pytest.mark.parametrize("size", [1, 3, 16])
     def test_what_it_says_does_not_depend_on_how_rows_are_cut(self, name: str, size: int) -> None:
         seen = rows_of(192)

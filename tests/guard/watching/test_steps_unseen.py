@@ -10,7 +10,8 @@ from garrison.guard.defenses.projection import matrix
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.near_duplicates import NearDuplicates
 from garrison.guard.watching.book import Armed
-from garrison.guard.watching.state import Rows, Settings, WatchState
+from garrison.guard.watching.remembered import Settings
+from garrison.guard.watching.state import Rows, WatchState
 from garrison.hardening.near import fit_near_duplicates
 from garrison.hardening.shifts import PLAIN
 from garrison.types import FloatArray, InputFacts, ModelFacts, Task

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.server.ledger.conftest import FailingDisk, Room, fill, wait
 
 from garrison.errors import ConfigError, LedgerError, UnavailableError
 from garrison.server.ledger.reader import answers_of, records_of
-from garrison.server.ledger.records import Begin, Outage, Segment, Start, Stop
+from garrison.server.ledger.records import Begin, Chain, Outage, Segment, Start, Stop
 from garrison.server.ledger.writer import Writer
 
 
@@ -231,3 +232,22 @@ def test_on_a_full_disk_nothing_is_lost_or_doubled_and_it_goes_on_when_there_is_
     report = room.verify()
     assert report.problem == ""
     assert report.answers == 20 * len(good) + 6
+
+
+def test_what_is_written_is_let_go_of_before_more_comes(tmp_path: Path) -> None:
+    class Held:
+        """Stands for requests and their answers."""
+
+    held, written = Held(), threading.Event()
+    gone = weakref.ref(held)
+    writer = Writer(tmp_path / "ledger", segment_bytes=1 << 20, segment_seconds=1e9)
+
+    def make(chain: Chain, held: Held = held) -> bytes:
+        assert isinstance(held, Held)
+        return chain.add(Stop(chain.seq, writer.now()))
+
+    writer.put(make, lambda _: written.set())
+    del make, held
+    assert written.wait(5)
+    wait(lambda: gone() is None)
+    writer.close()

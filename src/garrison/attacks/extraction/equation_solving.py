@@ -27,6 +27,7 @@ import numpy as np
 from garrison.attacks.base import Attack, Goal
 from garrison.attacks.checks import at_least
 from garrison.attacks.exam import Clone
+from garrison.attacks.extraction.damped import damped_step
 from garrison.attacks.extraction.equations import (
     SLICE,
     SOFT_NEEDED,
@@ -202,7 +203,10 @@ def score_steps(weights: FloatArray, family: Family, design: FloatArray, p: Floa
         information = _information(design, said, slope)
         diagonal = np.diag(information) + 1e-12 * np.diag(information).max()
         while damping < _MOST_DAMPING:
-            step = np.linalg.solve(information + np.diag(damping * diagonal), gradient.T.reshape(-1))
+            step = damped_step(information, gradient.T.reshape(-1), diagonal, damping)
+            if step is None:
+                damping *= 10
+                continue
             tried = weights + step.reshape(weights.shape[1], -1).T
             state = _state(tried, family, design, p)
             if state[2] < loss or (state[2] <= loss + 1e-15 and np.abs(step).max() > _MOST_CHANGE):

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from garrison.attacks.extraction.damped import damped_step
 from garrison.types import FloatArray
 
 Kernel = Literal["rbf", "poly"]
@@ -70,15 +71,16 @@ def search(
     state = _State.at(columns, x, z, centres, gamma)
     damping = _FIRST_DAMPING
     for _ in range(steps):
-        if state.loss <= _SOLVED * max(1.0, float((z**2).mean())):
+        if not np.isfinite(state.loss) or state.loss <= _SOLVED * max(1.0, float((z**2).mean())):
             break
         matrix, gradient = state.equations(free=free)
         diagonal = np.maximum(np.diag(matrix), _FLAT * np.diag(matrix).max())
         following = None
         while following is None and damping < _MOST_DAMPING:
-            step = np.linalg.solve(matrix + np.diag(damping * diagonal), gradient)
-            tried = _moved(columns, x, z, state, step, free=free)
-            following, damping = (tried, damping / 6) if tried.loss < state.loss else (None, damping * 4)
+            step = damped_step(matrix, gradient, diagonal, damping)
+            tried = None if step is None else _moved(columns, x, z, state, step, free=free)
+            better = tried is not None and tried.loss < state.loss
+            following, damping = (tried, damping / 6) if better else (None, damping * 4)
         if following is None:
             break
         state, damping = following, max(damping, 1e-14)
@@ -98,7 +100,13 @@ class _State:
 
     @classmethod
     def at(cls, columns: Columns, x: FloatArray, z: FloatArray, centres: FloatArray, gamma: float) -> _State:
-        k, derivative, by_width = columns(x, centres, gamma)
+        with np.errstate(over="ignore", invalid="ignore"):
+            k, derivative, by_width = columns(x, centres, gamma)
+        if not all(np.isfinite(part).all() for part in (k, derivative, by_width)):  # a step too far
+            nothing = np.zeros((len(x), centres.shape[0] + 1))
+            return cls(
+                centres, gamma, derivative, by_width, nothing, z, np.zeros((nothing.shape[1], z.shape[1])), np.inf
+            )
         basis, triangle = np.linalg.qr(np.concatenate([k, np.ones((len(x), 1))], axis=1))
         rest = z - basis @ (basis.T @ z)
         weights = np.linalg.lstsq(triangle, basis.T @ z, rcond=1e-14)[0]

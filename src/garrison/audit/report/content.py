@@ -36,13 +36,20 @@ class DataCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
-    """What the plan names and was not carried out against a target, and why. `thief` and `column` say where it stands in a table."""
+    """What the plan names and was not carried out against a target, and why.
+
+    Attributes:
+        why: in words.
+        thief, column: where it stands in a table.
+        code: of the error that ended it, such as "audit.spent" where a limit of the audit was used up; "" where it makes no sense here.
+    """
 
     target: str
     attack: str
     why: str
     thief: str = ""
     column: str = ""
+    code: str = ""
 
 
 class AlarmCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,11 @@ def paths_of(target: Path) -> dict[str, Path]:
     return {name: prefix.with_name(f"{prefix.name}.{name}") for name in FORMATS}
 
 
+def kept_in(target: Path) -> Path:
+    """The folder beside a report in which finished parts of the audit are kept."""
+    return paths_of(target)["json"].parent / ".cache"
+
+
 def check_target(target: Path) -> None:
     """That the folder of a report, or the nearest above it that is there, takes files: an audit of an hour should not find out at its end.
 

@@ -11,6 +11,8 @@ from garrison.errors import GuardError
 from garrison.guard.base import Marks, RowDefense, Settings, View
 from garrison.types import FloatArray, ModelFacts, Phase, Task
 
+_FEW = 64
+
 
 def confidence(xp: Any, probabilities: Any) -> Any:
     """max_k f_k(x), shape (rows,): high for inputs like those that the model was trained on."""
@@ -40,4 +42,11 @@ class MaxProbability(RowDefense, frozen=True):
         return Marks(signals={"confidence": confidence(xp, view.raw.values)})
 
     def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
-        return None if view.raw is None else {"confidence": np.maximum.reduce(view.raw.values, axis=1)}
+        if view.raw is None:
+            return None
+        values = view.raw.values
+        if values.size <= _FEW:  # numpy takes twice as long
+            rows = values.tolist()
+            if all(total == total for total in map(sum, rows)):  # no NaN, which Python's maximum may pass over
+                return {"confidence": np.array([max(row) for row in rows], values.dtype)}
+        return {"confidence": np.maximum.reduce(values, axis=1)}

@@ -23,7 +23,8 @@ from garrison.guard.detectors.base import MOST_BYTES, MOST_ROWS, Detector
 from garrison.guard.state import MOST_CALLERS, State
 from garrison.guard.watching.book import ACTIONS, Armed
 from garrison.guard.watching.memory import DIGEST_BYTES
-from garrison.guard.watching.state import Rows, Settings, WatchState
+from garrison.guard.watching.remembered import Settings
+from garrison.guard.watching.state import Rows, WatchState
 from garrison.types import BoolArray, ModelFacts, Phase, Task
 
 Action = Literal["log", "misinform", "throttle", "work", "refuse"]

@@ -5,6 +5,9 @@ among honest ones, as stepped rows do, and asks of each such row how near it lie
 the gap to the second nearest. Two accounts that are both under suspicion, and of which one asked a row next to the other's, are linked:
 `watch` sums their evidence from then on, that of all detectors.
 
+What others ask must not decide alone: who knows an honest caller's rows can ask beside them, before or after, and would drag it into the alarm of a thief. So other
+accounts' rows count for nothing against a caller unless odd rows are more than an honest share of its own, which nobody else can add to.
+
 Rows that are equal say nothing: many honest callers ask about the same picture.
 
 Does not see: accounts that share no sequence (a transfer set spread over many accounts); steps as long as the distances between unrelated rows; a source that
@@ -25,8 +28,8 @@ import numpy.typing as npt
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.hardness import distance
 from garrison.guard.detectors.steps import Odds, check_steps
-from garrison.guard.detectors.tables import Edges, check_edges, check_nats
-from garrison.guard.detectors.turns import summed
+from garrison.guard.detectors.tables import Edges, check_edges, check_nats, sure_above
+from garrison.guard.detectors.turns import running, summed
 from garrison.types import Array, BoolArray, FloatArray, IntArray
 
 MOST = 2048
@@ -72,6 +75,9 @@ class Accounts(Detector, frozen=True, dict=True):
         least: log odds of a row that links.
         steps: so many rows beside another's each of them must have asked itself. Whose rows others step from is not linked for that: a thief who asks
             beside an honest caller's rows would take it along.
+        share: of odd rows, that an honest caller stays below whatever it asks.
+        own: other accounts' rows count against a caller while its own odd rows, less `share` of all its rows, summed as evidence is, come to so many.
+        begin: what that sum begins at, so that accounts of a few rows each are seen.
     """
 
     name: ClassVar[str] = "accounts"
@@ -88,6 +94,9 @@ class Accounts(Detector, frozen=True, dict=True):
     each: float = 4.0
     least: float = 1.0
     steps: int = 2
+    share: float = 0.3
+    own: float = 4.0
+    begin: float = 3.5
 
     def __post_init__(self) -> None:
         check_steps(self.name, self.unit, self.weights, self.stepped)
@@ -100,13 +109,27 @@ class Accounts(Detector, frozen=True, dict=True):
             raise ValueError(
                 f"accounts: out must not be below 0, each above 0 and not above suspect, all finite, steps 0 to {_MOST_STEPS}"
             )
+        if not 0 <= self.share < 1 or not 0 <= self.own < math.inf or not 0 <= self.begin < math.inf:
+            raise ValueError("accounts: share must lie in 0 to 1, own and begin must not be below 0, all finite")
         check_edges("accounts.edges", self.edges)
         check_nats("accounts.nats", self.nats, len(self.edges) + 1)
         if len(self.whiten) != len(self.mean):
             raise ValueError("accounts: whiten must have a line for each number of mean")
 
+    @property
+    def most(self) -> float:
+        return max(0.0, *self.nats) + self._odds.most
+
+    @property
+    def sure(self) -> float:
+        return sure_above(self.edges, self.nats)
+
     def columns(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
-        return {"suspicion": Column("float32"), "steps": Column("int32")}
+        return {
+            "suspicion": Column("float32"),
+            "steps": Column("int32"),
+            "odd": Column("float64", (), self.begin),  # rounded alike however rows are cut: it is compared
+        }
 
     def shares(self, width: int) -> Mapping[str, Column]:
         return {
@@ -125,13 +148,17 @@ class Accounts(Detector, frozen=True, dict=True):
         odd = np.flatnonzero(found > 0)
         if len(odd):
             odd = odd[distance(seen.projection[odd], *self._white) >= self.out]
+        more = np.full(len(found), -self.share)
+        more[odd] += 1
+        liable = running(columns["odd"], seen.place, more) >= self.own
         if not len(odd):
             summed(columns["suspicion"], seen.place, found)
             return found
-        for start in range(0, len(found), _BLOCK):
-            rows = odd[(odd >= start) & (odd < start + _BLOCK)] if len(found) > _BLOCK else odd
-            part = slice(start, start + _BLOCK)
-            whose = self._near(seen.place[rows], seen.projection[rows], found, rows, shared)
+        size = _BLOCK if len(odd) > _BLOCK else len(found)
+        for start in range(0, len(found), size):
+            rows = odd[(odd >= start) & (odd < start + size)] if len(found) > size else odd
+            part = slice(start, start + size)
+            whose = self._near(seen, rows, liable[rows], found, shared)
             summed(columns["suspicion"], seen.place[part], found[part])
             self._link(seen.place[rows], whose, columns, shared["links"])
         return found
@@ -179,13 +206,18 @@ class Accounts(Detector, frozen=True, dict=True):
         return Beside(found, whose, np.minimum(number, MOST))
 
     def _near(
-        self, place: IntArray, projection: FloatArray, nats: FloatArray, rows: IntArray, shared: Mapping[str, Array]
+        self, seen: Seen, rows: IntArray, liable: BoolArray, nats: FloatArray, shared: Mapping[str, Array]
     ) -> IntArray:
-        """Add to the nats of these rows; whose row is that near, -1 for nobody's."""
+        """Add to the nats of these rows; whose row is that near, -1 for nobody's.
+
+        Args:
+            liable: whether others' rows count against the row's caller.
+        """
+        place = seen.place[rows]
         if not len(rows):
             return place
-        squares, whose, known = self.beside(place, projection, shared)
-        there = (squares[1] < _FAR) & (known >= FEWEST)
+        squares, whose, known = self.beside(place, seen.projection[rows], shared)
+        there = (squares[1] < _FAR) & (known >= FEWEST) & liable
         squares[:, ~there] = 1.0
         odds = self._odds(squares, known)
         nats[rows] += np.where(there, self._odds.nats(odds), 0.0)
@@ -201,6 +233,7 @@ class Accounts(Detector, frozen=True, dict=True):
         one, other = suspicion[a], suspicion[b]
         both = (np.minimum(one, other) >= self.each) & (one + other >= self.suspect)
         both &= np.minimum(steps[a], steps[b]) >= self.steps
+        both &= columns["odd"][b] >= self.own  # of `a`, the row itself has told
         if not both.any():
             return
         free = int((links[:, 0] >= 0).sum())

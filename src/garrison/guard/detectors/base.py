@@ -80,6 +80,17 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     threshold: float
 
+    @property
+    def most(self) -> float:
+        """Nats that one row brings at most, not below 0: so long as they cannot make up the threshold, `watch` may let rows wait. Infinite where there is
+        no such bound: then every row is weighed at once."""
+        return math.inf
+
+    @property
+    def sure(self) -> float:
+        """Confidence above which a row brings 0 nats at most; infinite where every row may bring `most`."""
+        return math.inf
+
     def columns(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
         """What is remembered of each caller, by name.
 

@@ -65,6 +65,10 @@ class BoundedPrada(Detector, frozen=True, dict=True):
             "moments": Column("float64", (5,)),
         }
 
+    @property
+    def most(self) -> float:
+        return max(0.0, *self.nats)
+
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         shape = self.shapes(seen.place, seen.projection, seen.top, columns)
         edges, nats = self._arrays

@@ -64,6 +64,10 @@ class Coverage(Detector, frozen=True, dict=True):
             raise ValueError(f"coverage.planes: expected {width} numbers a line, as the projection has")
         return {"visited": Column("uint16", (2 ** len(self.planes),))}
 
+    @property
+    def most(self) -> float:
+        return max(0.0, *self.new, *self.known)
+
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         planes, offsets, powers, asked, nats = self._arrays
         cell = ((seen.projection @ planes) > offsets) @ powers

@@ -57,6 +57,10 @@ class Hardness(Detector, frozen=True, dict=True):
         if len(self.whiten) != len(self.mean) or any(len(row) > len(self.mean) for row in self.whiten):
             raise ValueError("hardness.whiten: expected a square matrix, one line for each number of the mean")
 
+    @property
+    def most(self) -> float:
+        return max(0.0, *self.nats)
+
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         tables = self._tables
         hard = tables.edges.bins(seen.probability, seen.top)

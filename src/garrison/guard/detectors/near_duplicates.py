@@ -15,6 +15,7 @@ Does not see: steps as long as the distances between unrelated rows; a source th
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import ClassVar, NamedTuple, Self
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.steps import MOST_NATS, Odds, check_steps
+from garrison.guard.detectors.turns import pairs_of_one
 from garrison.types import Array, BoolArray, FloatArray, IntArray
 
 SLOTS = 192
@@ -32,9 +34,8 @@ SLOTS = 192
 MOST_SLOTS = 416
 FEWEST = 50
 """Rows a caller has asked before which nothing is said."""
-_BLOCK = 64
+_BLOCK = 160
 _LARGEST = 127
-_FEW = 4
 _AT_ONCE = 4
 """Callers whose rows are copied at once: these copies should stay near the processor."""
 _SAME = 0.5
@@ -82,6 +83,10 @@ class NearDuplicates(Detector, frozen=True, dict=True):
             raise ValueError(f"near-duplicates.slots must lie in {FEWEST} to {MOST_SLOTS}, found {self.slots}")
         if not 0 <= self.equal <= MOST_NATS:
             raise ValueError(f"near-duplicates.equal must lie in 0 to {MOST_NATS}, found {self.equal}")
+
+    @property
+    def most(self) -> float:
+        return max(self.equal, self._odds.most)
 
     def columns(self, width: int) -> Mapping[str, Column]:
         return {
@@ -132,7 +137,7 @@ class NearDuplicates(Detector, frozen=True, dict=True):
         shared: Mapping[str, Array],
     ) -> Apart:
         rows, square = columns["rows"], columns["square"]
-        callers = set(place.tolist())
+        callers = Counter(place.tolist())
         x = np.rint(projection * np.float32(1 / self.unit))
         np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
         own = np.vecdot(x, x)
@@ -161,11 +166,15 @@ class NearDuplicates(Detector, frozen=True, dict=True):
         return Odds(self.weights, self.stepped, self.unit, self.slots)
 
 
-def _products(rows: Array, place: IntArray, x: FloatArray, callers: set[int]) -> FloatArray:
-    """Of each row with all remembered rows of its caller, shape (rows, slots). Sums of whole numbers, exact in whatever order."""
+def _products(rows: Array, place: IntArray, x: FloatArray, callers: Mapping[int, int]) -> FloatArray:
+    """Of each row with all remembered rows of its caller, shape (rows, slots). Sums of whole numbers, exact in whatever order.
+
+    Args:
+        callers: how many of these rows each has.
+    """
     found = np.empty((len(place), rows.shape[1]), dtype=np.float32)
-    if len(callers) * _FEW > len(place):
-        many = _scratch(rows.shape[1:])
+    many = _scratch(rows.shape[1:])
+    if len(callers) == len(place):
         for start in range(0, len(place), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             mine = rows.take(place[part], axis=0)
@@ -173,9 +182,15 @@ def _products(rows: Array, place: IntArray, x: FloatArray, callers: set[int]) ->
             np.copyto(some, mine)
             np.matmul(some, x[part, :, np.newaxis], out=found[part, :, np.newaxis])
         return found
-    for caller in callers:  # long requests of a few callers
-        mine = np.flatnonzero(place == caller)
-        found[mine] = x[mine] @ rows[caller].astype(np.float32).T
+    order = np.argsort(place, kind="stable")
+    sorted_x, sorted_found, room = x[order], np.empty_like(found), many[0]
+    turned, start = room.T, 0
+    for caller in sorted(callers):
+        part = slice(start, start + callers[caller])
+        np.copyto(room, rows[caller])
+        np.matmul(sorted_x[part], turned, out=sorted_found[part])
+        start = part.stop
+    found[order] = sorted_found
     return found
 
 
@@ -213,5 +228,5 @@ def _table(salt: int, slots: int) -> npt.NDArray[np.intp]:
 def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: FloatArray, own: FloatArray) -> None:
     """Set squared distances, less `own` of the later row, to earlier rows of the same caller in this block, in the slots that those rows take: of two in
     the same slot the later stands."""
-    later, earlier = np.nonzero(np.tril(place[:, np.newaxis] == place, -1))
+    later, earlier = pairs_of_one(place)
     apart[later, slot[earlier]] = own[earlier] - 2 * (x @ x.T)[later, earlier]

@@ -46,6 +46,10 @@ class OodCover(Detector, frozen=True, dict=True):
         check_edges("ood-cover.strange", self.strange)
         check_nats("ood-cover.nats", self.nats, (len(self.edges[0]) + 1) * (len(self.strange) + 1))
 
+    @property
+    def most(self) -> float:
+        return max(0.0, *self.nats)
+
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         edges, strange, nats = self._arrays
         found: FloatArray = nats[edges.bins(seen.probability, seen.top), strange.bins(seen.confidence)]

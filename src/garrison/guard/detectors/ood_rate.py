@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.guard.detectors.base import Detector, Seen
-from garrison.guard.detectors.tables import Edges, check_edges, check_nats
+from garrison.guard.detectors.tables import Edges, check_edges, check_nats, sure_above
 from garrison.types import Array, FloatArray
 
 
@@ -38,6 +38,14 @@ class OodRate(Detector, frozen=True, dict=True):
     def __post_init__(self) -> None:
         check_edges("ood-rate.edges", self.edges)
         check_nats("ood-rate.nats", self.nats, len(self.edges) + 1)
+
+    @property
+    def most(self) -> float:
+        return max(0.0, *self.nats)
+
+    @property
+    def sure(self) -> float:
+        return sure_above(self.edges, self.nats)
 
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         edges, nats = self._arrays

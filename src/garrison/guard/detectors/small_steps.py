@@ -21,13 +21,13 @@ import numpy as np
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats
-from garrison.guard.detectors.turns import different
+from garrison.guard.detectors.turns import different, pairs_of_one
 from garrison.types import Array, FloatArray, IntArray
 
 SLOTS = 16
 """Rows remembered of a caller: the last ones."""
 MOST_SLOTS = 128
-_BLOCK = 64
+_BLOCK = 160
 _LARGEST = 127
 _SAME = 0.5
 _FAR = np.float32(np.inf)
@@ -62,6 +62,10 @@ class SmallSteps(Detector, frozen=True, dict=True):
 
     def columns(self, width: int) -> Mapping[str, Column]:
         return {"rows": Column("int8", (self.slots, width))}
+
+    @property
+    def most(self) -> float:
+        return max(0.0, *self.nats)
 
     def among_repeats(self) -> Self:
         return msgspec.structs.replace(self, repeats=True)
@@ -110,14 +114,16 @@ class SmallSteps(Detector, frozen=True, dict=True):
         Args:
             squares: to what stands in the slots before these rows; used up.
         """
-        earlier = np.tril(place[:, np.newaxis] == place, -1)
+        later, earlier = pairs_of_one(place)
         mine = asked[:, np.newaxis]
-        first = mine - 1 - earlier.sum(axis=1)[:, np.newaxis]
+        first = mine - 1 - np.bincount(later, minlength=len(place))[:, np.newaxis]
         number = first - (first - self._slot) % self.slots
         squares[(number < 0) | (number < mine - self.slots)] = _FAR
+        nearest: FloatArray = squares.min(axis=1)
+        last = asked[later] - asked[earlier] <= self.slots
+        later, earlier = later[last], earlier[last]
         own = np.vecdot(x, x)
-        among = np.where(earlier & (mine - asked <= self.slots), own - 2 * (x @ x.T), _FAR)
-        nearest: FloatArray = np.minimum(squares.min(axis=1), among.min(axis=1) + own)
+        np.minimum.at(nearest, later, own[later] + own[earlier] - 2 * (x @ x.T)[later, earlier])
         return nearest
 
     @cached_property

@@ -52,6 +52,9 @@ class Odds:
         stepped: share of a thief's rows that are stepped; the others are taken for honest ones.
         unit: of the whole numbers in which distances are measured.
         most: rows that are remembered at most.
+
+    Attributes:
+        most: nats that one row brings at most.
     """
 
     def __init__(self, weights: Sequence[float], stepped: float, unit: float, most: int) -> None:
@@ -68,6 +71,7 @@ class Odds:
         self._gap = form[0, 2] + form[2, 3] * known
         self._squares = 0.5 * form[1, 1], form[1, 2], 0.5 * form[2, 2]
         self._most, self._stepped = most, stepped
+        self.most = math.log1p(stepped * math.expm1(MOST_NATS))
 
     def __call__(self, squares: FloatArray, known: IntArray | int) -> FloatArray:
         """Log odds of a stepped row, shape (rows,), at most `MOST_NATS` either way.

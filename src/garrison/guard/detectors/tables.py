@@ -46,6 +46,12 @@ def bins(values: FloatArray, edges: FloatArray) -> npt.NDArray[np.intp]:
     return found
 
 
+def sure_above(edges: Sequence[float], nats: Sequence[float]) -> float:
+    """The value above which no bin says more than 0 nats; infinite where the last one does."""
+    last = max((i for i, said in enumerate(nats) if said > 0), default=-1)
+    return -math.inf if last < 0 else math.inf if last == len(edges) else edges[last]
+
+
 class Edges:
     """Edges that many values are compared with.
 

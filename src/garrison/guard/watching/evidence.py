@@ -9,6 +9,7 @@ the last row at which S was h or more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +113,10 @@ class Evidence:
     def quiet(self) -> bool:
         """Whether no alarm rings anywhere."""
         return not self._ringing
+
+    def is_quiet_for(self, keys: Sequence[int]) -> bool:
+        """Whether `rings_somewhere` says so of none."""
+        return self._ringing.isdisjoint(keys)
 
     def rings_somewhere(self, key: int) -> bool:
         """Whether an alarm rang for a key when it was last looked at."""

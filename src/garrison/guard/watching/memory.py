@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -74,29 +73,20 @@ class _Part:
         features, size = math.prod(spec.shape), spec.dtype.itemsize
         self.block = max(1, min(_BLOCK, _BLOCK_WORDS // len(factors)))
         raw = np.zeros((self.block, _WORD * len(factors)), np.uint8)  # filled up with zeros to whole words
-        self._words32 = raw.view(np.uint32)
+        self._words = raw.view(np.uint32)
         self._rows = raw[:, : features * size].view(spec.dtype)
-        self._words64 = np.zeros((self.block, len(factors)), np.uint64)
-        whole = sys.byteorder == "little" and spec.dtype.itemsize == _WORD
-        self._lower = self._words64.view(spec.dtype)[:, ::2] if whole else None
-        # Where the row's words are the lower halves of the long ones: they are written there at once.
 
     def __call__(self, x: Array) -> npt.NDArray[np.uint64]:
         count = len(x)
-        words = self._words64[:count]
-        rows = self._rows[:count] if self._lower is None else self._lower[:count]
+        rows = self._rows[:count]
         if x.dtype.kind == "f":
             np.add(x.reshape(count, -1), x.dtype.type(0), out=rows)  # -0.0 + 0.0 is 0.0
             if self._missing:
                 rows[np.isnan(rows)] = np.nan
         else:
             rows[...] = x.reshape(count, -1)
-        if self._lower is None:
-            words[...] = self._words32[:count]
-        found: npt.NDArray[np.uint64] = np.einsum(
-            "ij,j->i", words, self._factors
-        )  # faster than matmul on whole numbers
-        return found
+        found: npt.NDArray[np.uint64] = np.einsum("ij,j->i", self._words[:count], self._factors, dtype=np.uint64)
+        return found  # faster than matmul on whole numbers, and than to widen the words first
 
 
 class Rings:

@@ -15,7 +15,7 @@ from garrison.guard.detectors.base import Column
 from garrison.types import Array
 
 FIRST_CAPACITY = 64
-_LOOKED_AT = 64
+LOOKED_AT = 64
 """So many of the oldest are looked at, to find one that need not be kept."""
 
 PlaceArray = npt.NDArray[np.intp]
@@ -117,7 +117,7 @@ class Places:
 
     def _dispensable(self) -> int:
         """Every place is taken: the one of whom nothing was asked for longest, and who need not be kept."""
-        looked_at = min(_LOOKED_AT, self.capacity)
+        looked_at = min(LOOKED_AT, self.capacity)
         oldest = np.argpartition(self._latest, looked_at - 1)[:looked_at]
         oldest = oldest[np.argsort(self._latest[oldest])]
         gone: list[int] = [place for place in oldest.tolist() if self._latest[place] < self._turn]

@@ -1,47 +1,35 @@
 """All that `watch` remembers, and the way of a batch through it.
 
     1 place     every caller has one, in arrays
-    2 weigh     each detector says of each row how much it speaks for an attack
-    3 sum       by caller, and by group of accounts that behave alike
-    4 ring      an alarm counts from the very row on at which the sum reached the threshold, also within a request
-    5 remember  rows that were answered honestly stay so when they are asked again
+    2 wait      rows that cannot ring an alarm, whatever they are, are weighed later, many at once
+    3 weigh     each detector says of each row how much it speaks for an attack
+    4 sum       by caller, and by group of accounts that behave alike
+    5 ring      an alarm counts from the very row on at which the sum reached the threshold, also within a request
+    6 remember  rows that were answered honestly stay so when they are asked again
 
-Rows of one caller go through it in chunks of `MOST_ROWS`.
+Rows of one caller go through it in chunks of `MOST_ROWS`. Time goes in ticks, within each of which nothing fades, so that rows which waited are weighed as when they came.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import secrets
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from garrison.errors import GuardError
 from garrison.guard.detectors.base import MOST_ROWS, Seen
 from garrison.guard.watching import dump
-from garrison.guard.watching.book import LOG, MISINFORM, Alarm, Armed, Book
-from garrison.guard.watching.evidence import Evidence, Order, Rung, order_of
-from garrison.guard.watching.groups import Groups
-from garrison.guard.watching.memory import SECRET_BYTES, DigestArray, Hasher, Rings
-from garrison.guard.watching.places import PlaceArray, Places, Table
+from garrison.guard.watching.book import LOG, MISINFORM, Alarm
+from garrison.guard.watching.evidence import Order, Rung, order_of
+from garrison.guard.watching.memory import DigestArray
+from garrison.guard.watching.places import LOOKED_AT, PlaceArray
+from garrison.guard.watching.remembered import Remembered, Settings
 from garrison.guard.watching.sketch import Sketch
-from garrison.types import Array, BoolArray, FloatArray, IntArray, ModelFacts
+from garrison.guard.watching.waiting import MOST_WAITING, Looked, joined
+from garrison.types import Array, BoolArray, FloatArray, ModelFacts
 
 logger = logging.getLogger(__name__)
-
-
-class Settings(NamedTuple):
-    """See `garrison.guard.defenses.watch.Watch`."""
-
-    detectors: tuple[Armed, ...]
-    half_life: float
-    callers: int
-    remembered: int
 
 
 class Rows(NamedTuple):
@@ -57,51 +45,33 @@ class Rows(NamedTuple):
         return Rows(inputs, self.projection[rows], self.confidence[rows], self.values[rows])
 
 
-class WatchState:
-    """What is remembered of callers (see `garrison.guard.state.State`).
+class Time(NamedTuple):
+    """When rows came.
+
+    Attributes:
+        now: seconds since the epoch.
+        tick: the same in whole ticks; by it sums fade.
+    """
+
+    now: float
+    tick: float
+
+
+class WatchState(Remembered):
+    """What is remembered of callers (see `garrison.guard.state.State`), and what becomes of rows.
 
     Args:
         settings: of the defense.
         facts: of the model.
-
-    Attributes:
-        clock: seconds since the epoch: the host's.
-        width: of the projection; -1 before the first row.
-        tables, shared: what the detectors keep, one entry a detector.
     """
 
     def __init__(self, settings: Settings, facts: ModelFacts) -> None:
-        if not settings.remembered:
-            blind = (replace(armed, detector=armed.detector.among_repeats()) for armed in settings.detectors)
-            settings = settings._replace(detectors=tuple(blind))
-        self._settings = settings
+        super().__init__(settings, facts)
         self._at_once = max(1, settings.callers // 2)
-        self._facts = facts
-        self.clock: Callable[[], float] = time.time
         self._changes = 0
-        self._thresholds = np.array([armed.detector.threshold for armed in settings.detectors], dtype=np.float64)
-        self._acting = np.array([not a.shadow and a.level >= MISINFORM for a in settings.detectors], dtype=np.bool_)
-        self._secretive = any(armed.detector.secret_projection for armed in settings.detectors)
-        self._begin()
-
-    def use(self, secret: bytes) -> None:
-        """Key digests of inputs with this from now on."""
-        self.secret = secret
-        self._sketch: Sketch | None = None
-        self._hasher = Hasher(self._facts, secret) if self._settings.remembered else None
-
-    def _begin(self) -> None:
-        settings = self._settings
-        self.use(secrets.token_bytes(SECRET_BYTES))
-        self.places = Places(settings.callers, self._is_alarmed)
-        n = self.places.capacity
-        self.alone = Evidence(self._thresholds, settings.half_life, n)
-        self.groups = Groups(self.alone, self._thresholds, settings.half_life, n)
-        self.rings = Rings(settings.remembered, n)
-        self.book = Book(settings.detectors, n)
-        self.width = -1
-        self.tables: list[Table] = []
-        self.shared: list[dict[str, Array]] = []
+        armed = self._settings.detectors
+        self._acting = np.array([not a.shadow and a.level >= MISINFORM for a in armed], dtype=np.bool_)
+        self._secretive = any(a.detector.secret_projection for a in armed)
 
     @property
     def changes(self) -> int:
@@ -116,6 +86,7 @@ class WatchState:
         Args:
             callers: names; one may stand there several times.
             caller_of_row: shape (rows,), numbers of `callers`.
+            rows: arrays that nobody writes to any more.
 
         Returns:
             Shape (rows,): those whose caller is alarmed, and which are to be answered otherwise for that; None for none.
@@ -126,9 +97,13 @@ class WatchState:
         if len(callers) > self._at_once and len(set(callers)) > self._at_once:
             return self._by_halves(callers, caller_of_row, rows)
         now = self.clock()
+        time = Time(now, now - now % self._tick)
         self._changes += 1
         if self.width != rows.projection.shape[1]:
+            self.settle()
             self.open(rows.projection.shape[1])
+        elif self.waiting.rows and (time.tick != self.waiting.tick or self._could_push_out(len(callers))):
+            self.settle()
         # 1 place
         places, fresh = self.places.take(callers)
         if fresh:
@@ -136,17 +111,15 @@ class WatchState:
         place = np.array(places)[caller_of_row]
         if len(place) == len(places) == len(set(places)):
             every = np.arange(len(place))
-            return self._chunk(Order(place, every, np.zeros_like(every), 1), rows, now)
-        order = order_of(place)
-        if order.turns <= MOST_ROWS:
-            return self._chunk(order, rows, now)
-        silent = np.zeros(len(place), dtype=np.bool_)
-        for start in range(0, order.turns, MOST_ROWS):
-            part = np.flatnonzero((order.turn >= start) & (order.turn < start + MOST_ROWS))
-            found = self._chunk(order_of(place[part]), rows.some(part), now)
-            if found is not None:
-                silent[part] = found
-        return silent if silent.any() else None
+            order = Order(place, every, np.zeros_like(every), 1)
+        else:
+            order = order_of(place)
+        digests = None if self._hasher is None else self._hasher(rows.inputs)
+        looked = Looked(place, rows.projection, self._sketched(rows), rows.confidence, rows.values, digests)
+        # 2 wait
+        if self._calm(places) and self.waiting.add(looked, order, time.tick):
+            return None
+        return self._with_waiting(looked, order, time)
 
     def _by_halves(self, callers: Sequence[str], caller_of_row: PlaceArray, rows: Rows) -> BoolArray | None:
         """More callers at once than there is room for, beside those who are alarmed."""
@@ -159,42 +132,100 @@ class WatchState:
                 silent[part] = False if found is None else found
         return silent if silent.any() else None
 
-    def _chunk(self, order: Order, rows: Rows, now: float) -> BoolArray | None:
-        place = order.keys if order.turns == 1 else order.keys[order.number]
+    def _could_push_out(self, newcomers: int) -> bool:
+        """Whether newcomers may get the place of somebody whose rows wait."""
+        return newcomers + MOST_WAITING + LOOKED_AT > self._settings.callers
+
+    def _calm(self, places: Sequence[int]) -> bool:
+        """Whether no alarm rings for any of these callers, and none is linked to others."""
+        return self.alone.is_quiet_for(places) and not (self.groups and len(self.groups.in_groups(np.array(places))))
+
+    def settle(self) -> None:
+        """Weigh all rows that wait."""
+        tick = self.waiting.tick
+        waited = self.waiting.take()
+        if waited:
+            self._settle(joined(waited), Time(tick, tick))
+
+    def _settle(self, waited: Looked, time: Time) -> None:
+        rows = len(waited.place)
+        try:
+            self._in_parts(waited, order_of(waited.place), rows, time)
+        except Exception:  # whatever it is: these rows are answered already
+            logger.exception("%d rows that waited cannot be weighed together: they are, one by one", rows)
+            for row in range(rows):
+                self._settle_one(waited.some(np.array([row])), time)
+
+    def _settle_one(self, waited: Looked, time: Time) -> None:
+        order = order_of(waited.place)
+        try:
+            self._chunk(order, waited, 1, time)
+        except Exception:
+            logger.exception("a row that waited cannot be weighed: it counts for as much as a row can say")
+            self.alone.add(order, self._most[np.newaxis], time.tick)
+
+    def _with_waiting(self, looked: Looked, order: Order, time: Time) -> BoolArray | None:
+        """Weigh rows that are to be answered now, after all that wait and in one go with them."""
+        waited = self.waiting.take()
+        if not waited:
+            return self._in_parts(looked, order, 0, time)
+        whole = joined([*waited, looked])
+        answered = len(whole.place) - len(looked.place)
+        try:
+            silent = self._in_parts(whole, order_of(whole.place), answered, time)
+        except Exception:  # noqa: BLE001  whatever it is, and of which rows is not known
+            self._settle(joined(waited), time)
+            return self._in_parts(looked, order, 0, time)
+        return None if silent is None else silent[answered:]
+
+    def _in_parts(self, looked: Looked, order: Order, answered: int, time: Time) -> BoolArray | None:
+        """Weigh rows, of which some, the first, are answered already."""
+        if order.turns <= MOST_ROWS:
+            return self._chunk(order, looked, answered, time)
+        silent = np.zeros(len(looked.place), dtype=np.bool_)
+        for start in range(0, order.turns, MOST_ROWS):
+            part = np.flatnonzero((order.turn >= start) & (order.turn < start + MOST_ROWS))
+            some = looked.some(part)
+            found = self._chunk(order_of(some.place), some, int(np.count_nonzero(part < answered)), time)
+            if found is not None:
+                silent[part] = found
+        return silent if silent.any() else None
+
+    def _chunk(self, order: Order, looked: Looked, answered: int, time: Time) -> BoolArray | None:
+        place = looked.place
         before = self.book.count(place, order.turn)
-        digests = None if self._hasher is None else self._hasher(rows.inputs)
-        # 2 weigh
-        nats = self._weigh_new(order, place, rows, digests, now)
-        # 3 sum
-        rings, begun = self.alone.add(order, nats, now)
+        # 3 weigh
+        nats = self._weigh_new(order, looked, time)
+        # 4 sum
+        rings, begun = self.alone.add(order, nats, time.tick)
         if self.groups:
-            rings = self._sum_groups(place, nats, rings, now)
-        # 4 ring
+            rings = self._sum_groups(place, nats, rings, time)
+        # 5 ring
         for rung in begun:
             there, row = int(place[rung.row]), int(before[rung.row]) + 1
-            self.book.note(there, rung, row, now)
+            self.book.note(there, rung, row, time.now)
             self.book.tell(self.places.name(there), rung, row)
         silent: BoolArray | None = None
         if rings is not None:
-            self.book.count_minute(place, now)
+            self.book.count_minute(place[answered:], time.now)
             acting: BoolArray = np.any(rings & self._acting, axis=1)
+            acting[:answered] = False
             silent = acting if acting.any() else None
-        # 5 remember
-        return silent if digests is None else self._remember(digests, order, place, silent)
+        self.waiting.weighed(order.keys, self.alone.table["sum"].take(order.keys, axis=0))
+        # 6 remember
+        return silent if looked.digests is None else self._remember(looked.digests, order, place, silent)
 
-    def _weigh_new(
-        self, order: Order, place: PlaceArray, rows: Rows, digests: DigestArray | None, now: float
-    ) -> FloatArray:
+    def _weigh_new(self, order: Order, looked: Looked, time: Time) -> FloatArray:
         """Nats, shape (rows, detectors). A row that its caller asked before says nothing, and detectors do not see it: it would be cover that costs no
         new row, and push others out of what they remember."""
-        repeated = None if digests is None else self._repeated(order, place, digests)
+        repeated = None if looked.digests is None else self._repeated(order, looked.place, looked.digests)
         if repeated is None:
-            return self._weigh(place, self.book.show(place, order.turn), rows, now)
-        nats = np.zeros((len(place), len(self._settings.detectors)))
+            return self._weigh(looked, order.turn, time)
+        nats = np.zeros((len(looked.place), len(self._settings.detectors)))
         new = np.flatnonzero(~repeated)
         if len(new):
-            turn = order_of(place[new]).turn
-            nats[new] = self._weigh(place[new], self.book.show(place[new], turn), rows.some(new), now)
+            some = looked.some(new)
+            nats[new] = self._weigh(some, order_of(some.place).turn, time)
         return nats
 
     def _repeated(self, order: Order, place: PlaceArray, digests: DigestArray) -> BoolArray | None:
@@ -207,57 +238,36 @@ class WatchState:
             repeated |= again
         return repeated if repeated.any() else None
 
-    def _weigh(self, place: PlaceArray, shown: IntArray, rows: Rows, now: float) -> FloatArray:
-        top = rows.values.argmax(axis=1)
-        largest = rows.values[np.arange(len(top)), top]
-        public = Seen(place, shown, rows.projection, rows.confidence, largest, top)
-        secret = public if not self._secretive else self._sketched(public, rows)
-        by_detector = np.zeros((len(self._settings.detectors), len(place)))
-        nats = by_detector.T
-        for i, armed in enumerate(self._settings.detectors):
-            columns, shared = self.tables[i].arrays, self.shared[i]
-            seen = secret if armed.detector.secret_projection else public
-            try:
-                by_detector[i] = armed.detector.weigh(seen, columns, shared)
-                pairs = armed.detector.links(seen, columns, shared)
-            except Exception as error:
-                if not self.book.harmless(armed):
-                    raise GuardError(f"the detector {armed.name} fails") from error
-                logger.exception("the detector %s fails, in shadow: it says nothing of %d rows", armed.name, len(nats))
-                nats[:, i] = 0.0
-                continue
-            if pairs is not None and len(pairs) and not armed.shadow:
-                for rung in self.groups.link(pairs, now):
-                    self._note_group(rung, now)
-        if not math.isfinite(by_detector.sum()):
-            self._drop_unsound(nats)
+    def _weigh(self, looked: Looked, turn: PlaceArray, time: Time) -> FloatArray:
+        place, values = looked.place, looked.values
+        top = values.argmax(axis=1)
+        largest = values[np.arange(len(top)), top]
+        shown = self.book.show(place, turn)
+        public = secret = Seen(place, shown, looked.projection, looked.confidence, largest, top)
+        if looked.sketch is not looked.projection:
+            secret = Seen(place, shown, looked.sketch, looked.confidence, largest, top)
+        nats, links = self._weigher(public, secret, self.tables, self.shared)
+        for pairs in links:
+            for rung in self.groups.link(pairs, time.tick):
+                self._note_group(rung, time.now)
         return nats
 
-    def _sketched(self, seen: Seen, rows: Rows) -> Seen:
-        if not rows.inputs:  # in a simulation, which has projections alone
-            return seen
+    def _sketched(self, rows: Rows) -> FloatArray:
+        """The secret projection, where a detector asks for it."""
+        if not self._secretive or not rows.inputs:  # none in a simulation, which has projections alone
+            return rows.projection
         if self._sketch is None:
             self._sketch = Sketch(self._facts, self.secret, self.width)
-        return Seen(seen.place, seen.asked, self._sketch(rows.inputs), seen.confidence, seen.probability, seen.top)
+        return self._sketch(rows.inputs)
 
-    def _drop_unsound(self, nats: FloatArray) -> None:
-        """Evidence that is not finite: of a detector in shadow it counts for nothing, of another nothing may be answered."""
-        for i, armed in enumerate(self._settings.detectors):
-            if np.isfinite(nats[:, i]).all():
-                continue
-            if not self.book.harmless(armed):
-                raise GuardError(f"the evidence of the detector {armed.name} is not finite")
-            logger.error("the evidence of the detector %s, in shadow, is not finite: it counts for nothing", armed.name)
-            nats[:, i] = 0.0
-
-    def _sum_groups(self, place: PlaceArray, nats: FloatArray, rings: BoolArray | None, now: float) -> BoolArray | None:
-        self.groups.part(place, now)
+    def _sum_groups(self, place: PlaceArray, nats: FloatArray, rings: BoolArray | None, time: Time) -> BoolArray | None:
+        self.groups.part(place, time.tick)
         inside = self.groups.in_groups(place)
         if not len(inside):
             return rings
-        found, begun = self.groups.evidence.add(order_of(self.groups.label[place[inside]]), nats[inside], now)
+        found, begun = self.groups.evidence.add(order_of(self.groups.label[place[inside]]), nats[inside], time.tick)
         for rung in begun:
-            self._note_group(rung, now)
+            self._note_group(rung, time.now)
         if found is None:
             return rings
         joint = np.zeros(nats.shape, dtype=np.bool_) if rings is None else rings.copy()
@@ -288,44 +298,6 @@ class WatchState:
             self.rings.add(place[honest], order.turn[honest], digests[honest])
         silent[others[self.rings.knows(place[others], digests[others])]] = False
         return silent if silent.any() else None
-
-    def open(self, width: int) -> None:
-        """Make the detectors' arrays, now that the projection's width is known."""
-        self.width = width
-        self._sketch = None
-        detectors, capacity = [armed.detector for armed in self._settings.detectors], self.places.capacity
-        self.tables = [Table(detector.columns(width), capacity) for detector in detectors]
-        self.shared = [
-            {name: np.full(column.shape, column.fill, column.dtype) for name, column in d.shares(width).items()}
-            for d in detectors
-        ]
-        for shared in self.shared:
-            if "salt" in shared:  # which rows a detector forgets is not for a thief to know
-                shared["salt"][:] = np.uint64(secrets.randbits(64))
-
-    def grow(self) -> None:
-        """All arrays to the capacity of the places."""
-        capacity = self.places.capacity
-        if len(self.groups.label) < capacity:
-            self.groups.grow(capacity)
-            for table in (self.book.table, self.alone.table, self.rings.table, self.rings.filter, *self.tables):
-                table.grow(capacity)
-
-    def _empty(self, places: PlaceArray) -> None:
-        """These places are another's from now on."""
-        self.grow()
-        for place in places.tolist():
-            self.groups.leave(place)
-        self.alone.empty(places)
-        for table in (self.book.table, self.rings.table, self.rings.filter, *self.tables):
-            table.empty(places)
-        for armed, shared in zip(self._settings.detectors, self.shared, strict=False):
-            armed.detector.forget(places, shared)
-
-    def _is_alarmed(self, place: int) -> bool:
-        if self.alone.rings_somewhere(place):
-            return True
-        return self.groups.size(place) > 1 and self.groups.evidence.rings_somewhere(int(self.groups.label[place]))
 
     def _ringing(self, place: int, now: float) -> BoolArray | None:
         """By detector, whether the alarm rings; None for none."""
@@ -358,6 +330,7 @@ class WatchState:
 
     def alarms(self) -> tuple[Alarm, ...]:
         """The first alarm of each caller by each detector, by caller."""
+        self.settle()
         now = self.clock()
         found: list[Alarm] = []
         for caller, place in sorted(self.places):
@@ -370,6 +343,7 @@ class WatchState:
 
     def forget(self, caller: str) -> bool:
         """Forget one caller: evidence, alarms, links, rows. Whether there was anything."""
+        self.settle()
         place = self.places.leave(caller)
         if place is None:
             return False
@@ -383,6 +357,7 @@ class WatchState:
 
     def dump(self) -> bytes:
         """Counters and alarms of all callers, and the rest of as many as fit (see `garrison.guard.watching.dump`)."""
+        self.settle()
         return dump.write(self)
 
     def load(self, data: bytes) -> None:
@@ -391,7 +366,9 @@ class WatchState:
         nobody = np.setdiff1d(np.arange(self._settings.callers), [place for _, place in fresh.places])
         for armed, shared in zip(self._settings.detectors, fresh.shared, strict=False):
             armed.detector.forget(nobody, shared)  # of callers who did not fit into the dump
+        there = np.array([place for _, place in fresh.places], dtype=np.intp)
+        fresh.waiting.weighed(there, fresh.alone.table["sum"][there])
         self._changes += 1
         self.use(fresh.secret)
-        for name in ("places", "alone", "groups", "rings", "book", "width", "tables", "shared"):
+        for name in ("places", "alone", "groups", "rings", "book", "waiting", "_weigher", "width", "tables", "shared"):
             setattr(self, name, getattr(fresh, name))

@@ -116,29 +116,9 @@ class Recorder:
 
 
 def _entry(request: Waiting, reply: Reply) -> Entry:
-    """What is written down of one request. For an answer in the open, the digests are those that the enclave signed."""
+    """What is written down of one request."""
     outcome = reply.outcome
-    if reply.proof:
-        try:
-            asked, told = digests_in(reply.proof)
-        except ProofError:
-            pass
-        else:
-            return Entry(
-                request.caller,
-                outcome.rows,
-                outcome.code,
-                asked,
-                told,
-                request.nonce,
-                outcome.replaced,
-                outcome.distinct,
-                outcome.shadow,
-            )
-    asked = hashlib.sha256(request.body).hexdigest()
-    told = hashlib.sha256(reply.body).hexdigest() if reply.body else ""
-    receipt = outcome.receipt.hex()
-    distinct = 0 if request.sealed else outcome.distinct
+    asked, told = _digests(request, reply)
     return Entry(
         request.caller,
         outcome.rows,
@@ -146,7 +126,17 @@ def _entry(request: Waiting, reply: Reply) -> Entry:
         asked,
         told,
         request.nonce,
-        distinct=distinct,
-        shadow=outcome.shadow,
-        receipt=receipt,
+        outcome.replaced if reply.proof else 0,
+        0 if request.sealed else outcome.distinct,
+        outcome.shadow,
+        outcome.receipt.hex(),
     )
+
+
+def _digests(request: Waiting, reply: Reply) -> tuple[str, str]:
+    """Of both bodies, in hex. For an answer in the open, those that the enclave signed."""
+    if reply.proof:
+        with suppress(ProofError):
+            return digests_in(reply.proof)
+    told = hashlib.sha256(reply.body).hexdigest() if reply.body else ""
+    return hashlib.sha256(request.body).hexdigest(), told

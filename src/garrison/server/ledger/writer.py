@@ -192,6 +192,7 @@ class Writer:
             elif waiting:
                 self._commit(waiting)
                 self._rotate_if_due()
+            waiting.clear()  # requests and answers are let go of now, and not when the next ones come
         if self._failure is not None:
             self._repair()
 
