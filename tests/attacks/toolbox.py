@@ -6,9 +6,12 @@ at: rows that do not sum to one are an error, not a figure.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,10 +21,23 @@ from garrison.attacks.extraction.clones import fresh
 from garrison.attacks.oracle import Oracle, OracleFacts
 from garrison.types import Array, FloatArray
 
-with warnings.catch_warnings():
+# The toolbox writes its settings into the home folder when it is imported, and breaks where two processes do so at once.
+with warnings.catch_warnings(), TemporaryDirectory() as home, mock.patch.dict(os.environ, HOME=home):
     warnings.simplefilter("ignore")
+    from art.attacks.evasion import CarliniL2Method, ProjectedGradientDescent
     from art.attacks.extraction import CopycatCNN, KnockoffNets
     from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+
+__all__ = [
+    "CarliniL2Method",
+    "ProjectedGradientDescent",
+    "PyTorchClassifier",
+    "SoftCrossEntropy",
+    "checked",
+    "stolen",
+    "thief",
+    "victim_of",
+]
 
 
 class SoftCrossEntropy(nn.Module):

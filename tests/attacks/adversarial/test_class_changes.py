@@ -109,9 +109,7 @@ def test_the_same_seed_gives_the_same_examples() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_pgd_and_carlini_wagner_agree_with_the_toolbox() -> None:
     """Shares of success within ten points, the C&W change at most a tenth larger."""
-    pytest.importorskip("art")
-    from art.attacks.evasion import CarliniL2Method, ProjectedGradientDescent
-    from art.estimators.classification import PyTorchClassifier
+    from tests.attacks.toolbox import CarliniL2Method, ProjectedGradientDescent, PyTorchClassifier
 
     class Linear(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
