@@ -50,7 +50,7 @@ PARTS = (
         "budget",
         "what each part adds to a guarded request",
         ("-m", "benchmarks.request_budget", "--json"),
-        needs=(SEED / "hardened", SEED / "training" / "calibration.npz"),
+        needs=(SEED / "hardened", SEED / "training" / "calibration.npz", SEED / "bundle", SEED / "owner.pub"),
         made_by="theft",
     ),
     Part("sealed", "a sealed request against a plain one", ("-m", "benchmarks.sealed_requests")),
