@@ -62,7 +62,7 @@ def test_the_generator_counts_answers(url: str, rate: float) -> None:
     finally:
         load.close()
     assert load.errors == 0
-    assert len(load.latencies) > 5
+    assert load.latencies
     if rate:
         assert len(load.latencies) < 40
     assert min(load.latencies) > 0
