@@ -97,6 +97,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         upstream: URL of the server that runs the models, for guard-only bundles; "" where bundles hold their models.
         upstream_key: file with the API key for that server, one line; "" where it wants none.
         upstream_ca: file of the certificates that may vouch for it; "" for the system's.
+        upstream_insecure_plaintext: show that key over plain HTTP beyond this machine too.
         parameter_memory_mib: most of a model's parameters that an enclave holds at once, in MiB; 0 for all of them.
     """
 
@@ -128,6 +129,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     upstream: str = ""
     upstream_key: str = ""
     upstream_ca: str = ""
+    upstream_insecure_plaintext: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _MOST_PORT:

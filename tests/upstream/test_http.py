@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from garrison.errors import ConfigError, GarrisonError, UnavailableError, UpstreamError
+from garrison.errors import ConfigError, GarrisonError, PlaintextKeyError, UnavailableError, UpstreamError
 from garrison.protocol.http_messages import Request
 from garrison.upstream.http import Connections, parse_url
 
@@ -173,6 +173,19 @@ def test_nobody_listens() -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with connections(url) as found, pytest.raises(UnavailableError, match="cannot be reached"):
         found.ask(ASK, 5.0)
+
+
+def test_the_key_is_not_shown_in_the_open_beyond_this_machine() -> None:
+    with pytest.raises(PlaintextKeyError, match="--upstream-insecure-plaintext") as told:
+        Connections("http://models.example", key="secret-key", most_bytes=100, most=1)
+    assert "secret-key" not in str(told.value)
+    for url, key, meant in (
+        ("https://models.example", "secret-key", False),
+        ("http://models.example", "", False),
+        ("http://models.example", "secret-key", True),
+        ("http://[::1]:8000", "secret-key", False),
+    ):
+        Connections(url, key=key, insecure_plaintext=meant, most_bytes=100, most=1)
 
 
 def test_the_key_is_shown_and_stays_out_of_messages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Opening:
         baseline: a bundle of the plain model, trained without any defense.
         secret: misinformation key of the reference; None for the one beside it.
         release: release this instead; only where the target is a bundle.
-        api_key, insecure_plaintext, verify, model: for a service, see `garrison.client.Client`.
+        api_key, insecure_plaintext, caller, tls, verify, model: for a service, see `garrison.client.Client`.
         accounts: further API keys, for attacks that ask from many accounts.
         arms: of the plan's table.
     """
@@ -37,6 +38,8 @@ class Opening:
     release: ReleaseChoice | None = None
     api_key: str | None = None
     insecure_plaintext: bool = False
+    caller: str = ""
+    tls: ssl.SSLContext | None = None
     verify: bool = True
     model: str | None = None
     accounts: tuple[str, ...] = ()
@@ -64,10 +67,10 @@ def open_arms(target: str, trusted: Sequence[OwnerPublicKey], opening: Opening) 
         reference = _opened(opening.reference, trusted)
         key = _key(opening.reference, opening.secret)
         with contextlib.ExitStack() as stack:
-            names = ("model", "insecure_plaintext", "verify")
+            names = ("model", "insecure_plaintext", "tls", "verify")
             options = {name: getattr(opening, name) for name in names}
-            keys = (opening.api_key, *opening.accounts)
-            first, *others = [stack.enter_context(Client(target, api_key=key, **options)) for key in keys]
+            first = stack.enter_context(Client(target, api_key=opening.api_key, caller=opening.caller, **options))
+            others = [stack.enter_context(Client(target, api_key=key, **options)) for key in opening.accounts]
             asked = HttpTarget(first, target, accounts=others)
             yield choose_arms(asked, reference=reference, baseline=baseline, key=key, plans=opening.arms)
         return

@@ -18,7 +18,7 @@ from garrison.attest.appraise import appraise
 from garrison.attest.evidence import NONCE_BYTES, Evidence
 from garrison.attest.policy import Policy, load_policy
 from garrison.attest.report import Report
-from garrison.cli.api_key import key_options
+from garrison.cli.access import Access, access_options
 from garrison.cli.output import console, json_option, notes, plain, show_json
 from garrison.client.bounded import BoundedTransport, Deadline
 from garrison.client.http import AS_IT_IS, checked_url
@@ -36,7 +36,7 @@ _COLORS = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 @click.argument("url")
 @click.option("--model", help="The model's name; may be left out where the server has one.")
 @click.option("--version", "version", help="The model's version; the newest where it is left out.")
-@key_options
+@access_options
 @click.option(
     "--policy",
     "file",
@@ -55,8 +55,7 @@ def attest(
     url: str,
     model: str | None,
     version: str | None,
-    api_key: str | None,
-    insecure_plaintext: bool,
+    access: Access,
     file: Path | None,
     allow_simulated: bool,
     collateral: tuple[str, ...],
@@ -72,8 +71,7 @@ def attest(
         policy = msgspec.structs.replace(policy, allow_simulated=True)
     own = _read_collateral(collateral)
     nonce = secrets.token_bytes(NONCE_BYTES)
-    checked = str(checked_url(url, api_key=api_key, insecure_plaintext=insecure_plaintext))
-    evidence = fetch_evidence(checked, nonce, model=model, version=version, api_key=api_key)
+    evidence = fetch_evidence(url, nonce, access, model=model, version=version)
     report = appraise(evidence, policy, nonce, time.time(), own)
     if as_json:
         show_json({"passed": report.passed, "report": report, "evidence": evidence})
@@ -87,22 +85,25 @@ def attest(
 
 
 def fetch_evidence(
-    url: str, nonce: bytes, *, model: str | None = None, version: str | None = None, api_key: str | None = None
+    url: str, nonce: bytes, access: Access, *, model: str | None = None, version: str | None = None
 ) -> Evidence:
     """Ask a service for evidence over a nonce.
 
     Raises:
+        PlaintextKeyError: all on the way could read the key.
         ConfigError: the URL is none, or the key cannot stand in a header.
         UnavailableError: the server cannot be reached, or is busy.
         AttestationError: it has no evidence, or sent something else.
     """
     query = {"nonce": base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()}
     query |= {name: value for name, value in (("model", model), ("version", version)) if value is not None}
-    address = f"{str(checked_url(url)).rstrip('/')}{ATTESTATION_PATH}"
-    headers = AS_IT_IS | bearer(api_key)
+    base = checked_url(url, api_key=access.api_key, insecure_plaintext=access.insecure_plaintext)
+    address = f"{str(base).rstrip('/')}{ATTESTATION_PATH}"
+    headers = AS_IT_IS | bearer(access.api_key)
     deadline = Deadline()
     try:
-        with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False, transport=BoundedTransport(deadline)) as http:
+        transport = BoundedTransport(deadline, access.tls)
+        with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False, transport=transport) as http:
             deadline.at = time.monotonic() + TIMEOUT_SECONDS
             with http.stream("GET", address, params=query, headers=headers) as response:
                 body = _read(response)

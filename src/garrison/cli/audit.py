@@ -23,7 +23,7 @@ from garrison.audit.report.content import Report
 from garrison.audit.report.write import check_target, kept_in, load_format, write_report
 from garrison.audit.run import run_audit
 from garrison.audit.targets import ReleaseChoice
-from garrison.cli.api_key import key_options
+from garrison.cli.access import Access, access_options, caller_option
 from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, plain, printable, progress, show_json
 from garrison.cli.trust import trust_option, trusted_keys_of_user
@@ -51,8 +51,8 @@ class _Options:
     accounts: Path | None
     fill: tuple[str, ...]
     release: ReleaseChoice | None
-    api_key: str | None
-    insecure_plaintext: bool
+    access: Access
+    caller: str
     no_verify: bool
     model: str | None
     threads: int
@@ -78,7 +78,8 @@ class _Options:
     type=click.Choice(["full", "top-k", "label"]),
     help="Release this instead; only where TARGET is a bundle.",
 )
-@key_options
+@access_options
+@caller_option
 @click.option("--no-verify", is_flag=True, help="Do not check the signatures of the answers: other servers have none.")
 @click.option("--accounts", type=_file, help="Further API keys, one a line, for attacks that ask from many accounts.")
 @click.option(
@@ -172,8 +173,10 @@ def _opening(options: _Options, plan: Plan) -> Opening:
         baseline=options.baseline,
         secret=options.secret,
         release=options.release,
-        api_key=options.api_key,
-        insecure_plaintext=options.insecure_plaintext,
+        api_key=options.access.api_key,
+        insecure_plaintext=options.access.insecure_plaintext,
+        tls=options.access.tls,
+        caller=options.caller,
         verify=not options.no_verify,
         model=options.model,
         accounts=() if options.accounts is None else _keys(options.accounts),

@@ -31,6 +31,9 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--upstream-ca", type=_file, help="Certificates (PEM) that vouch for that server.  [default: the system's]"
 )
+@click.option(
+    "--upstream-insecure-plaintext", is_flag=True, help="Show that key over plain HTTP beyond this machine too."
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that serve HTTP.  [default: 1]")
 @json_option
 def gateway(bundle: Path, trust: tuple[Path, ...], config_file: Path | None, as_json: bool, **options: Any) -> None:
@@ -50,6 +53,8 @@ def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
     given = {name: options[name] for name in ("host", "port", "workers", "upstream") if options[name] is not None}
     files = ("keys", "state", "upstream_key", "upstream_ca")
     given |= {name: str(options[name].absolute()) for name in files if options[name] is not None}
+    if options["upstream_insecure_plaintext"]:
+        given["upstream_insecure_plaintext"] = True
     if options["secret"]:
         given["secret"] = tuple(str(file.absolute()) for file in options["secret"])
     if config.server.isolation == ServerConfig().isolation:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from garrison.cli.api_key import key_options
+from garrison.cli.access import Access, access_options, caller_option
 from garrison.cli.npz_out import check_writable, write_npz
 from garrison.cli.output import console, json_option, notes, plain, printable, show_json
 from garrison.client import Client, Prediction, load_policy
@@ -28,7 +28,8 @@ DEFAULT_ROWS = 20
 @click.argument("file", metavar="INPUT.npz", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", help="The model's name; may be left out where the server has one.")
 @click.option("--version", "version", help="The model's version; the newest where it is left out.")
-@key_options
+@access_options
+@caller_option
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only about the first so many rows.")
 @click.option(
     "-o", "--output", "out", type=click.Path(dir_okay=False, path_type=Path), help="Keep all answers in this .npz file."
@@ -45,8 +46,8 @@ def predict(
     file: Path,
     model: str | None,
     version: str | None,
-    api_key: str | None,
-    insecure_plaintext: bool,
+    access: Access,
+    caller: str,
     limit: int | None,
     out: Path | None,
     no_verify: bool,
@@ -64,8 +65,10 @@ def predict(
         check_writable(out)  # before rows are charged
     with Client(
         url,
-        api_key=api_key,
-        insecure_plaintext=insecure_plaintext,
+        api_key=access.api_key,
+        insecure_plaintext=access.insecure_plaintext,
+        tls=access.tls,
+        caller=caller,
         model=model,
         version=version,
         verify=not no_verify,

@@ -46,6 +46,11 @@ _MODEL_OPTIONS = (
     ),
     click.option("--upstream-key", type=_file, help="With --upstream: file with an API key for that server."),
     click.option("--upstream-ca", type=_file, help="With --upstream: certificates (PEM) that vouch for that server."),
+    click.option(
+        "--upstream-insecure-plaintext",
+        is_flag=True,
+        help="With --upstream: show that key over plain HTTP beyond this machine too.",
+    ),
 )
 
 
@@ -74,7 +79,8 @@ def upstream_wish(given: dict[str, Any]) -> tuple[Target, Wish] | None:
         most_rows=given["most_rows"],
         rows_a_request=given["upstream_rows"],
     )
-    return Target(given["upstream"], _key(given["upstream_key"]), given["upstream_ca"]), wish
+    plaintext = given["upstream_insecure_plaintext"]
+    return Target(given["upstream"], _key(given["upstream_key"]), given["upstream_ca"], plaintext), wish
 
 
 def _key(file: Path | None) -> str:

@@ -18,7 +18,7 @@ from garrison.audit.ownership.verify import LEVEL, MOST_QUERIES, Claim, verify_s
 from garrison.audit.targets import HttpTarget, unguarded
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.bundle.secret import read_secret, secret_path
-from garrison.cli.api_key import key_options
+from garrison.cli.access import Access, access_options, caller_option
 from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, printable, show_json
 from garrison.cli.owner_key import passphrase_option, read_owner_key
@@ -70,7 +70,8 @@ def watermark() -> None:
     show_default=True,
     help="What a SUSPECT file answers.",
 )
-@key_options
+@access_options
+@caller_option
 @click.option("--model", help="For a SUSPECT service: the model's name, where it has several.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of which candidates are asked.")
 @json_option
@@ -133,8 +134,17 @@ def _opened(
         found: dict[str, Oracle] = {}
         for name in names:
             if name.startswith(("http://", "https://")):
-                shown = {option: given[option] for option in ("api_key", "insecure_plaintext", "model")}
-                client = stack.enter_context(Client(name, **shown))
+                access: Access = given["access"]
+                client = stack.enter_context(
+                    Client(
+                        name,
+                        api_key=access.api_key,
+                        insecure_plaintext=access.insecure_plaintext,
+                        tls=access.tls,
+                        caller=given["caller"],
+                        model=given["model"],
+                    )
+                )
                 found[name] = HttpTarget(client, name, marked.classes)
             elif Path(name).is_dir():
                 found[name] = unguarded(verify(Path(name), trusted))

@@ -84,13 +84,14 @@ class Proxy:
         policy: what is demanded of evidence.
         api_key: shown to the server for every local client.
         attempts: how often a request is tried while the server cannot be reached or has no time.
+        caller: see `garrison.client.names.caller_of`.
     """
 
-    def __init__(self, policy: Policy, *, api_key: str | None, attempts: int) -> None:
+    def __init__(self, policy: Policy, *, api_key: str | None, attempts: int, caller: str = "") -> None:
         self._headers = bearer(api_key)
         self._attempts = attempts
-        self._channel = SealedChannel(policy, api_key=api_key, attempts=attempts)
-        self._worker = Worker(self._channel, caller_of(api_key), self._headers, attempts)
+        self._channel = SealedChannel(policy, api_key=api_key, attempts=attempts, caller=caller)
+        self._worker = Worker(self._channel, caller_of(api_key, caller), self._headers, attempts)
 
     def answer(self, request: LocalRequest) -> Talk[LocalAnswer]:
         """The answer to a local client; errors are answers too."""

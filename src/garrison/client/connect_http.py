@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
@@ -41,6 +42,7 @@ async def serve_proxy(
     on_ready: OnReady,
     stop: asyncio.Event,
     limits: Limits = DEFAULT_LIMITS,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Run a proxy on this machine's loopback until `stop` is set.
 
@@ -49,6 +51,7 @@ async def serve_proxy(
         port: to listen at; 0 for any free one.
         timeout_seconds: for each request to the server.
         on_ready: called with the proxy's URL once it listens.
+        tls: towards the server; None for the system's authorities.
 
     Raises:
         ConfigError: the URL is none, or the port cannot be used.
@@ -56,7 +59,7 @@ async def serve_proxy(
     base = checked_url(url)
     with _listen(port) as listener:
         async with httpx.AsyncClient(
-            base_url=base, timeout=timeout_seconds, trust_env=False, headers=AS_IT_IS, verify=trusting(None)
+            base_url=base, timeout=timeout_seconds, trust_env=False, headers=AS_IT_IS, verify=trusting(tls)
         ) as http:
             await _serve(listener, http, proxy, on_ready, stop, limits)
 

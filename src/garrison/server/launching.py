@@ -205,6 +205,7 @@ def _upstream(server: ServerConfig) -> Target | None:
         server.upstream,
         key=_line_of(Path(server.upstream_key)) if server.upstream_key else "",
         authorities=Path(server.upstream_ca) if server.upstream_ca else None,
+        insecure_plaintext=server.upstream_insecure_plaintext,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from garrison.config import ServerConfig
 from garrison.errors import ConfigError
+from garrison.protocol.tls import load_authorities, load_chain
 
 _ANYBODY = 0o007
 
@@ -51,20 +52,10 @@ class Certificates:
         # No tickets: a resumed session would outlive a client's certificate.
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
-        try:
-            context.load_cert_chain(self.chain, self.key, password=_no_password)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"server.tls_cert, server.tls_key: expected a certificate and its unencrypted key, PEM, at {self.chain} and {self.key}: {_reason(error)}"
-            ) from error
+        load_chain(context, self.chain, self.key, "server.tls_cert, server.tls_key")
         if self.clients is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            try:
-                context.load_verify_locations(self.clients)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(
-                    f"server.tls_client_ca: expected certificates, PEM, at {self.clients}: {_reason(error)}"
-                ) from error
+            load_authorities(context, self.clients, "server.tls_client_ca")
             if not context.get_ca_certs():
                 raise ConfigError(
                     f"server.tls_client_ca: {self.clients} holds no authority, so no client could come in"
@@ -86,11 +77,3 @@ def certificates(server: ServerConfig) -> Certificates | None:
     if found.key.stat().st_mode & _ANYBODY:
         raise ConfigError(f"server.tls_key: everybody on this machine may read {found.key}: chmod o-rwx it")
     return found
-
-
-def _no_password() -> str:
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from garrison.errors import ConfigError, UnavailableError, UpstreamError
+from garrison.errors import ConfigError, PlaintextKeyError, UnavailableError, UpstreamError
 from garrison.limits import Limits
+from garrison.protocol.addresses import is_loopback
 from garrison.protocol.http_messages import Request, Response
+from garrison.protocol.tls import client_tls
 from garrison.upstream.connection import DOWN, DROPPED, NEVER, Connection, WaitingError
 from garrison.upstream.stream import after, left
 from garrison.upstream.target import Target
@@ -90,6 +92,7 @@ class Connections:
         url: the server's.
         key: shown as a bearer token, where the server wants one.
         authorities: file of the certificates that may vouch for an https server; None for the system's.
+        insecure_plaintext: show the key over plain HTTP beyond this machine too.
         most_bytes: longest body of an answer.
         most: connections that are kept, and exchanges under way in `ask_many`.
 
@@ -98,16 +101,31 @@ class Connections:
         opened: connections opened so far. While it stays the same, it is the same server that answers.
 
     Raises:
+        PlaintextKeyError: all on the way to the server could read the key.
         ConfigError: the URL, the key or the file of authorities cannot be used.
     """
 
-    def __init__(self, url: str, *, key: str = "", authorities: Path | None = None, most_bytes: int, most: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str = "",
+        authorities: Path | None = None,
+        insecure_plaintext: bool = False,
+        most_bytes: int,
+        most: int,
+    ) -> None:
         self.address = parse_url(url)
+        if key and not (self.address.tls or insecure_plaintext or is_loopback(self.address.host)):
+            raise PlaintextKeyError(
+                f"the key for the model's server is not sent to {self.address.host} over plain HTTP, where all on the way could read it: "
+                "use https://, or say that this is meant (--upstream-insecure-plaintext, server.upstream_insecure_plaintext)"
+            )
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError("the key for the model's server must be printable ASCII without spaces or line ends")
         self.opened = 0
         self.most, self._most_bytes = most, most_bytes
-        self._tls = _tls(authorities) if self.address.tls else None
+        self._tls = client_tls(authorities) if self.address.tls else None
         self._headers = [("host", self.address.name), ("accept-encoding", "identity")]
         if key:
             self._headers.append(("authorization", f"Bearer {key}"))
@@ -245,19 +263,13 @@ def connect(target: Target, limits: Limits) -> Connections:
     """Connections to a target, opened when they are needed.
 
     Raises:
-        ConfigError: the URL, the key or the file of authorities cannot be used.
+        PlaintextKeyError, ConfigError: see `Connections`.
     """
     return Connections(
         target.url,
         key=target.key,
         authorities=target.authorities,
+        insecure_plaintext=target.insecure_plaintext,
         most_bytes=limits.upstream_bytes,
         most=limits.upstream_connections,
     )
-
-
-def _tls(authorities: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=None if authorities is None else str(authorities))
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{authorities}: expected a file of certificates (PEM): {error}") from error
