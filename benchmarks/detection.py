@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.streams import SEED, SHIFTS, Stream
 
 from benchmarks import streams
+from garrison import datasets
 from garrison.audit.detection.prada import prada
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors.base import Detector, Seen
@@ -44,6 +45,11 @@ ROUNDS = 400
 LATE = 1_000_000
 DAY = 86_400.0
 ROWS_A_REQUEST = 5
+SHAPES = ((32, 1), (1, 1), (4, 32))
+"""Callers of a batch, and rows of each."""
+REMEMBERED, REMEMBERED_CALLERS = 2048, 4096
+FILLED, BLOCK, BLOCKS = 256, 50, 20
+OTHER_MEMORY = 8 * 2**20
 
 
 def seen_of(stream: Stream) -> Seen:
@@ -164,6 +170,70 @@ def cost(detectors: Mapping[str, Detector], asked: int) -> dict[str, float]:
     return found
 
 
+def together(detectors: Mapping[str, Detector], asked: int) -> dict[str, list[float]]:
+    """Microseconds of processor time a row that `watch` takes with all of them, of callers who have asked so many rows before: quartiles over many blocks.
+
+    The caches are as a model leaves them: before each batch, other memory is gone through.
+    """
+    pool, facts = streams.load("test-plain"), streams.opened().manifest.facts()
+    x = datasets.load("fashion-mnist", "test").x.reshape(-1, *facts.inputs[0].shape)
+    armed = tuple(Armed(name, detector, 1, shadow=False) for name, detector in detectors.items())
+    values = np.repeat((1 - pool.probability[:, None]) / (len(facts.labels) - 1), len(facts.labels), axis=1)
+    values[np.arange(len(values)), pool.top] = pool.probability
+    every = Rows({facts.inputs[0].name: x}, pool.projection, pool.confidence, values.astype(np.float32))
+    found = {}
+    for callers, rows in SHAPES:
+        state = WatchState(Settings(armed, DAY, REMEMBERED_CALLERS, REMEMBERED), facts)
+        rng = np.random.default_rng(0)
+        orders = np.stack([rng.permutation(len(x)) for _ in range(callers)])
+        arm = Asking(state, every, orders, rows)
+        for _ in range(-(-min(asked, FILLED) // rows)):
+            arm.ask()
+        _as_if_asked(state, asked)
+        blocks = [statistics.fmean(arm.ask() for _ in range(BLOCK)) for _ in range(BLOCKS)]
+        found[f"{callers} callers of {rows} rows"] = [round(us, 1) for us in statistics.quantiles(blocks, n=4)]
+    return found
+
+
+class Asking:
+    """Callers who ask pictures, each in an order of its own, all in one batch.
+
+    Args:
+        orders: numbers of pictures, shape (callers, pictures).
+        rows: of each in a batch.
+    """
+
+    def __init__(self, state: WatchState, every: Rows, orders: Array, rows: int) -> None:
+        self._state, self._every, self._orders, self._rows = state, every, orders, rows
+        self._names = [f"key {caller}" for caller in range(len(orders))]
+        self._owner = np.repeat(np.arange(len(orders)), rows)
+        self._other = np.zeros(OTHER_MEMORY // 8)
+        self._turn = 0
+
+    def ask(self) -> float:
+        """Microseconds a row."""
+        turns = np.arange(self._turn, self._turn + self._rows) % self._orders.shape[1]
+        self._turn += self._rows
+        batch = self._every.some(self._orders[:, turns].ravel())
+        self._other += 1
+        begun = time.process_time()
+        self._state.observe(self._names, self._owner, batch)
+        return (time.process_time() - begun) / len(self._owner) * 1e6
+
+
+def _as_if_asked(state: WatchState, asked: int) -> None:
+    """Counters of all callers as if they had asked so many rows, and what they were answered as full."""
+    places = np.array([place for _, place in state.places])
+    state.settle()
+    rng = np.random.default_rng(1)
+    state.rings.table["next"][places] = asked
+    if asked >= REMEMBERED:
+        state.rings.table["ring"][places] = rng.integers(1, 2**32, (len(places), REMEMBERED), dtype=np.uint32)
+        state.rings.look()
+    for counter in ("asked", "shown"):
+        state.book.table[counter][places] = asked
+
+
 def table(found: Mapping[str, Mapping[str, int | None]]) -> str:
     """In Markdown."""
     names = list(dict.fromkeys(name for row in found.values() for name in row))
@@ -186,7 +256,9 @@ def main() -> None:
     width = 32
     sizes = {n: sum(c.size for c in d.columns(width).values()) for n, d in detectors.items()}
     if given.cost:
-        print(json.dumps({"100": cost(detectors, 100), str(LATE): cost(detectors, LATE), "bytes": sizes}, indent=1))
+        each = {str(asked): cost(detectors, asked) for asked in (100, LATE)}
+        watch = {str(asked): together(detectors, asked) for asked in (100, LATE)}
+        print(json.dumps({"each": each, "together": watch, "bytes": sizes}, indent=1))
         return
     thresholds = {name: d.threshold for name, d in detectors.items()}
     whole: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}

@@ -54,7 +54,7 @@ def test_honest_projections_fit_into_whole_numbers_with_a_margin() -> None:
 def test_a_detector_begins_with_nothing() -> None:
     detector = NearDuplicates(threshold=1.0, unit=0.1, weights=(0.0,) * TERMS)
     columns, shares = columns_of(detector, 4, 3), shares_of(detector, 4)
-    assert columns["rows"].shape == (3, detector.slots, 4)
+    assert columns["rows"].shape == (3, 4, detector.slots)
     assert np.isinf(columns["square"]).all()
     assert shares["salt"].shape == (1,)
     seen = seen_as(np.array([2]), np.array([0]), np.ones((1, 4)))

@@ -139,10 +139,8 @@ class _Flat:
         features = math.prod(spec.shape)
         self._dtype, self._shape = spec.dtype, (-1, *spec.shape)
         self._pack = None if features < _FEWEST_PACKED else packer(spec.dtype, features)
-        self._is_nested = spec.shape == (
-            1,
-            features,
-        )  # then a list with one flat row in it is one row, as the model has it
+        # Then a list with one flat row in it is one row, as the model has it.
+        self._is_nested = spec.shape == (1, features)
 
     def __call__(self, value: Any) -> tuple[Array, bool] | None:
         if self._pack is None or type(value) is not list or not value:

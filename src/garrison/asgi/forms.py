@@ -208,7 +208,7 @@ class JsonForm:
             listed = values.tolist()
             answer[self._output if name == self._tensor else name] = listed[0] if asked.single else listed
         uncertain = released.uncertain
-        if np.count_nonzero(uncertain):
+        if True in uncertain.tolist():
             answer["uncertain"] = bool(uncertain[0]) if asked.single else uncertain.tolist()
         if self._label is not None:
             labels = self._labels(released, uncertain)

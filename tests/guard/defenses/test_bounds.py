@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -102,3 +104,17 @@ def test_the_arithmetic_for_long_rows_is_plain_array_api() -> None:
     x = xp.asarray([[0.5, 2.0], [0.5, 0.5], [0.5, float("nan")]])
     got = within_one_range(xp, x, xp.asarray(0.0), xp.asarray(1.0))
     assert [bool(v) for v in got] == [False, True, False]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("features", [1, 7, 16, 33, 784])
+def test_a_glance_lets_no_bad_value_through_at_any_position(features: int, dtype: str) -> None:
+    facts = replace(make_facts(), inputs=(long_input(dtype=dtype, features=features),))
+    x = np.random.default_rng(0).random((1, features)).astype(dtype)
+    view = View(make_batch(x), facts)
+    assert Bounds().glance(view, {}) == {}, "control"
+    for position in range(features):
+        for bad in (np.nan, np.inf, -np.inf, -0.25, 1.5):
+            good, x[0, position] = x[0, position], bad
+            assert Bounds().glance(view, {}) is None
+            x[0, position] = good

@@ -98,7 +98,7 @@ def test_what_is_no_dump_is_refused_and_nothing_of_it_used(bad: str) -> None:
         "": b"",
         "junk": b"\xc1junk",
         "cut": state.dump()[:-9],
-        "version": b"\x9a\x03" + state.dump()[2:],
+        "version": b"\x9a" + bytes([dump.VERSION + 1]) + state.dump()[2:],
         "detector": _dump_of(state_of(detectors={})),
         "callers": _dump_of(state_of(callers=2), "a", "b", "c"),
     }[bad]

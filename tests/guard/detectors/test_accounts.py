@@ -10,7 +10,7 @@ import pytest
 from garrison.guard.detectors.accounts import FEWEST, MOST, Accounts
 from garrison.guard.detectors.base import Seen
 from garrison.guard.detectors.steps import TERMS
-from garrison.guard.detectors.turns import running, summed
+from garrison.guard.detectors.turns import on_grid, order_of, running
 from garrison.hardening.callers import empty
 from garrison.types import Array, FloatArray
 
@@ -209,26 +209,37 @@ class TestMemory:
         )
 
 
-def test_suspicion_is_summed_row_by_row() -> None:
-    rng = np.random.default_rng(0)
-    place, nats = rng.integers(0, 5, 200), rng.normal(size=200)
-    sums, expected = np.zeros(5), np.zeros(5)
-    summed(sums, place, nats)
-    for where, value in zip(place, nats, strict=True):
-        expected[where] = max(0.0, expected[where] + value)
-    np.testing.assert_allclose(sums, expected)
+@pytest.mark.parametrize("batch", [1, 30, 200])
+def test_rows_are_remembered_for_others_also_where_nobody_is_liable(batch: int) -> None:
+    place, rows = np.arange(300) % 10, sequence(300, 0.5)
+    never, always = Service(detector(own=1e6), 10), Service(detector(own=0.0), 10)
+    said, _ = never.ask(place, rows, ODD, batch)
+    looked, _ = always.ask(place, rows, ODD, batch)
+    assert (said == 0.5).all(), "the row's own confidence"
+    assert (looked != 0.5).any(), "control"
+    for name in ("rows", "square", "owner", "count"):
+        np.testing.assert_array_equal(never.shared[name], always.shared[name])
+
+
+def run_in_parts(place: Array, more: Array, cut: int, begin: float) -> tuple[Array, list[float]]:
+    sums = np.full(5, begin)
+    parts = [slice(start, start + cut) for start in range(0, len(place), cut)]
+    return sums, np.concatenate([running(sums, order_of(place[part]), more[part]) for part in parts]).tolist()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 200])
 def test_running_sums_are_told_row_by_row_to_the_bit(cut: int) -> None:
     rng = np.random.default_rng(0)
-    place, more = rng.integers(0, 5, 200), np.where(rng.random(200) < 0.4, 0.7, -0.3)
-    sums, by_hand = np.full(5, 3.5), np.full(5, 3.5)
-    told = np.concatenate([running(sums, place[i : i + cut], more[i : i + cut]) for i in range(0, 200, cut)])
-    for row, (where, value) in enumerate(zip(place, more, strict=True)):
+    place, more = rng.integers(0, 5, 200), np.where(rng.random(200) < 0.4, on_grid(0.7), on_grid(-0.3))
+    by_hand, expected = np.full(5, 3.5), []
+    for where, value in zip(place, more, strict=True):
         by_hand[where] = max(0.0, by_hand[where] + value)
-        assert told[row] == by_hand[where]
+        expected.append(by_hand[where])
+    sums, told = run_in_parts(place, more, cut, 3.5)
+    assert told == expected
     np.testing.assert_array_equal(sums, by_hand)
+    rough = np.where(more > 0, 0.7, -0.3)
+    assert run_in_parts(place, rough, 200, 3.5)[1] != run_in_parts(place, rough, 1, 3.5)[1], "control: off the grid"
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class TestDistances:
         one = detector()
         memory = Memory(one)
         distances(one, seen_of(x), memory)
-        kept = {tuple(row) for row in memory.columns["rows"][0].tolist()}
+        kept = {tuple(row) for row in memory.columns["rows"][0].T.tolist()}
         known = np.array([tuple(row) in kept for row in np.rint(x / UNIT).astype(int).tolist()])
         assert known[-40:].mean() > 0.85
         assert known[: 2 * SLOTS].mean() < 0.3

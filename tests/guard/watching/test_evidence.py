@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from garrison.guard.watching.evidence import Evidence, order_of
+from garrison.guard.detectors.turns import order_of
+from garrison.guard.watching.evidence import Evidence
 from garrison.guard.watching.groups import Groups
 
 THRESHOLDS = np.array([5.0, 8.0])

@@ -69,7 +69,7 @@ def test_a_ring_knows_the_latest_rows_of_its_caller() -> None:
     digests = np.arange(1, 21, dtype=np.uint32)
     for start in range(0, 20, 5):
         rings.add(np.full(5, 1), np.arange(5), digests[start : start + 5])
-    rings.add_one_each(np.array([0, 2]), np.array([77, 78], np.uint32))
+    rings.add(np.array([0, 2]), np.zeros(2, np.intp), np.array([77, 78], np.uint32))
     known = rings.knows(np.full(20, 1), digests)
     np.testing.assert_array_equal(np.flatnonzero(known), np.arange(12, 20))
     np.testing.assert_array_equal(rings.knows(np.array([0, 1, 2]), np.full(3, 78, np.uint32)), [False, False, True])
@@ -87,7 +87,7 @@ def test_the_filter_hides_no_row_that_is_remembered_and_forgets_those_that_are_n
         assert rings.knows(places, digests).tolist() == known
         wrong += known.count(False)
         if turn % 3:
-            rings.add_one_each(places, digests)
+            rings.add(places, np.zeros(3, np.intp), digests)
         else:  # several rows of one caller
             rings.add(np.repeat(places, 2), np.tile([0, 1], 3), np.repeat(digests, 2))
         for p, d in zip(places.tolist(), digests.tolist(), strict=True):

@@ -18,10 +18,12 @@ from garrison.guard.defenses.projection import matrix
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors.base import Detector, Seen
 from garrison.guard.detectors.ood_rate import OodRate
+from garrison.guard.watching import waiting
 from garrison.guard.watching.book import Armed
+from garrison.guard.watching.memory import Hasher
 from garrison.guard.watching.remembered import MOST_TICK, Settings
 from garrison.guard.watching.state import Rows, WatchState
-from garrison.guard.watching.waiting import MOST_OF_ONE, MOST_WAITING
+from garrison.guard.watching.waiting import MOST_OF_ONE, MOST_WAITING, Inputs, Read
 from garrison.types import Array, BoolArray, FloatArray
 
 ALONE = tuple(name for name in EXAMPLES if name != "accounts")
@@ -52,7 +54,7 @@ def twins(*detectors: Detector, **more: Any) -> tuple[WatchState, WatchState]:
     lazy.open(WIDTH)
     eager.load(lazy.dump())
     eager.clock = lazy.clock
-    eager.waiting.add = lambda *_: False  # type: ignore[method-assign]
+    eager.waiting.may = lambda *_: False  # type: ignore[method-assign]
     return lazy, eager
 
 
@@ -188,6 +190,40 @@ def test_the_detectors_run_once_for_several_batches(monkeypatch: pytest.MonkeyPa
         assert sum(passes) == 60 * len(CALLERS), "every row is weighed, once"
         assert len(passes) <= most
     assert len(passes) == 60, "control: without waiting once a batch"
+
+
+def digests_of(state: WatchState, rows: Rows) -> Array:
+    return Hasher(make_facts(), state.secret)(rows.inputs)
+
+
+def test_inputs_wait_as_copies() -> None:
+    state = state_of(*registered("ood-rate", "near-duplicates"))
+    rows = fresh_rows(1)
+    state.observe(["one"], np.zeros(1, dtype=np.intp), rows)
+    place = state.places.find("one")
+    digest = digests_of(state, rows)
+    rows.inputs["x"][:] = 0  # whoever asked may use its array again
+    state.settle()
+    assert state.rings.knows(np.array([place]), digest).all()
+    assert not state.rings.knows(np.array([place]), digests_of(state, rows)).any(), "control"
+
+
+def test_inputs_are_read_together_as_far_as_they_may_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    row_bytes = 4 * FEATURES
+    for most, reads in ((waiting.MOST_HELD, [9]), (4 * row_bytes, [3, 5, 1]), (row_bytes - 1, [3, 5, 1])):
+        monkeypatch.setattr(waiting, "MOST_HELD", most)
+        seen: list[int] = []
+
+        def read(inputs: Mapping[str, Array], seen: list[int] = seen) -> Read:
+            seen.append(len(inputs["x"]))
+            return Read(inputs["x"].copy(), None)
+
+        held, x = Inputs(make_facts(), read), fresh_rows(9).inputs["x"]
+        for part in (slice(0, 3), slice(3, 8), slice(8, 9)):
+            held.add({"x": x[part]}, len(x[part]))
+        np.testing.assert_array_equal(held.take().sketch, x)
+        assert seen == reads
+        assert len(held._held["x"]) * row_bytes <= most, "control: no more is held"
 
 
 def test_how_much_waits_is_bounded() -> None:

@@ -62,14 +62,14 @@ def sums_within(spec: InputFacts) -> bool:
 
 def _all_within(x: Array, spec: InputFacts) -> bool:
     low, high = _tightest(spec)
-    values = x.reshape(-1)  # of several dimensions numpy takes twice as long for a lone row
-    return bool(low <= np.minimum.reduce(values) and np.maximum.reduce(values) <= high)
+    # Where the smallest and the largest value are, instead of what they are: the same for numpy, in less than half of the time for a lone row.
+    return bool(low <= x.item(x.argmin()) and x.item(x.argmax()) <= high)
 
 
 @lru_cache(maxsize=256)
 def _tightest(spec: InputFacts) -> tuple[Any, Any]:
     """A range within that of every feature; of NaN where there is none."""
-    return spec.low.max(), spec.high.min()
+    return spec.low.max().item(), spec.high.min().item()
 
 
 class Bounds(RowDefense, frozen=True):
@@ -98,7 +98,7 @@ class Bounds(RowDefense, frozen=True):
     def __call__(self, view: View) -> Verdict:
         """The numpy form. Where the smallest and the largest value of all rows are within the range of every feature, no row is looked at by itself.
 
-        numpy's minimum and maximum are NaN where any value is, so that NaN never takes the short way; those of other runtimes are not.
+        To numpy NaN is the smallest and the largest of all values, so that it never takes the short way; to other runtimes it is not.
         """
         return super().__call__(view) if self.glance(view, {}) is None else Verdict(kept(view.batch.rows))
 

@@ -27,9 +27,10 @@ import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.hardness import distance
-from garrison.guard.detectors.steps import Odds, check_steps
+from garrison.guard.detectors.recalled import FAR, whole
+from garrison.guard.detectors.steps import Odds, check_steps, nearest
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats, sure_above
-from garrison.guard.detectors.turns import running, summed
+from garrison.guard.detectors.turns import on_grid, running
 from garrison.types import Array, BoolArray, FloatArray, IntArray
 
 MOST = 2048
@@ -37,11 +38,8 @@ MOST = 2048
 FEWEST = 64
 """Rows remembered before which nothing is said."""
 _BLOCK = 64
-_LARGEST = 127
 _MOST_LINKS = 64
 _MOST_STEPS = 100
-_SAME = 0.5
-_FAR = np.float32(np.inf)
 
 
 class Beside(NamedTuple):
@@ -128,7 +126,7 @@ class Accounts(Detector, frozen=True, dict=True):
         return {
             "suspicion": Column("float32"),
             "steps": Column("int32"),
-            "odd": Column("float64", (), self.begin),  # rounded alike however rows are cut: it is compared
+            "odd": Column("float64", (), on_grid(self.begin)),
         }
 
     def shares(self, width: int) -> Mapping[str, Column]:
@@ -148,18 +146,17 @@ class Accounts(Detector, frozen=True, dict=True):
         odd = np.flatnonzero(found > 0)
         if len(odd):
             odd = odd[distance(seen.projection[odd], *self._white) >= self.out]
-        more = np.full(len(found), -self.share)
+        more = np.full(len(found), -on_grid(self.share))
         more[odd] += 1
-        liable = running(columns["odd"], seen.place, more) >= self.own
-        if not len(odd):
-            summed(columns["suspicion"], seen.place, found)
+        liable = running(columns["odd"], seen.order, more) >= self.own
+        if not liable[odd].any():  # as nearly always, and nothing would come of looking
+            self.remember(seen.place[odd], seen.projection[odd], shared)
+            running(columns["suspicion"], seen.order, found)
             return found
-        size = _BLOCK if len(odd) > _BLOCK else len(found)
-        for start in range(0, len(found), size):
-            rows = odd[(odd >= start) & (odd < start + size)] if len(found) > size else odd
-            part = slice(start, start + size)
+        for part, some in seen.parts(_BLOCK if len(odd) > _BLOCK else len(found)):
+            rows = odd[(odd >= part.start) & (odd < part.stop)]
             whose = self._near(seen, rows, liable[rows], found, shared)
-            summed(columns["suspicion"], seen.place[part], found[part])
+            running(columns["suspicion"], some.order, found[part])
             self._link(seen.place[rows], whose, columns, shared["links"])
         return found
 
@@ -179,31 +176,36 @@ class Accounts(Detector, frozen=True, dict=True):
 
     def beside(self, place: IntArray, projection: FloatArray, shared: Mapping[str, Array]) -> Beside:
         """Look at 1 to 64 rows far out, then remember them."""
-        rows, square, owner, count = shared["rows"], shared["square"], shared["owner"], shared["count"]
-        x = np.rint(projection * np.float32(1 / self.unit))
-        np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
+        rows, square, owner = shared["rows"], shared["square"], shared["owner"]
+        x = whole(projection, self.unit)
         own = np.vecdot(x, x)
-        begin = int(count[0])
+        begin = int(shared["count"][0])
         number = begin + np.arange(len(place))
         slot = number % MOST
         apart, own_rows = _scratch(len(place))
         np.matmul(x * np.float32(-2), rows.T, out=apart)
         # less `own`, which is the same for a whole line
         if (place == place[0]).all():
-            apart += np.where(owner == place[0], _FAR, square)
+            apart += np.where(owner == place[0], FAR, square)
         else:
             apart += square
             np.equal(owner, place[:, np.newaxis], out=own_rows)
-            apart.reshape(-1)[np.flatnonzero(own_rows)] = _FAR
+            apart.reshape(-1)[np.flatnonzero(own_rows)] = FAR
         if len(place) > 1:
             _among_themselves(apart, place, slot, x, own)
-        found, first = _nearest_two(apart, own)
+        found, first, _ = nearest(apart, own)
         turn = (first - begin) % MOST
         early = turn < np.arange(len(place))  # a row of this block, which took the slot
         whose = np.where(early, place[np.minimum(turn, len(place) - 1)], owner[first])
-        rows[slot], square[slot], owner[slot] = x, own, place
-        count[0] += len(place)
+        self.remember(place, projection, shared)
         return Beside(found, whose, np.minimum(number, MOST))
+
+    def remember(self, place: IntArray, projection: FloatArray, shared: Mapping[str, Array]) -> None:
+        """Remember rows far out, at most `MOST`."""
+        x = whole(projection, self.unit)
+        slot = (int(shared["count"][0]) + np.arange(len(place))) % MOST
+        shared["rows"][slot], shared["square"][slot], shared["owner"][slot] = x, np.vecdot(x, x), place
+        shared["count"][0] += len(place)
 
     def _near(
         self, seen: Seen, rows: IntArray, liable: BoolArray, nats: FloatArray, shared: Mapping[str, Array]
@@ -217,7 +219,7 @@ class Accounts(Detector, frozen=True, dict=True):
         if not len(rows):
             return place
         squares, whose, known = self.beside(place, seen.projection[rows], shared)
-        there = (squares[1] < _FAR) & (known >= FEWEST) & liable
+        there = (squares[1] < FAR) & (known >= FEWEST) & liable
         squares[:, ~there] = 1.0
         odds = self._odds(squares, known)
         nats[rows] += np.where(there, self._odds.nats(odds), 0.0)
@@ -267,7 +269,7 @@ def _scratch(block: int) -> tuple[FloatArray, BoolArray]:
 def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: FloatArray, own: FloatArray) -> None:
     """Set squared distances, less `own` of the later row, to earlier rows of other callers, in the slots that those rows take."""
     inner = own - 2 * (x @ x.T)
-    inner[place[:, np.newaxis] == place] = _FAR
+    inner[place[:, np.newaxis] == place] = FAR
     later, earlier = _pairs(len(place))
     apart[later, slot[earlier]] = inner[later, earlier]
 
@@ -276,21 +278,3 @@ def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: Flo
 def _pairs(count: int) -> tuple[IntArray, IntArray]:
     """Each row with each one before it."""
     return np.tril_indices(count, -1)
-
-
-def _nearest_two(apart: FloatArray, own: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Squared distances to the nearest and the second nearest that are not equal, shape (2, rows), and where the nearest is. `apart` is used up."""
-    line, first = np.arange(len(own)), apart.argmin(axis=1)
-    found = np.empty((2, len(own)), dtype=np.float32)
-    found[0] = apart[line, first]
-    equal = np.flatnonzero(found[0] + own < _SAME)  # whole numbers are exact here
-    if len(equal):
-        some = apart[equal]
-        some[some + own[equal, np.newaxis] < _SAME] = _FAR
-        apart[equal] = some
-        first[equal] = some.argmin(axis=1)
-        found[0] = apart[line, first]
-    apart[line, first] = _FAR
-    found[1] = apart[line, apart.argmin(axis=1)]
-    found += own
-    return found, first

@@ -12,13 +12,15 @@ a caller's rows does not depend on how they are cut into requests and batches, n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import ClassVar, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from garrison.guard.detectors.turns import Order, order_of
 from garrison.types import Array, FloatArray
 
 MOST_ROWS = 32
@@ -46,7 +48,7 @@ class Column(msgspec.Struct, frozen=True):
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
-class Seen(msgspec.Struct, frozen=True, eq=False):
+class Seen(msgspec.Struct, frozen=True, eq=False, dict=True):
     """Rows in the order in which they came, at most `MOST_ROWS` of one caller. Rows that `watch` knows their caller asked before are not among them.
 
     Attributes:
@@ -64,6 +66,26 @@ class Seen(msgspec.Struct, frozen=True, eq=False):
     confidence: FloatArray
     probability: FloatArray
     top: npt.NDArray[np.intp]
+
+    @cached_property
+    def order(self) -> Order:
+        """Which rows are whose."""
+        return order_of(self.place)
+
+    def in_order(self, order: Order) -> Self:
+        """The same, whose order is known already."""
+        vars(self)["order"] = order
+        return self
+
+    def parts(self, rows: int) -> Iterator[tuple[slice, Seen]]:
+        """So many rows at a time, and where they stand."""
+        whole = len(self.place)
+        if whole <= rows:
+            yield slice(0, whole), self
+            return
+        for start in range(0, whole, rows):
+            part = slice(start, start + rows)
+            yield part, Seen(*(getattr(self, field)[part] for field in self.__struct_fields__))
 
 
 class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

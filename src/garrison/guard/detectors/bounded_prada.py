@@ -18,7 +18,7 @@ import numpy as np
 
 from garrison.guard.detectors.base import Column, Detector, Seen
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats
-from garrison.guard.detectors.turns import different
+from garrison.guard.detectors.turns import order_of
 from garrison.types import Array, FloatArray, IntArray
 
 MOST_SLOTS = 64
@@ -77,7 +77,7 @@ class BoundedPrada(Detector, frozen=True, dict=True):
 
     def shapes(self, place: IntArray, x: FloatArray, top: IntArray, columns: Mapping[str, Array]) -> FloatArray:
         """The statistic of each row, -1 where nothing can be said; rows that are far are kept."""
-        if different(place):
+        if order_of(place).turns == 1:
             return self._step(place, x, top, columns)
         found = np.empty(len(place))
         for start in range(0, len(place), _BLOCK):

@@ -14,8 +14,6 @@ Does not see: steps as long as the distances between unrelated rows; a source th
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import ClassVar, NamedTuple, Self
@@ -25,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column, Detector, Seen
-from garrison.guard.detectors.steps import MOST_NATS, Odds, check_steps
-from garrison.guard.detectors.turns import pairs_of_one
+from garrison.guard.detectors.recalled import FAR, apart, columns_of
+from garrison.guard.detectors.steps import MOST_NATS, Odds, check_steps, nearest
 from garrison.types import Array, BoolArray, FloatArray, IntArray
 
 SLOTS = 192
@@ -34,12 +32,7 @@ SLOTS = 192
 MOST_SLOTS = 416
 FEWEST = 50
 """Rows a caller has asked before which nothing is said."""
-_BLOCK = 160
-_LARGEST = 127
-_AT_ONCE = 4
-"""Callers whose rows are copied at once: these copies should stay near the processor."""
-_SAME = 0.5
-_FAR = np.float32(np.inf)
+_BLOCK = 256
 _PERIOD = 4096
 """After so many rows the slots come in the same order again."""
 
@@ -89,10 +82,7 @@ class NearDuplicates(Detector, frozen=True, dict=True):
         return max(self.equal, self._odds.most)
 
     def columns(self, width: int) -> Mapping[str, Column]:
-        return {
-            "rows": Column("int8", (self.slots, width)),
-            "square": Column("float32", (self.slots,), np.inf),
-        }
+        return columns_of(self.slots, width)
 
     def shares(self, width: int) -> Mapping[str, Column]:  # noqa: ARG002
         return {"salt": Column("uint64", (1,))}
@@ -103,11 +93,11 @@ class NearDuplicates(Detector, frozen=True, dict=True):
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
         squares, equal = self.apart(seen, columns, shared)
         odds, asked, fewest = self._odds, seen.asked, int(seen.asked.min())
-        if fewest >= FEWEST and squares[1].max() < _FAR:
+        if fewest >= FEWEST and squares[1].max() < FAR:
             known = self.slots if fewest >= self.slots else np.minimum(asked, self.slots)
             found = odds.nats(odds(squares, known))
         else:
-            there = (squares[1] < _FAR) & (asked >= FEWEST)
+            there = (squares[1] < FAR) & (asked >= FEWEST)
             squares[:, ~there] = 1.0
             found = np.where(there, odds.nats(odds(squares, np.minimum(asked, self.slots))), 0.0)
         if equal is not None and self.equal:
@@ -116,93 +106,19 @@ class NearDuplicates(Detector, frozen=True, dict=True):
 
     def apart(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> Apart:
         """Look at rows, then remember them."""
-        rows = len(seen.place)
-        if rows <= _BLOCK:
-            return self._block(seen.place, seen.asked, seen.projection, columns, shared)
+        rows, salt = len(seen.place), int(shared["salt"][0])
         squares, equal = np.empty((2, rows), dtype=np.float32), np.zeros(rows, dtype=np.bool_)
-        for start in range(0, rows, _BLOCK):
-            part = slice(start, start + _BLOCK)
-            found = self._block(seen.place[part], seen.asked[part], seen.projection[part], columns, shared)
-            squares[:, part] = found.squares
+        for part, some in seen.parts(_BLOCK):
+            found = nearest(*apart(some, self.unit, _slots(some.asked, salt, self.slots), columns))
+            by = some.order.sorted
+            squares[:, part][:, by] = found.squares
             if found.equal is not None:
-                equal[part] = found.equal
+                equal[part][by] = found.equal
         return Apart(squares, equal if equal.any() else None)
-
-    def _block(
-        self,
-        place: IntArray,
-        asked: IntArray,
-        projection: FloatArray,
-        columns: Mapping[str, Array],
-        shared: Mapping[str, Array],
-    ) -> Apart:
-        rows, square = columns["rows"], columns["square"]
-        callers = Counter(place.tolist())
-        x = np.rint(projection * np.float32(1 / self.unit))
-        np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
-        own = np.vecdot(x, x)
-        slot = _slots(asked, int(shared["salt"][0]), self.slots)
-        apart = _products(rows, place, x * np.float32(-2), callers)
-        apart += square.take(place, axis=0)  # less `own`, which is the same for a whole line
-        if len(callers) < len(place):
-            _among_themselves(apart, place, slot, x, own)
-        rows[place, slot], square[place, slot] = x, own
-        line, flat, equal = np.arange(0, apart.size, self.slots), apart.reshape(-1), None
-        found = np.empty((2, len(place)), dtype=np.float32)
-        first = apart.argmin(axis=1) + line
-        nearest = np.add(flat.take(first), own, out=found[0])
-        if nearest.min() < _SAME:  # whole numbers are exact here
-            same = apart + own[:, np.newaxis] < _SAME
-            equal = same.any(axis=1)
-            apart[same] = _FAR
-            first = apart.argmin(axis=1) + line
-            np.add(flat.take(first), own, out=nearest)
-        flat[first] = _FAR
-        np.add(flat.take(apart.argmin(axis=1) + line), own, out=found[1])
-        return Apart(found, equal)
 
     @cached_property
     def _odds(self) -> Odds:
         return Odds(self.weights, self.stepped, self.unit, self.slots)
-
-
-def _products(rows: Array, place: IntArray, x: FloatArray, callers: Mapping[int, int]) -> FloatArray:
-    """Of each row with all remembered rows of its caller, shape (rows, slots). Sums of whole numbers, exact in whatever order.
-
-    Args:
-        callers: how many of these rows each has.
-    """
-    found = np.empty((len(place), rows.shape[1]), dtype=np.float32)
-    many = _scratch(rows.shape[1:])
-    if len(callers) == len(place):
-        for start in range(0, len(place), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            mine = rows.take(place[part], axis=0)
-            some = many[: len(mine)]
-            np.copyto(some, mine)
-            np.matmul(some, x[part, :, np.newaxis], out=found[part, :, np.newaxis])
-        return found
-    order = np.argsort(place, kind="stable")
-    sorted_x, sorted_found, room = x[order], np.empty_like(found), many[0]
-    turned, start = room.T, 0
-    for caller in sorted(callers):
-        part = slice(start, start + callers[caller])
-        np.copyto(room, rows[caller])
-        np.matmul(sorted_x[part], turned, out=sorted_found[part])
-        start = part.stop
-    found[order] = sorted_found
-    return found
-
-
-_held = threading.local()
-
-
-def _scratch(shape: tuple[int, ...]) -> FloatArray:
-    """Room for the rows of `_AT_ONCE` callers, the same each time: to ask the system for it takes longer than to fill it."""
-    found: FloatArray | None = getattr(_held, "rows", None)
-    if found is None or found.shape[1:] != shape:
-        found = _held.rows = np.empty((_AT_ONCE, *shape), dtype=np.float32)
-    return found
 
 
 def drawn(asked: IntArray, salt: int, slots: int) -> npt.NDArray[np.intp]:
@@ -223,10 +139,3 @@ def _slots(asked: IntArray, salt: int, slots: int) -> npt.NDArray[np.intp]:
 @lru_cache(maxsize=64)
 def _table(salt: int, slots: int) -> npt.NDArray[np.intp]:
     return drawn(np.arange(2 * _PERIOD), salt, slots)
-
-
-def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: FloatArray, own: FloatArray) -> None:
-    """Set squared distances, less `own` of the later row, to earlier rows of the same caller in this block, in the slots that those rows take: of two in
-    the same slot the later stands."""
-    later, earlier = pairs_of_one(place)
-    apart[later, slot[earlier]] = own[earlier] - 2 * (x @ x.T)[later, earlier]

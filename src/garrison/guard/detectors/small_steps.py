@@ -20,17 +20,15 @@ import msgspec
 import numpy as np
 
 from garrison.guard.detectors.base import Column, Detector, Seen
+from garrison.guard.detectors.recalled import FAR, apart, columns_of
 from garrison.guard.detectors.tables import Edges, check_edges, check_nats
-from garrison.guard.detectors.turns import different, pairs_of_one
-from garrison.types import Array, FloatArray, IntArray
+from garrison.types import Array, FloatArray
 
 SLOTS = 16
 """Rows remembered of a caller: the last ones."""
 MOST_SLOTS = 128
-_BLOCK = 160
-_LARGEST = 127
+_BLOCK = 256
 _SAME = 0.5
-_FAR = np.float32(np.inf)
 
 
 class SmallSteps(Detector, frozen=True, dict=True):
@@ -61,7 +59,7 @@ class SmallSteps(Detector, frozen=True, dict=True):
             raise ValueError(f"small-steps: unit must be above 0 and finite, slots lie in 1 to {MOST_SLOTS}")
 
     def columns(self, width: int) -> Mapping[str, Column]:
-        return {"rows": Column("int8", (self.slots, width))}
+        return columns_of(self.slots, width)
 
     @property
     def most(self) -> float:
@@ -73,9 +71,9 @@ class SmallSteps(Detector, frozen=True, dict=True):
     def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:  # noqa: ARG002
         nearest = self.nearest(seen, columns)
         edges, nats = self._arrays
-        if not self.repeats and nearest.max() < _FAR:
+        if not self.repeats and nearest.max() < FAR:
             return nats.take(edges.bins(nearest))
-        said = nearest < _FAR
+        said = nearest < FAR
         if self.repeats:
             said &= nearest >= _SAME * self.unit
         found: FloatArray = np.where(said, nats[edges.bins(nearest)], 0.0)
@@ -83,52 +81,12 @@ class SmallSteps(Detector, frozen=True, dict=True):
 
     def nearest(self, seen: Seen, columns: Mapping[str, Array]) -> FloatArray:
         """The distance to the nearest of the caller's last rows, shape (rows,), infinite for its first; then remember these rows."""
-        if len(seen.place) <= _BLOCK:
-            return self._block(seen.place, seen.asked, seen.projection, columns["rows"])
         found = np.empty(len(seen.place), dtype=np.float32)
-        for start in range(0, len(found), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            found[part] = self._block(seen.place[part], seen.asked[part], seen.projection[part], columns["rows"])
+        for part, some in seen.parts(_BLOCK):
+            squares, own = apart(some, self.unit, some.asked % self.slots, columns)
+            found[part][some.order.sorted] = np.sqrt(squares.min(axis=1) + own)
+        found *= np.float32(self.unit)
         return found
-
-    def _block(self, place: IntArray, asked: IntArray, projection: FloatArray, rows: Array) -> FloatArray:
-        x = np.divide(projection, np.float32(self.unit))
-        np.rint(x, out=x)
-        np.minimum(np.maximum(x, -_LARGEST, out=x), _LARGEST, out=x)
-        apart = rows.take(place, axis=0).astype(np.float32)
-        apart -= x[:, np.newaxis, :]
-        squares = np.vecdot(apart, apart)  # sums of whole numbers: exact
-        if different(place):
-            if asked.min() < self.slots:
-                squares[self._slot >= asked[:, np.newaxis]] = _FAR  # no row stands there yet
-            nearest = squares.min(axis=1)
-        else:
-            nearest = self._nearest_of_several(place, asked, x, squares)
-        rows[place, asked % self.slots] = x  # of several in one slot the last stands
-        found: FloatArray = np.sqrt(nearest) * np.float32(self.unit)
-        return found
-
-    def _nearest_of_several(self, place: IntArray, asked: IntArray, x: FloatArray, squares: FloatArray) -> FloatArray:
-        """Squared distances to the nearest, where a caller has several of these rows: they are among each other's last ones.
-
-        Args:
-            squares: to what stands in the slots before these rows; used up.
-        """
-        later, earlier = pairs_of_one(place)
-        mine = asked[:, np.newaxis]
-        first = mine - 1 - np.bincount(later, minlength=len(place))[:, np.newaxis]
-        number = first - (first - self._slot) % self.slots
-        squares[(number < 0) | (number < mine - self.slots)] = _FAR
-        nearest: FloatArray = squares.min(axis=1)
-        last = asked[later] - asked[earlier] <= self.slots
-        later, earlier = later[last], earlier[last]
-        own = np.vecdot(x, x)
-        np.minimum.at(nearest, later, own[later] + own[earlier] - 2 * (x @ x.T)[later, earlier])
-        return nearest
-
-    @cached_property
-    def _slot(self) -> IntArray:
-        return np.arange(self.slots)
 
     @cached_property
     def _arrays(self) -> tuple[Edges, FloatArray]:

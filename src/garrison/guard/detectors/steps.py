@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from garrison.types import FloatArray, IntArray
+from garrison.guard.detectors.recalled import FAR
+from garrison.types import BoolArray, FloatArray, IntArray
 
 TERMS = 10
 MOST_NATS = 4.0
 _WIDEST = 1.0
+_SAME = 0.5
 _PLACES = ((0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (2, 2), (3, 3), (1, 2), (1, 3), (2, 3))
 """Of which two of (1, near, gap, known) each term is the product."""
 
@@ -42,6 +45,45 @@ def terms(nearest: FloatArray, second: FloatArray, known: IntArray, most: int) -
     near = np.maximum(np.log(nearest), far - _WIDEST)
     v = (np.ones(len(near)), near, far - near, np.log(np.clip(known, 1, most)))
     return np.stack([v[a] * v[b] for a, b in _PLACES], axis=1)
+
+
+class Nearest(NamedTuple):
+    """What is near each row.
+
+    Attributes:
+        squares: squared distances to the nearest and the second nearest that are not equal, shape (2, rows); infinite where there is none.
+        first: shape (rows,), where the nearest stands.
+        equal: shape (rows,), whether one is equal; None for nowhere.
+    """
+
+    squares: FloatArray
+    first: IntArray
+    equal: BoolArray | None
+
+
+def nearest(apart: FloatArray, own: FloatArray) -> Nearest:
+    """Find the nearest.
+
+    Args:
+        apart: squared distances between whole numbers, less `own`, shape (rows, others); used up.
+        own: shape (rows,).
+    """
+    line, flat, equal = np.arange(0, apart.size, apart.shape[1]), apart.reshape(-1), None
+    found = np.empty((2, len(own)), dtype=np.float32)
+    first = apart.argmin(axis=1)
+    np.add(flat.take(first + line), own, out=found[0])
+    if found[0].min() < _SAME:  # whole numbers are exact here
+        some = np.flatnonzero(found[0] < _SAME)
+        lines = apart[some]
+        lines[lines + own[some, np.newaxis] < _SAME] = FAR
+        apart[some] = lines
+        first[some] = lines.argmin(axis=1)
+        np.add(flat.take(first + line), own, out=found[0])
+        equal = np.zeros(len(own), dtype=np.bool_)
+        equal[some] = True
+    flat[first + line] = FAR
+    np.add(flat.take(apart.argmin(axis=1) + line), own, out=found[1])
+    return Nearest(found, first, equal)
 
 
 class Odds:

@@ -1,58 +1,104 @@
-"""Rows of one caller one after the other, where each changes what the next one meets."""
+"""Which of some rows are whose, found once for all who ask; and sums that go from each row of a caller to its next."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from garrison.types import BoolArray, FloatArray, IntArray
+from garrison.types import FloatArray, IntArray
 
-
-def different(place: IntArray) -> bool:
-    """Whether no caller stands there twice."""
-    return len(set(place.tolist())) == len(place)  # faster than numpy on a batch
+_GRID = 2.0**-20
 
 
-def summed(sums: FloatArray, place: IntArray, nats: FloatArray) -> None:
-    """`sums[place] = max(0, sums[place] + nats)`, row by row in order."""
-    if different(place):
-        sums[place] = np.maximum(0, sums[place] + nats)
-        return
-    before = sums.take(place)
-    some = (nats > 0) | (before > 0)
-    found = dict(zip(place[some].tolist(), before[some].tolist(), strict=True))  # the others' sums stay 0
-    if not found:
-        return
-    for one, said in zip(place.tolist(), nats.tolist(), strict=True):  # numbers of Python
-        if one in found:
-            found[one] = max(0.0, found[one] + said)
-    sums[list(found)] = list(found.values())
+class Order(NamedTuple):
+    """Rows by key.
+
+    Attributes:
+        keys: shape (keys,), each once, those with few rows first.
+        number: shape (rows,), which of `keys` a row has.
+        turn: shape (rows,), how many rows of the same key came before.
+        turns: the largest of them and 1.
+        sorted: shape (rows,), the rows key by key, those of one key in turn.
+        counts: shape (keys,), rows of each key.
+    """
+
+    keys: npt.NDArray[np.intp]
+    number: IntArray
+    turn: IntArray
+    turns: int
+    sorted: IntArray
+    counts: IntArray
+
+    def groups(self) -> Iterator[tuple[slice, int]]:
+        """Keys with equally many rows: where their rows stand in `sorted`, and how many each has."""
+        start = 0
+        for count, keys in Counter(self.counts.tolist()).items():
+            yield slice(start, start + count * keys), count
+            start += count * keys
 
 
-def running(sums: FloatArray, place: IntArray, more: FloatArray) -> FloatArray:
-    """As `summed`; the caller's sum after each row, shape (rows,), the same bits however rows are cut if `sums` has double precision."""
-    if different(place):
-        path: FloatArray = np.maximum(0, sums[place] + more)
-        sums[place] = path
-        return path
-    found = dict(zip(place.tolist(), sums.take(place).tolist(), strict=True))
-    steps: list[float] = []
-    for one, said in zip(place.tolist(), more.tolist(), strict=True):  # numbers of Python
-        found[one] = after = max(0.0, found[one] + said)
-        steps.append(after)
-    sums[list(found)] = list(found.values())
-    return np.array(steps)
+def order_of(keys: npt.NDArray[np.intp]) -> Order:
+    """Find rows that have the same key; there is at least one."""
+    rows = np.arange(len(keys))
+    if len(set(keys.tolist())) == len(keys):  # faster than numpy on a batch
+        return Order(keys, rows, np.zeros_like(rows), 1, rows, np.ones_like(rows))
+    by = keys.argsort(kind="stable")
+    ordered = keys[by]
+    first = np.empty(len(keys), dtype=np.bool_)
+    first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    starts = first.nonzero()[0]
+    inside = first.cumsum()
+    inside -= 1
+    counts = np.bincount(inside)
+    turns = int(counts.max())
+    after = rows - starts[inside]
+    if counts.min() < turns:
+        rising = counts.argsort(kind="stable")
+        rank = np.empty_like(rising)
+        rank[rising] = rows[: len(rising)]
+        inside = rank[inside]
+        moved = inside.argsort(kind="stable")
+        by, inside, after = by[moved], inside[moved], after[moved]
+        starts, counts = starts[rising], counts[rising]
+    number, turn = np.empty_like(rows), np.empty_like(rows)
+    number[by], turn[by] = inside, after
+    return Order(ordered[starts], number, turn, turns, by, counts)
 
 
-def pairs_of_one(place: IntArray) -> tuple[IntArray, IntArray]:
-    """Each row with each one before it of the same caller: the later ones in rising order, and of each the earlier in rising order."""
-    same = place[:, np.newaxis] == place
-    same &= _after(len(place))
-    return np.divmod(np.flatnonzero(same), len(place))
+def sums_after(before: FloatArray, more: FloatArray, order: Order) -> FloatArray:
+    """`max(0, sum + more)` row by row: the sums after each row, shape (keys, turns, ...); where a key has fewer rows, as after its last.
+
+    Done again and again it is the sum of all that was added, less the least that it ever came to, where that is below 0.
+
+    Args:
+        before: shape (keys, ...).
+        more: shape (rows, ...).
+    """
+    path = np.zeros((len(order.keys), order.turns, *more.shape[1:]))
+    path[order.number, order.turn] = more
+    path[:, 0] += before
+    np.cumsum(path, axis=1, out=path)
+    path -= np.minimum(np.minimum.accumulate(path, axis=1), 0.0)
+    return path
 
 
-@lru_cache(maxsize=256)
-def _after(rows: int) -> BoolArray:
-    """Whether a row comes after another, shape (rows, rows)."""
-    return np.tri(rows, k=-1, dtype=np.bool_)
+def running(sums: FloatArray, order: Order, more: FloatArray) -> FloatArray:
+    """Add to sums by key as `sums_after` does: the key's sum after each row, shape (rows,)."""
+    if order.turns == 1:
+        one: FloatArray = np.maximum(sums[order.keys] + more, 0.0)
+        sums[order.keys] = one
+        return one
+    path = sums_after(sums[order.keys], more, order)
+    sums[order.keys] = path[:, -1]
+    found: FloatArray = path[order.number, order.turn]
+    return found
+
+
+def on_grid(number: float) -> float:
+    """Rounded, so that sums of such numbers are exact and therefore the same however rows are cut."""
+    return round(number / _GRID) * _GRID

@@ -23,7 +23,7 @@ from garrison.guard.watching.places import PlaceArray, Places, Table
 from garrison.limits import MIB
 from garrison.types import Array, BoolArray
 
-VERSION = 2
+VERSION = 3
 MOST_BYTES = MOST_STATE_BYTES - 3 * MIB
 """The rest is for the other defenses of the chain."""
 _MOST_NAME = 1024

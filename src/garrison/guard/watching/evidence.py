@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.guard.detectors.base import Column
+from garrison.guard.detectors.turns import Order, sums_after
 from garrison.guard.watching.places import PlaceArray, Table
 from garrison.types import BoolArray, FloatArray
 
@@ -23,39 +24,6 @@ MOST_TIMES = 8.0
 """S and A are kept below so many times the threshold."""
 ENDS_AT = 0.5
 """An alarm ends when A has fallen below this share of the threshold."""
-
-
-class Order(NamedTuple):
-    """Rows by key.
-
-    Attributes:
-        keys: shape (keys,), each once.
-        number: shape (rows,), which of `keys` a row has.
-        turn: shape (rows,), how many rows of the same key came before.
-        turns: the largest of them and 1.
-    """
-
-    keys: PlaceArray
-    number: PlaceArray
-    turn: PlaceArray
-    turns: int
-
-
-def order_of(keys: PlaceArray) -> Order:
-    """Find rows that have the same key."""
-    rows = np.arange(len(keys))
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    first = np.empty(len(keys), dtype=np.bool_)
-    first[0] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    starts = np.flatnonzero(first)
-    if len(starts) == len(keys):
-        return Order(keys, rows, np.zeros_like(rows), 1)
-    inside = np.cumsum(first) - 1
-    number, turn = np.empty_like(rows), np.empty_like(rows)
-    number[order], turn[order] = inside, rows - starts[inside]
-    return Order(ordered[starts], number, turn, int(turn.max()) + 1)
 
 
 class Rung(NamedTuple):
@@ -138,7 +106,7 @@ class Evidence:
             path = np.maximum(before, 0.0, out=before)  # (keys, detectors): one row each
             last = path
         else:
-            path = _sums(before, nats, order)  # (keys, turns, detectors)
+            path = sums_after(before, nats, order)  # (keys, turns, detectors)
             last = path[:, -1]
         t["sum"][keys] = np.minimum(last, self._most)
         t["seen"][keys] = now
@@ -222,16 +190,3 @@ class Evidence:
         np.maximum(ages, 0.0, out=ages)
         ages /= -self._half_life
         return np.exp2(ages, out=ages)
-
-
-def _sums(before: FloatArray, nats: FloatArray, order: Order) -> FloatArray:
-    """S after each row, shape (keys, turns, detectors); where a key has fewer rows, as after its last.
-
-    max(0, S + x) again and again is the sum of all x, less the least that it ever came to, where that is below 0.
-    """
-    path = np.zeros((len(order.keys), order.turns, nats.shape[1]))
-    path[order.number, order.turn] = nats
-    path[:, 0] += before
-    np.cumsum(path, axis=1, out=path)
-    path -= np.minimum(np.minimum.accumulate(path, axis=1), 0.0)
-    return path

@@ -27,7 +27,6 @@ _BLOCK, _BLOCK_WORDS = 32, 2**18
 """Rows at once: so many, or as many as have so many words in all, which stay in the processor's caches; at least one."""
 _FILTER_BITS = 8
 """Bits of a caller's filter for each digest of its ring: about one row in six that is not in the ring has the ring read."""
-_NOBODY: PlaceArray = np.zeros(0, dtype=np.intp)
 _BYTE, _IN_BYTE = np.uint32(3), np.uint32(7)
 _BITS = (1 << np.arange(8)).astype(np.uint8)
 DigestArray = npt.NDArray[np.uint32]
@@ -110,8 +109,6 @@ class Rings:
         self._mask = np.uint32(self._bytes - 1)
         self.table = Table({"ring": Column("uint32", (length,)), "next": Column("int64")}, places)
         self.filter = Table({"bits": Column("uint8", (self._bytes,))}, places)
-        self._looked: tuple[DigestArray | None, PlaceArray, npt.NDArray[np.uint8]] = None, _NOBODY, _BITS
-        # Digests that were looked up last, where their bits are, and what stands there with them.
 
     def add(self, places: PlaceArray, turns: PlaceArray, digests: DigestArray) -> None:
         """Remember rows; of each caller at most `length`, in turn (0, 1, ...)."""
@@ -122,26 +119,11 @@ class Rings:
         following[places] = begin + turns + 1  # of several rows of one caller, the last is written last
         self._note(places, slots, digests)
 
-    def add_one_each(self, places: PlaceArray, digests: DigestArray) -> None:
-        """`add` for one row of each caller."""
-        following = self.table["next"]
-        begin = following.take(places)
-        slots = begin % self.length
-        self.table["ring"][places, slots] = digests
-        following[places] = begin + 1
-        if self._looked[0] is digests:  # as nearly always: nothing was written since
-            self.filter["bits"].reshape(-1)[self._looked[1]] = self._looked[2]
-            self._follow(places, slots)
-        else:
-            self._note(places, slots, digests)
-
     def knows(self, places: PlaceArray, digests: DigestArray) -> BoolArray:
         """Whether each row is among its caller's, shape (rows,)."""
         found: BoolArray = np.zeros(len(places), np.bool_)
         where, bit = self._where(places, digests)
-        held = self.filter["bits"].reshape(-1).take(where)
-        self._looked = digests, where, held | bit
-        maybe = held & bit
+        maybe = self.filter["bits"].reshape(-1).take(where) & bit
         if not np.count_nonzero(maybe):
             return found
         rows = maybe.nonzero()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from garrison.guard.watching.groups import Groups
 from garrison.guard.watching.memory import SECRET_BYTES, Hasher, Rings
 from garrison.guard.watching.places import PlaceArray, Places, Table
 from garrison.guard.watching.sketch import Sketch
-from garrison.guard.watching.waiting import Waiting
+from garrison.guard.watching.waiting import Read, Waiting
 from garrison.guard.watching.weighing import Weigher
 from garrison.types import Array, ModelFacts
 
@@ -65,6 +65,15 @@ class Remembered:
         self._sketch: Sketch | None = None
         self._hasher = Hasher(self._facts, secret) if self._settings.remembered else None
 
+    def _read(self, inputs: Mapping[str, Array]) -> Read:
+        """Read inputs; there are none in a simulation, which has projections alone."""
+        if not inputs:
+            return Read(None, None)
+        if self._secretive and self._sketch is None:
+            self._sketch = Sketch(self._facts, self.secret, self.width)
+        sketch = self._sketch(inputs) if self._sketch is not None else None
+        return Read(sketch, None if self._hasher is None else self._hasher(inputs))
+
     def _begin(self) -> None:
         settings = self._settings
         self.use(secrets.token_bytes(SECRET_BYTES))
@@ -74,7 +83,7 @@ class Remembered:
         self.groups = Groups(self.alone, self._thresholds, settings.half_life, n)
         self.rings = Rings(settings.remembered, n)
         self.book = Book(settings.detectors, n)
-        self.waiting = Waiting([armed.detector for armed in settings.detectors], n)
+        self.waiting = Waiting([armed.detector for armed in settings.detectors], self._facts, self._read, n)
         self._weigher = Weigher(settings.detectors, self.book)
         self.width = -1
         self.tables: list[Table] = []

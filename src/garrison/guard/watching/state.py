@@ -13,20 +13,20 @@ Rows of one caller go through it in chunks of `MOST_ROWS`. Time goes in ticks, w
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from garrison.guard.detectors.base import MOST_ROWS, Seen
+from garrison.guard.detectors.turns import Order, order_of
 from garrison.guard.watching import dump
 from garrison.guard.watching.book import LOG, MISINFORM, Alarm
-from garrison.guard.watching.evidence import Order, Rung, order_of
+from garrison.guard.watching.evidence import Rung
 from garrison.guard.watching.memory import DigestArray
 from garrison.guard.watching.places import LOOKED_AT, PlaceArray
 from garrison.guard.watching.remembered import Remembered, Settings
-from garrison.guard.watching.sketch import Sketch
-from garrison.guard.watching.waiting import MOST_WAITING, Looked, joined
+from garrison.guard.watching.waiting import MOST_WAITING, Looked
 from garrison.types import Array, BoolArray, FloatArray, ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Rows(NamedTuple):
     """What `watch` sees of rows; all arrays have one entry a row."""
 
-    inputs: dict[str, Array]
+    inputs: Mapping[str, Array]
     projection: FloatArray
     confidence: FloatArray
     values: FloatArray
@@ -71,7 +71,6 @@ class WatchState(Remembered):
         self._changes = 0
         armed = self._settings.detectors
         self._acting = np.array([not a.shadow and a.level >= MISINFORM for a in armed], dtype=np.bool_)
-        self._secretive = any(a.detector.secret_projection for a in armed)
 
     @property
     def changes(self) -> int:
@@ -86,7 +85,7 @@ class WatchState(Remembered):
         Args:
             callers: names; one may stand there several times.
             caller_of_row: shape (rows,), numbers of `callers`.
-            rows: arrays that nobody writes to any more.
+            rows: nobody writes to their arrays any more, but to inputs.
 
         Returns:
             Shape (rows,): those whose caller is alarmed, and which are to be answered otherwise for that; None for none.
@@ -108,18 +107,12 @@ class WatchState(Remembered):
         places, fresh = self.places.take(callers)
         if fresh:
             self._empty(np.array(fresh))
-        place = np.array(places)[caller_of_row]
-        if len(place) == len(places) == len(set(places)):
-            every = np.arange(len(place))
-            order = Order(place, every, np.zeros_like(every), 1)
-        else:
-            order = order_of(place)
-        digests = None if self._hasher is None else self._hasher(rows.inputs)
-        looked = Looked(place, rows.projection, self._sketched(rows), rows.confidence, rows.values, digests)
+        place = [places[caller] for caller in caller_of_row.tolist()]
         # 2 wait
-        if self._calm(places) and self.waiting.add(looked, order, time.tick):
-            return None
-        return self._with_waiting(looked, order, time)
+        answered = self.waiting.rows
+        waits = self._calm(places) and self.waiting.may(place, rows.confidence)
+        self.waiting.add(place, *rows, time.tick)
+        return None if waits else self._with_waiting(self.waiting.take(), answered, time)
 
     def _by_halves(self, callers: Sequence[str], caller_of_row: PlaceArray, rows: Rows) -> BoolArray | None:
         """More callers at once than there is room for, beside those who are alarmed."""
@@ -142,19 +135,18 @@ class WatchState(Remembered):
 
     def settle(self) -> None:
         """Weigh all rows that wait."""
-        tick = self.waiting.tick
-        waited = self.waiting.take()
-        if waited:
-            self._settle(joined(waited), Time(tick, tick))
+        if self.waiting.rows:
+            tick = self.waiting.tick
+            self._settle(self.waiting.take(), Time(tick, tick))
 
     def _settle(self, waited: Looked, time: Time) -> None:
         rows = len(waited.place)
         try:
-            self._in_parts(waited, order_of(waited.place), rows, time)
+            self._in_parts(waited, rows, time)
         except Exception:  # whatever it is: these rows are answered already
             logger.exception("%d rows that waited cannot be weighed together: they are, one by one", rows)
             for row in range(rows):
-                self._settle_one(waited.some(np.array([row])), time)
+                self._settle_one(waited.some(slice(row, row + 1)), time)
 
     def _settle_one(self, waited: Looked, time: Time) -> None:
         order = order_of(waited.place)
@@ -164,22 +156,20 @@ class WatchState(Remembered):
             logger.exception("a row that waited cannot be weighed: it counts for as much as a row can say")
             self.alone.add(order, self._most[np.newaxis], time.tick)
 
-    def _with_waiting(self, looked: Looked, order: Order, time: Time) -> BoolArray | None:
-        """Weigh rows that are to be answered now, after all that wait and in one go with them."""
-        waited = self.waiting.take()
-        if not waited:
-            return self._in_parts(looked, order, 0, time)
-        whole = joined([*waited, looked])
-        answered = len(whole.place) - len(looked.place)
+    def _with_waiting(self, whole: Looked, answered: int, time: Time) -> BoolArray | None:
+        """Weigh rows that are to be answered now, in one go with those that waited, which came before them."""
         try:
-            silent = self._in_parts(whole, order_of(whole.place), answered, time)
-        except Exception:  # noqa: BLE001  whatever it is, and of which rows is not known
-            self._settle(joined(waited), time)
-            return self._in_parts(looked, order, 0, time)
+            silent = self._in_parts(whole, answered, time)
+        except Exception:  # whatever it is, and of which rows is not known
+            if not answered:
+                raise
+            self._settle(whole.some(slice(answered)), time)
+            return self._in_parts(whole.some(slice(answered, None)), 0, time)
         return None if silent is None else silent[answered:]
 
-    def _in_parts(self, looked: Looked, order: Order, answered: int, time: Time) -> BoolArray | None:
+    def _in_parts(self, looked: Looked, answered: int, time: Time) -> BoolArray | None:
         """Weigh rows, of which some, the first, are answered already."""
+        order = order_of(looked.place)
         if order.turns <= MOST_ROWS:
             return self._chunk(order, looked, answered, time)
         silent = np.zeros(len(looked.place), dtype=np.bool_)
@@ -220,12 +210,12 @@ class WatchState(Remembered):
         new row, and push others out of what they remember."""
         repeated = None if looked.digests is None else self._repeated(order, looked.place, looked.digests)
         if repeated is None:
-            return self._weigh(looked, order.turn, time)
+            return self._weigh(looked, order, time)
         nats = np.zeros((len(looked.place), len(self._settings.detectors)))
         new = np.flatnonzero(~repeated)
         if len(new):
             some = looked.some(new)
-            nats[new] = self._weigh(some, order_of(some.place).turn, time)
+            nats[new] = self._weigh(some, order_of(some.place), time)
         return nats
 
     def _repeated(self, order: Order, place: PlaceArray, digests: DigestArray) -> BoolArray | None:
@@ -233,32 +223,25 @@ class WatchState(Remembered):
         repeated = self.rings.knows(place, digests)
         if order.turns > 1:
             both = place.astype(np.uint64) << np.uint64(32) | digests
-            again = np.ones(len(place), dtype=np.bool_)
-            again[np.unique(both, return_index=True)[1]] = False
-            repeated |= again
+            if len(set(both.tolist())) < len(both):
+                again = np.ones(len(place), dtype=np.bool_)
+                again[np.unique(both, return_index=True)[1]] = False
+                repeated |= again
         return repeated if repeated.any() else None
 
-    def _weigh(self, looked: Looked, turn: PlaceArray, time: Time) -> FloatArray:
+    def _weigh(self, looked: Looked, order: Order, time: Time) -> FloatArray:
         place, values = looked.place, looked.values
         top = values.argmax(axis=1)
         largest = values[np.arange(len(top)), top]
-        shown = self.book.show(place, turn)
-        public = secret = Seen(place, shown, looked.projection, looked.confidence, largest, top)
-        if looked.sketch is not looked.projection:
-            secret = Seen(place, shown, looked.sketch, looked.confidence, largest, top)
+        shown = self.book.show(place, order.turn)
+        public = secret = Seen(place, shown, looked.projection, looked.confidence, largest, top).in_order(order)
+        if looked.sketch is not None:
+            secret = Seen(place, shown, looked.sketch, looked.confidence, largest, top).in_order(order)
         nats, links = self._weigher(public, secret, self.tables, self.shared)
         for pairs in links:
             for rung in self.groups.link(pairs, time.tick):
                 self._note_group(rung, time.now)
         return nats
-
-    def _sketched(self, rows: Rows) -> FloatArray:
-        """The secret projection, where a detector asks for it."""
-        if not self._secretive or not rows.inputs:  # none in a simulation, which has projections alone
-            return rows.projection
-        if self._sketch is None:
-            self._sketch = Sketch(self._facts, self.secret, self.width)
-        return self._sketch(rows.inputs)
 
     def _sum_groups(self, place: PlaceArray, nats: FloatArray, rings: BoolArray | None, time: Time) -> BoolArray | None:
         self.groups.part(place, time.tick)
@@ -288,10 +271,7 @@ class WatchState(Remembered):
         self, digests: DigestArray, order: Order, place: PlaceArray, silent: BoolArray | None
     ) -> BoolArray | None:
         if silent is None:
-            if order.turns == 1:
-                self.rings.add_one_each(place, digests)
-            else:
-                self.rings.add(place, order.turn, digests)
+            self.rings.add(place, order.turn, digests)
             return None
         honest, others = np.flatnonzero(~silent), np.flatnonzero(silent)
         if len(honest):  # of each caller its first rows: an alarm does not end within a chunk
@@ -367,8 +347,10 @@ class WatchState(Remembered):
         for armed, shared in zip(self._settings.detectors, fresh.shared, strict=False):
             armed.detector.forget(nobody, shared)  # of callers who did not fit into the dump
         there = np.array([place for _, place in fresh.places], dtype=np.intp)
-        fresh.waiting.weighed(there, fresh.alone.table["sum"][there])
         self._changes += 1
+        self._begin()
         self.use(fresh.secret)
-        for name in ("places", "alone", "groups", "rings", "book", "waiting", "_weigher", "width", "tables", "shared"):
+        for name in ("places", "alone", "groups", "rings", "book", "_weigher", "width", "tables", "shared"):
             setattr(self, name, getattr(fresh, name))
+        self.waiting.grow(self.places.capacity)
+        self.waiting.weighed(there, self.alone.table["sum"][there])
