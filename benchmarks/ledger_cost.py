@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.serve_lenet import Load, drive, processor_seconds, seal_lenet, server
 
+from garrison.server.ledger.reader import lines_from
 from garrison.server.ledger.trust import KeyTrust
 from garrison.server.ledger.verify import verify_ledger
 
@@ -65,7 +66,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             found[f"{connections} connections"] = summary(rounds)
         time.sleep(2.0)  # the last of them are signed
         (report,) = verify_ledger(folder / "ledger", KeyTrust(unsafe_any_key=True))
-        size = sum(path.stat().st_size for path in (folder / "ledger").rglob("*.jsonl"))
+        size = sum(len(line) + 1 for path in (folder / "ledger").rglob("*.jsonl") for line in lines_from(path))
         found["ledger"] = {
             "holds": not report.problem,
             "answers": report.answers,

@@ -10,7 +10,6 @@ listening beyond this machine without keys are errors.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -38,7 +37,7 @@ from garrison.server.hosting import Hosting, make_model
 from garrison.server.launching import check_exposure, check_models, launch_all, state_folder, stop_all
 from garrison.server.ledger.ledger import Ledger, open_ledger
 from garrison.server.listening import MOST_CONNECTIONS, listen, raise_descriptors, url_of
-from garrison.server.memory import keep_memory
+from garrison.server.memory import settle
 from garrison.server.operations import Operations, open_tracing
 from garrison.server.operator import OperatorSocket, open_operator
 from garrison.server.quotas import Quotas
@@ -55,7 +54,6 @@ except ImportError:  # on systems that it does not know
 
 logger = logging.getLogger(__name__)
 
-_OBJECTS_BEFORE_COLLECTION = 10_000
 _TIDY_SECONDS = 1.0
 
 OnReady = Callable[[str], None]
@@ -217,10 +215,7 @@ def run(
     signals = (signal.SIGTERM, signal.SIGINT) if listener is None else (signal.SIGTERM,)
     listening = listener or listen(assembly.config.server.host, assembly.config.server.port)
     connections = raise_descriptors()
-    gc.collect()
-    gc.freeze()  # what lives as long as the server need not be looked at again
-    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)  # requests leave next to no cycles behind
-    keep_memory()
+    settle()
 
     async def until_signal() -> None:
         stop = asyncio.Event()

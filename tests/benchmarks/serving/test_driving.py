@@ -16,6 +16,7 @@ from benchmarks.serving.driving import LoadError, parse, spent_seconds, tree
 from benchmarks.serving.generator import Load, quantile, read_pool, whole
 from benchmarks.serving.models import MODELS, plain
 from benchmarks.serving.peers.common import Body, base64_json, from_json, from_octets, octets
+from tests.stalls import again_after_a_stall
 
 from benchmarks.serving import pools
 
@@ -55,6 +56,7 @@ def test_a_pool_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 40.0])
+@again_after_a_stall
 def test_the_generator_counts_answers(url: str, rate: float) -> None:
     load = Load(url, [pools.raw(url, Body("/good", {}, b"x" * 5000))], 3, rate)
     try:
@@ -68,6 +70,7 @@ def test_the_generator_counts_answers(url: str, rate: float) -> None:
     assert min(load.latencies) > 0
 
 
+@again_after_a_stall
 def test_latencies_of_the_beginning_are_not_noted_and_its_answers_are_counted(url: str) -> None:
     load = Load(url, [pools.raw(url, Body("/good", {}, b"x"))], 3, 100.0)
     try:
@@ -99,6 +102,7 @@ def test_a_burst_is_one_request_a_connection(url: str) -> None:
     assert max(load.latencies) <= took
 
 
+@again_after_a_stall
 def test_answers_that_are_errors_are_counted_as_such(url: str) -> None:
     load = Load(url, [pools.raw(url, Body("/bad", {}, b"x"))], 1, 0.0)
     try:

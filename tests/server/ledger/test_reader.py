@@ -19,5 +19,22 @@ def test_a_line_that_no_server_writes_is_refused(tmp_path: Path, monkeypatch: py
         list(reader.lines_of(path))
     path.write_bytes(b"{}\n" + b"x" * 100)  # no end at all
     with pytest.raises(LedgerError, match="more than 99 bytes"):
-        list(reader.lines_from(path))
-    assert len(list(reader.lines_of(path))) == 1
+        list(reader.lines_of(path))
+
+
+@pytest.mark.parametrize("part", [1 << 20, 5, 3, 1])
+def test_lines_end_where_zeros_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    """However the file is cut into the parts that are read."""
+    monkeypatch.setattr(reader, "_PART_BYTES", part)
+    path = tmp_path / "ledger.jsonl"
+    for rest, left in [
+        (b"", b""),
+        (bytes(9), b""),
+        (b"ab", b"ab"),
+        (b"ab" + bytes(9), b"ab"),
+        (bytes(9) + b"ab\n{}\n", bytes(9) + b"ab\n{}\n"),
+    ]:
+        path.write_bytes(b"{1}\n{2}\n" + rest)
+        assert list(reader.lines_from(path)) == [line.text for line in reader.lines_of(path)] == [b"{1}", b"{2}"]
+        assert list(reader.lines_from(path, 4)) == [b"{2}"]
+        assert reader.rest_of(path, 8) == left

@@ -172,7 +172,7 @@ def test_a_disk_that_hangs_keeps_no_client_for_ever(
 
     monkeypatch.setattr("garrison.server.ledger.ledger.DISK", sync)
     with serve(bundles, "mlp-1", folder=tmp_path, limits=Limits(queue_seconds=0.3)) as served:
-        assert served.infer().status_code == 200
+        wait(lambda: served.infer().status_code == 200)
         hangs.append(True)
         late = served.infer()
         assert (late.status_code, late.json()["code"]) == (503, "unavailable")

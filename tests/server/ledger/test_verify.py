@@ -310,6 +310,10 @@ def test_files_that_are_missing_or_do_not_follow_are_found(room: Room) -> None:
     assert "are missing" in room.verify().problem
     second.write_bytes(hidden + b"x")
     assert "follow the last line" in room.verify().problem
+    second.write_bytes(hidden + bytes(9) + b"x")
+    assert "follow the last line" in room.verify().problem
+    second.write_bytes(hidden + bytes(9))  # room that a crash has left there
+    assert room.verify().problem == ""
     second.write_bytes(b"")
     assert "is empty" in room.verify().problem
     second.write_bytes(third.read_bytes())

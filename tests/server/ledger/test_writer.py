@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from tests.server.ledger.conftest import FailingDisk, Room, fill, wait
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.errors import ConfigError, LedgerError, UnavailableError
+from garrison.server.ledger.folder import segment_name
 from garrison.server.ledger.reader import answers_of, records_of
 from garrison.server.ledger.records import Begin, Chain, Outage, Segment, Start, Stop
 from garrison.server.ledger.writer import Writer
@@ -75,18 +77,33 @@ def test_two_servers_write_two_chains(room: Room) -> None:
         assert again.folder.name == "chain-000"
 
 
-@pytest.mark.parametrize("torn", [b'{"kind":"answers","seq"', b"x" * 5000, bytes(300)])
-def test_a_line_that_a_crash_left_unfinished_is_cut_off(room: Room, torn: bytes) -> None:
+@pytest.mark.parametrize("zeros", [0, 5000])
+@pytest.mark.parametrize("torn", [b"", b'{"kind":"answers","seq"', b"x" * 5000, bytes(300) + b'"}]}\n{"kind":"sto'])
+def test_a_line_that_a_crash_left_unfinished_is_cut_off_and_so_is_the_room_after_it(
+    room: Room, torn: bytes, zeros: int
+) -> None:
     path = room.made(2).segments[0]
     whole = path.read_bytes()
-    path.write_bytes(whole + torn)
+    path.write_bytes(whole + torn + bytes(zeros))
     assert room.verify().unfinished == len(torn)
+    assert room.verify().problem == ""
     with room.open():
         pass
     starts = [record for record in records_of(room.chain) if isinstance(record, Start)]
     assert [start.cut for start in starts] == [0, len(torn)]
     assert path.read_bytes().startswith(whole)
     assert room.verify().problem == ""
+
+
+def test_zeros_in_place_of_what_was_signed_are_no_crash(room: Room) -> None:
+    path = room.made(4).segments[0]
+    whole = path.read_bytes()
+    at = whole.index(b"caller-1")
+    path.write_bytes(whole[:at] + bytes(8) + whole[at + 8 :])
+    assert "missing" in room.verify().problem
+    with pytest.raises(LedgerError, match="was signed"), room.open():
+        pass
+    assert len(path.read_bytes()) == len(whole)
 
 
 def test_a_line_that_lacks_its_line_feed_alone_is_whole_and_stays(room: Room) -> None:
@@ -151,23 +168,60 @@ def records_of_file(path: Path) -> Iterator[object]:
     return iter(found)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_file_with_zeros_in_its_first_line_is_kept(room: Room, last: bool) -> None:
+    """It would be taken for one that was begun and never told of, and be made anew."""
+    first = room.made(4).segments[0]
+    path = first.with_name(segment_name(99)) if last else first
+    spoilt = bytes(1) + first.read_bytes()[1:]
+    path.write_bytes(spoilt)
+    with pytest.raises(LedgerError, match="zeros"), room.open():
+        pass
+    assert path.read_bytes() == spoilt
+
+
+def test_room_is_made_ahead_and_given_back(room: Room) -> None:
+    """What lies on the disk while a server runs, and what when it has ended; a reader sees the same lines."""
+    with room.open() as ledger:
+        fill(ledger, 2)
+        (path,) = room.segments
+        before = path.stat().st_size
+        text = path.read_bytes()
+        assert text.endswith(bytes(1000))
+        fill(ledger, 2)
+        assert path.stat().st_size == before  # no new length, no new block
+        assert room.verify().unfinished == 0
+        assert len(list(answers_of(room.path))) == 12
+    written = path.read_bytes()
+    assert written.endswith(b"}\n")
+    assert written.startswith(text.rstrip(b"\0"))
+    assert len(written) < before
+
+
 def test_many_batches_are_written_at_once(room: Room) -> None:
     """A slow disk: what comes while it synchronises waits for the next time together."""
     syncs: list[int] = []
+    go = threading.Event()
+    go.set()
 
     def slow(descriptor: int) -> None:
         syncs.append(descriptor)
-        time.sleep(0.02)
+        assert go.wait(PATIENT_SECONDS)
         os.fdatasync(descriptor)
 
     with room.open(slow) as ledger:
         begun = len(syncs)
+        go.clear()
         threads = [threading.Thread(target=fill, args=(ledger, 1)) for _ in range(20)]
-        for thread in threads:
+        threads[0].start()
+        wait(lambda: len(syncs) == begun + 1)
+        for thread in threads[1:]:
             thread.start()
+        wait(lambda: ledger._writer._queue.qsize() == 19)
+        go.set()
         for thread in threads:
             thread.join()
-        assert len(syncs) - begun < 10
+        assert len(syncs) == begun + 2
     assert room.verify().problem == ""
     assert room.verify().answers == 60
 
@@ -248,6 +302,6 @@ def test_what_is_written_is_let_go_of_before_more_comes(tmp_path: Path) -> None:
 
     writer.put(make, lambda _: written.set())
     del make, held
-    assert written.wait(5)
+    assert written.wait(PATIENT_SECONDS)
     wait(lambda: gone() is None)
     writer.close()

@@ -60,7 +60,7 @@ class Ledger:
         self._settings = config.ledger
         self._writer = Writer(
             Path(config.ledger.folder),
-            segment_bytes=config.ledger.segment_mib * MIB,
+            segment_bytes=int(config.ledger.segment_mib * MIB),
             segment_seconds=config.ledger.segment_hours * _HOUR,
             sync=sync,
         )

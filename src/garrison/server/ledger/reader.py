@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from garrison.server.ledger.records import (
 
 _MOST_STUB_BYTES = 64 * 1024 * 1024
 _PART_BYTES = 1024 * 1024
+_ZERO = b"\0"
 Read = TypeVar("Read", bound=msgspec.Struct)
 
 
@@ -75,31 +75,20 @@ class Row(NamedTuple):
 
 
 def lines_of(path: Path) -> Iterator[Line]:
-    """The whole lines of a segment, without their line feeds. What comes after the last line feed is being written, or was cut off by a crash.
+    """The whole lines of a segment, without their line feeds: those before the first zero, which stands in none, or before what has no line feed. What
+    comes after them is being written, was cut off by a crash, or is room for more.
+
+    The file may be written to, and cut, meanwhile: nothing is mapped, as a cut would end this process.
 
     Raises:
         LedgerError: the file cannot be read, or a line is too long.
     """
-    with reading(path) as descriptor:
-        size = os.fstat(descriptor).st_size
-        if size == 0:
-            return
-        with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as data:
-            start = number = 0
-            while (end := data.find(b"\n", start)) >= 0:
-                number += 1
-                _check_length(path, end - start)
-                yield Line(path, number, data[start:end])
-                start = end + 1
-
-
-def _check_length(path: Path, length: int) -> None:
-    if length > MOST_LINE_BYTES:
-        raise LedgerError(f"{path} has a line of more than {MOST_LINE_BYTES:,} bytes, which no server writes")
+    for number, text in enumerate(lines_from(path), 1):
+        yield Line(path, number, text)
 
 
 def lines_from(path: Path, offset: int = 0) -> Iterator[bytes]:
-    """As `lines_of`, from some byte on; for a file that may be written to, and cut, meanwhile: nothing is mapped, as a cut would end this process.
+    """As `lines_of`, from some byte on.
 
     Raises:
         LedgerError: the file cannot be read, or a line is too long.
@@ -109,8 +98,28 @@ def lines_from(path: Path, offset: int = 0) -> Iterator[bytes]:
         while part := os.pread(descriptor, _PART_BYTES, offset):
             offset += len(part)
             *lines, rest = (rest + part).split(b"\n")
-            _check_length(path, len(rest))
-            yield from lines
+            _check_length(path, max(map(len, (*lines, rest))))
+            for line in lines:
+                if _ZERO in line:
+                    return
+                yield line
+            if _ZERO in rest:
+                return
+
+
+def _check_length(path: Path, length: int) -> None:
+    if length > MOST_LINE_BYTES:
+        raise LedgerError(f"{path} has a line of more than {MOST_LINE_BYTES:,} bytes, which no server writes")
+
+
+def rest_of(path: Path, start: int) -> bytes:
+    """What stands in a segment after its whole lines, which end at `start`, but for the room that is left there.
+
+    Raises:
+        LedgerError: the file cannot be read.
+    """
+    with reading(path) as descriptor:
+        return os.pread(descriptor, MOST_LINE_BYTES, start).rstrip(_ZERO)
 
 
 def records_of(chain: Path) -> Iterator[Record]:

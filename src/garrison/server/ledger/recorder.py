@@ -1,6 +1,7 @@
 """Between a model's queue and the ledger: an answer leaves when its entry is on the disk, and not before.
 
-To be used from the event loop alone. It waits for nothing: what is answered goes to the writer's thread, which hashes, encodes and writes, and calls back.
+To be used from the event loop alone. It waits for nothing: what is answered goes to the writer's thread, which numbers, hashes and writes it, and calls back. Entries of answers that
+the enclave signed are encoded here, where the processor's caches hold what they tell: another thread takes twice as long. Where a body must be hashed first, it does that.
 
 A disk takes about as long for one batch as for several. So a batch is held while the next one is about to be computed, and both are written at once, for `HOLD_SECONDS` and
 `HOLD_REQUESTS` at most. Their clients then ask again together, and the batches stay large.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from garrison.errors import ProofError, UnavailableError
 from garrison.protocol.messages import Reply
 from garrison.protocol.statement import digests_in
-from garrison.server.ledger.records import Answers, Chain, Entry
+from garrison.server.ledger.records import OK, Chain, Entry, write_entries
 
 if TYPE_CHECKING:
     from garrison.server.ledger.writer import Writer
@@ -87,14 +88,18 @@ class Recorder:
         self._held = []
         requests, self._held_requests = self._held_requests, 0
         number, now = next(self._numbers), self._writer.now()
+        entries = _entries_at_once(held)
         loop = asyncio.get_running_loop()
         self._open[number] = self._held_since, held
+
+        def make(chain: Chain) -> bytes:
+            return chain.add_answers(now, self._model, self._version, entries or _entries(held), requests)
 
         def done(good: bool) -> None:  # noqa: FBT001  a callback
             with suppress(RuntimeError):  # the loop has ended, and so have all who waited
                 loop.call_soon_threadsafe(self._written, number, good)
 
-        self._writer.put(lambda chain: self._line(chain, now, held), done, requests)
+        self._writer.put(make, done, requests)
 
     def sweep(self, seconds: float) -> None:
         """Tell those to come again who have waited for the disk for longer than this. Their entries may be written still."""
@@ -110,9 +115,19 @@ class Recorder:
             else:
                 batch.give_up(batch.requests, self._writer.why_not() or "the ledger cannot be written just now")
 
-    def _line(self, chain: Chain, now: float, held: Sequence[_Batch]) -> bytes:
-        entries = tuple(_entry(request, reply) for batch in held for request, reply in zip(*batch[:2], strict=True))
-        return chain.add(Answers(chain.seq, now, self._model, self._version, entries))
+
+def _entries_at_once(held: Sequence[_Batch]) -> bytes | None:
+    """Their entries; None where that takes longer, or cannot be, of which the writer tells."""
+    if not all(reply.proof for batch in held for reply in batch.replies):
+        return None
+    try:
+        return _entries(held)
+    except ValueError:
+        return None
+
+
+def _entries(held: Sequence[_Batch]) -> bytes:
+    return write_entries([_entry(*pair) for batch in held for pair in zip(batch.requests, batch.replies, strict=True)])
 
 
 def _entry(request: Waiting, reply: Reply) -> Entry:
@@ -122,7 +137,7 @@ def _entry(request: Waiting, reply: Reply) -> Entry:
     return Entry(
         request.caller,
         outcome.rows,
-        outcome.code,
+        OK if outcome.code == OK else outcome.code,
         asked,
         told,
         request.nonce,
@@ -136,7 +151,9 @@ def _entry(request: Waiting, reply: Reply) -> Entry:
 def _digests(request: Waiting, reply: Reply) -> tuple[str, str]:
     """Of both bodies, in hex. For an answer in the open, those that the enclave signed."""
     if reply.proof:
-        with suppress(ProofError):
+        try:
             return digests_in(reply.proof)
+        except ProofError:  # `suppress` would take as long as the reading itself
+            pass
     told = hashlib.sha256(reply.body).hexdigest() if reply.body else ""
     return hashlib.sha256(request.body).hexdigest(), told

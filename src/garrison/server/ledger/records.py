@@ -16,6 +16,7 @@ Invariant: no tensor values, and nothing of a sealed request but its size in row
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -26,11 +27,13 @@ from garrison.errors import LedgerError
 from garrison.protocol.checkpoint import SignedCheckpoint, next_head
 
 FORMAT = 2
+OK = "ok"
 GENESIS = hashlib.sha256(b"garrison ledger v2\0").digest()
 MOST_LINE_BYTES = 64 * 1024 * 1024
 _HASH = b',"hash":"'
 _END = b'"}'
 _HEX = frozenset(b"0123456789abcdef")
+_NO_ENTRIES = b"[]}"
 _TAIL_BYTES = len(_HASH) + 64 + len(_END)
 
 
@@ -129,7 +132,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
     caller: str
     rows: int
-    code: str = "ok"
+    code: str = OK
     request: str = ""
     answer: str = ""
     nonce: str = ""
@@ -197,6 +200,11 @@ _ENCODER = msgspec.json.Encoder(order="deterministic")
 _DECODER: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
+def write_entries(entries: Sequence[Entry]) -> bytes:
+    """Entries as they stand in a line, for `Chain.add_answers`."""
+    return _ENCODER.encode(entries)
+
+
 class Chain:
     """The end of a chain: where the next line goes.
 
@@ -216,10 +224,20 @@ class Chain:
 
     def add(self, record: Record) -> bytes:
         """The line for a record whose `seq` is this chain's; the chain goes on after it."""
-        body = _ENCODER.encode(record)
-        self.head = next_head(self.head, hashlib.sha256(body).digest())
-        self.seq += record.entries_count
-        return b'%b,"hash":"%b"}\n' % (body[:-1], self.head.hex().encode())
+        return self._close(_ENCODER.encode(record)[:-1], record.entries_count)
+
+    def add_answers(self, time: float, model: str, version: int, entries: bytes, count: int) -> bytes:
+        """As `add`, for answers whose entries are written already."""
+        start = _ENCODER.encode(Answers(self.seq, time, model, version, ())).removesuffix(_NO_ENTRIES)
+        return self._close(start + entries, count)
+
+    def _close(self, said: bytes, entries: int) -> bytes:
+        """The line of a body, given without its last bracket."""
+        body = hashlib.sha256(said)
+        body.update(b"}")
+        self.head = next_head(self.head, body.digest())
+        self.seq += entries
+        return b"".join((said, _HASH, self.head.hex().encode(), _END, b"\n"))
 
     def follow(self, line: bytes) -> bytes:
         """Go on after a line that was read, without its line feed. Its body.

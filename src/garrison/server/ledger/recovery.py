@@ -1,20 +1,19 @@
 """Where a chain ends, for who goes on with it after a stop or a crash.
 
-A crash leaves whole lines and perhaps the beginning of one more, of which nobody has been told that it is written: that is cut off. Anything else that does not
-hold was no crash, and nothing is written after it.
+A crash leaves whole lines, and perhaps parts of those that nobody has been told of yet: that is cut off. Room for them was made before, so where the power failed zeros
+may stand in place of what is missing. Anything else that does not hold was no crash, and nothing is written after it.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from garrison.errors import LedgerError
 from garrison.protocol.checkpoint import SignedCheckpoint
-from garrison.server.ledger.folder import SEGMENT, reading, segments_of
-from garrison.server.ledger.reader import latest_checkpoint, lines_of
+from garrison.server.ledger.folder import SEGMENT, segments_of
+from garrison.server.ledger.reader import latest_checkpoint, lines_of, rest_of
 from garrison.server.ledger.records import FORMAT, Begin, Chain, Segment, read_body, split
 
 _HELP = "`garrison ledger verify` says more; keep the folder, and name another"
@@ -53,6 +52,8 @@ def recover(folder: Path) -> Found | None:
     found = segments_of(folder)
     live = [path for _, path in found if path.suffix == SEGMENT]
     while live and not _has_lines(live[-1]):
+        if b"\n" in rest_of(live[-1], 0):  # a first line is written alone: it was there
+            raise LedgerError(f"{live[-1]}: zeros stand in the first line; {_HELP}")
         if len(found) == 1:
             return None
         live.pop().unlink()  # begun, and never told of
@@ -85,7 +86,7 @@ def _end_of(path: Path, latest: SignedCheckpoint | None) -> Found:
         whole += len(line.text) + 1
     if not isinstance(first, Begin | Segment) or first.format != FORMAT:
         raise LedgerError(f"{path}: expected a ledger of format {FORMAT}")
-    tail = _tail(path, whole)
+    tail = rest_of(path, whole)
     unended = False
     with suppress(LedgerError):
         last, unended = chain.follow(tail), True
@@ -106,8 +107,3 @@ def _start_of(first: object) -> Chain:
 
 def _has_lines(path: Path) -> bool:
     return next(lines_of(path), None) is not None
-
-
-def _tail(path: Path, start: int) -> bytes:
-    with reading(path) as descriptor:
-        return os.pread(descriptor, max(0, os.fstat(descriptor).st_size - start), start)

@@ -24,7 +24,7 @@ from garrison.errors import LedgerError, ProofError
 from garrison.protocol.checkpoint import Checkpoint as Said
 from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.server.ledger.folder import chain_name, chains_of, segments_of
-from garrison.server.ledger.reader import Stub, is_stub, latest_checkpoint, lines_of, read_stub
+from garrison.server.ledger.reader import Stub, is_stub, latest_checkpoint, lines_of, read_stub, rest_of
 from garrison.server.ledger.records import (
     FORMAT,
     Answers,
@@ -209,7 +209,7 @@ class _Walk:
                 raise LedgerError(f"{where}: expected entry {start}, found {record.seq}")
             chain.seq += record.entries_count
             self._take(record, chain, where)
-        rest = path.stat().st_size - size
+        rest = len(rest_of(path, size))
         if rest and not last:
             raise LedgerError(f"{path.name}: {rest} bytes follow the last line")
         self._found.unfinished = rest

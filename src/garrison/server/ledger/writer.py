@@ -3,6 +3,9 @@
 Invariants: who is told that a line is written finds it on the disk, whatever happens then; a line whose write failed is told so, and is taken out again before
 another is written; a chain is gone on with only where its last file is whole, but for a line that a crash left unfinished at its end; nobody else writes to it.
 
+The file is some zeros longer than what is written: a line that takes their place needs no new length and no new block, so to synchronise it takes half of the processor's and the
+disk's time (measured on ext4). They are cut off when the file is closed.
+
 Not covered: a disk that says it has written and has not. Lines of answers that never left: a crash, or a disk that fails while it synchronises, may leave some.
 """
 
@@ -32,7 +35,8 @@ logger = logging.getLogger(__name__)
 STALL_SECONDS = 2.0
 """A disk that takes longer than this has no new questions computed: they would only wait with the others."""
 _PROBE_SECONDS = 0.5
-_PROBE_BYTES = 256 * 1024
+ROOM_BYTES = 256 * 1024
+"""So many zeros stand after the last line, at most. Where there is no room for them the disk counts as full."""
 _ROTATE_AGAIN_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 
@@ -150,7 +154,7 @@ class Writer:
 
     def now(self) -> float:
         """The time, as it stands in records."""
-        return round(self._clock(), 6)
+        return int(self._clock() * 1e6) / 1e6
 
     def close(self) -> None:
         """Write what is waiting, and let another have the chain."""
@@ -159,6 +163,8 @@ class Writer:
         if self._thread.is_alive():
             logger.error("the ledger's disk does not answer; %s is left as it is", self.path)
             return
+        with suppress(OSError):
+            self._trim()
         self._release()
 
     def _release(self) -> None:
@@ -169,7 +175,7 @@ class Writer:
 
     def _open(self, found: Found | None) -> None:
         if found is None:
-            self._chain, self._offset = Chain(), 0
+            self._chain, self._offset, self._room = Chain(), 0, 0
             path = self.path / segment_name(0)
             path.unlink(missing_ok=True)  # one that holds not even a first line
             self._file = create(path)
@@ -179,6 +185,7 @@ class Writer:
         self._file = open_own(found.path)
         os.ftruncate(self._file, found.whole)
         self._chain, self._offset, self._born = found.chain, found.whole, found.born
+        self._room = self._offset
         if found.unended:
             self._append(b"\n")
         os.fsync(self._file)
@@ -190,33 +197,39 @@ class Writer:
             if self._failure is not None and not self._repair():
                 self._hold(waiting)
             elif waiting:
-                self._commit(waiting)
                 self._rotate_if_due()
-            waiting.clear()  # requests and answers are let go of now, and not when the next ones come
+                self._commit(waiting)
+            waiting.clear()  # what was written is let go of now, and not when more comes
         if self._failure is not None:
             self._repair()
 
     def _next(self) -> list[_Item]:
         """All that is waiting; while the disk fails, nothing after a while."""
         waiting: list[_Item] = []
-        with suppress(queue.Empty):
+        try:
             item = self._queue.get(timeout=None if self._failure is None else _PROBE_SECONDS)
-            while item is not None:
-                waiting.append(item)
-                item = self._queue.get_nowait()
-            self._ending = True
+        except queue.Empty:
+            return waiting
+        while item is not None:
+            waiting.append(item)
+            if self._queue.empty():
+                return waiting
+            item = self._queue.get()
+        self._ending = True
         return waiting
 
     def _commit(self, waiting: list[_Item]) -> None:
-        chain, lines, written = self._chain.copy(), list[bytes](), list[_Item]()
+        chain = self._chain.copy()
+        lines: list[bytes] = []
+        written: list[_Item] = []
         for item in waiting:
-            before = chain.copy()
+            seq, head = chain.seq, chain.head
             try:
                 lines.append(item.make(chain))
                 written.append(item)
             except Exception:
                 logger.exception("something could not be written to the ledger")
-                chain = before
+                chain.seq, chain.head = seq, head
                 item.done(False)  # noqa: FBT003  a callback
         self._busy_since = time.monotonic()
         try:
@@ -240,18 +253,38 @@ class Writer:
 
     def _append(self, data: bytes) -> None:
         """Put bytes at the end, on the disk. Where that fails, the end is where it was."""
+        end = self._offset + len(data)
+        if end > self._room:
+            self._make_room(end)
+        self._put(data, self._offset)
+        try:
+            self._sync(self._file)
+        except OSError as error:
+            raise _SyncError(error.errno, error.strerror) from error
+        self._offset = end
+
+    def _make_room(self, end: int) -> None:
+        """Put zeros where a line is to stand that ends at `end`, and after it. Zeros are no line: a crash here does no harm."""
+        end += min(ROOM_BYTES, self._segment_bytes)
+        try:
+            self._put(bytes(end - self._room), self._room)
+        except OSError:
+            os.ftruncate(self._file, self._room)
+            raise
+        self._room = end
+
+    def _put(self, data: bytes, at: int) -> None:
         view = memoryview(data)
-        at = self._offset
         while view:
             written = os.pwrite(self._file, view, at)
             if written <= 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             at, view = at + written, view[written:]
-        try:
-            self._sync(self._file)
-        except OSError as error:
-            raise _SyncError(error.errno, error.strerror) from error
-        self._offset = at
+
+    def _trim(self) -> None:
+        """Cut off what stands after the end."""
+        os.ftruncate(self._file, self._offset)
+        self._room = self._offset
 
     def _append_record(self, record_at: RecordAt) -> None:
         chain = self._chain.copy()
@@ -264,12 +297,11 @@ class Writer:
         if failure is None:
             return True
         try:
-            os.ftruncate(self._file, self._offset)
+            self._trim()
             if not failure.synced:
                 self._sync(self._file)
                 self._rotate()  # what the system believes to be in the old file may not be on the disk
                 failure.synced = True
-            self._try_out()
             self._append_record(lambda seq, now: Outage(seq, now, failure.since, failure.held, failure.error))
         except OSError as error:
             failure.error = _cause(error)
@@ -279,21 +311,10 @@ class Writer:
         logger.warning("the ledger is written again; %d requests were held back meanwhile", failure.held)
         return True
 
-    def _try_out(self) -> None:
-        """See that there is room for more than one line. Zeros at the end are no line: a crash here does no harm."""
-        try:
-            zeros, at = memoryview(bytes(_PROBE_BYTES)), self._offset
-            while zeros:
-                written = os.pwrite(self._file, zeros, at)
-                at, zeros = at + written, zeros[written:]
-            self._sync(self._file)
-        finally:
-            os.ftruncate(self._file, self._offset)
-
     def _rotate_if_due(self) -> None:
-        now = self.now()
+        now = self._clock()
         due = self._offset >= self._segment_bytes or not 0 <= now - self._born < self._segment_seconds
-        if self._failure is not None or not due or now < self._rotate_from:
+        if not due or now < self._rotate_from:
             return
         try:
             self._rotate()
@@ -304,14 +325,15 @@ class Writer:
     def _rotate(self) -> None:
         """Go on in another file."""
         path = self.path / segment_name(self._chain.seq)
+        self._trim()
         old, offset, chain = self._file, self._offset, self._chain
-        self._file, self._offset = create(path), 0
+        self._file, self._offset, self._room = create(path), 0, 0
         try:
             before = chain.head.hex()
             self._append_record(lambda seq, now: Segment(seq, now, self.ledger, FORMAT, before))
         except OSError:
             os.close(self._file)
-            self._file, self._offset, self._chain = old, offset, chain
+            self._file, self._offset, self._room, self._chain = old, offset, offset, chain
             path.unlink(missing_ok=True)
             raise
         os.close(old)
