@@ -1,6 +1,6 @@
 """What transfer-set and equation thieves get of real undefended models, trial by trial: the figures in docs/attacks.
 
-    python -m benchmarks.thieves [--out out/thieves] [--only adaptive,jbda,toolbox,active,race,trees] [--seeds 3] [--minutes 8]
+    python -m benchmarks.thieves [--out out/thieves] [--only adaptive,jbda,toolbox,active,race,trees,alike] [--seeds 3] [--minutes 8]
 
 Target of the transfer sets: the undefended Fashion-MNIST model of `python -m benchmarks.run` (out/bench/seed-0), asked through its bundle.
 The thief has pictures that it was not trained on. Tables: models of scikit-learn, sealed, fitted here. What is finished is kept in the out
@@ -22,6 +22,7 @@ import torch
 from benchmarks.cloudleak_targets import ROOT
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
+from sklearn.tree import DecisionTreeClassifier
 from tests.attacks.extraction import trees
 from tests.attacks.extraction.sealed import Sealed, fit, race, sealed
 from tests.attacks.extraction.sealed import stolen as stolen_table
@@ -40,6 +41,7 @@ from garrison.attacks.extraction.network_equations import NetworkEquations
 from garrison.attacks.extraction.path_finding import PathFinding
 from garrison.attacks.extraction.path_finding_missing import PathFindingMissing
 from garrison.attacks.extraction.seeds_alone import SeedsAlone
+from garrison.attacks.extraction.tree_service import TreeService
 from garrison.attacks.knowledge import Knowledge, Labelled
 from garrison.audit.targets import ServiceTarget, unguarded
 from garrison.bundle.reader import verify
@@ -214,6 +216,24 @@ def forest() -> Iterator[Job]:
         yield Job(f"path finding, {name}", do)
 
 
+def alike() -> Iterator[Job]:
+    """Trees of 20 leaves that answer with ones and zeros, so that leaves cannot be told apart; features as they come, unscaled."""
+    for name in ("breast-cancer", "wine", "german-credit", "unscaled"):
+        for kind, attack in (("", PathFinding()), (", unchecked", PathFinding(proof=0))):
+
+            def do(seed: int, out: Path, name: str = name, attack: PathFinding = attack) -> Metrics:
+                del out
+                x, y = trees.table(name)
+                model = DecisionTreeClassifier(max_leaf_nodes=20, random_state=0).fit(x, y)
+                target = TreeService(model, x.min(axis=0), x.max(axis=0), missing=False, decimals=0)
+                trial = trees.steal(target, x, attack, seed=seed)
+                told = {"at most wrong, as it says": trial.told["answered otherwise, drawn evenly, at most"]}
+                found = shown(trial, "fidelity", "uniform_fidelity")
+                return found | {"questions a leaf": trial.queries / target.leaves} | told
+
+            yield Job(f"path finding, answers alike, {name}{kind}", do)
+
+
 GROUPS: dict[str, Callable[[], Iterator[Job]]] = {
     "adaptive": adaptive,
     "jbda": jbda,
@@ -221,6 +241,7 @@ GROUPS: dict[str, Callable[[], Iterator[Job]]] = {
     "active": active,
     "race": equations,
     "trees": forest,
+    "alike": alike,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.attacks.services import FEATURES, Linear, rows
 from tests.audit.worlds import World
 from tests.audit.worlds import rows as named
 
-from garrison.attacks.exam import Exam
+from garrison.attacks.exam import Exam, Loot
 from garrison.attacks.extraction.equation_solving import EquationSolving
 from garrison.attacks.oracle import Answers
 from garrison.audit.arms import choose_arms
@@ -161,6 +162,26 @@ def test_who_has_the_model_already_asks_no_more() -> None:
     found = attacked(thief(plan))
     assert tried(found) == {("equation-solving", "naive", FEATURES + 1)}
     assert {item.why for item in found.left_out} == {"equation-solving, 7 queries, soft has the model already"}
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_after_a_thief_who_says_that_nothing_is_left_a_part_of_the_model_is_enough(
+    monkeypatch: pytest.MonkeyPatch, *, sure: bool
+) -> None:
+    """An attack's own word chooses what else is tried, where the exam does not belie it; the control does not say it."""
+    solve = EquationSolving.run
+
+    def run(self: EquationSolving, *args: Any) -> Loot:
+        clone = solve(self, *args)
+        return Loot(clone.clone if isinstance(clone, Loot) else clone, settled=sure)
+
+    monkeypatch.setattr(EquationSolving, "run", run)
+    unreached = "enough = 2.0"
+    left = {
+        s: len(attacked(thief(parse_plan(f"{unreached}\nsettled = {s}" + MANY, "a test"))).left_out) for s in (0.9, 2.0)
+    }
+    assert bool(left[0.9]) == sure
+    assert not left[2.0]  # control: what is measured has the last word
 
 
 def test_limits_bound_what_the_service_is_asked() -> None:

@@ -16,11 +16,11 @@ ROWS = Rows(np.zeros((1, 2)), np.zeros(1, dtype=np.int64), (), "rows", "")
 DATA = AuditData(ROWS, ROWS, ROWS, own=ROWS)
 
 
-def finding(attack: str, value: float, queries: int, tactic: str = "naive") -> Finding:
+def finding(attack: str, value: float, queries: int, tactic: str = "naive", metric: str = "clone_accuracy") -> Finding:
     return Finding(
         attack=attack,
         target="defended",
-        metric="clone_accuracy",
+        metric=metric,
         value=value,
         low=None,
         high=None,
@@ -43,6 +43,29 @@ def test_rows_that_the_thief_labelled_are_no_loot() -> None:
     # Control: a thief who began with nothing, and one who was not compared.
     assert "own kind" not in words.headline(plan, DATA, [jbda, alone, knockoff], [])
     assert "labelled" not in words.headline(plan, DATA, [jbda], [])
+
+
+def stolen(attack: str, accuracy: float, fidelity: float, queries: int) -> list[Finding]:
+    return [
+        finding(attack, accuracy, queries),
+        finding(attack, fidelity, queries, metric="fidelity"),
+    ]
+
+
+def test_the_headline_names_the_thief_with_the_whole_model_and_not_a_cheaper_one_who_is_right_by_luck() -> None:
+    plan = parse_plan(PLAN, "a test")
+    whole, lucky = stolen("path-finding", 0.941, 1.0, 1200), stolen("knockoff", 0.943, 0.9962, 500)
+    text = words.headline(plan, DATA, [*lucky, *whole], [])
+    assert "by path-finding" in text
+    assert "is right on 94.1 % and answers as the undefended model on 100.0 % of rows" in text
+    dearer = stolen("equation-solving", 0.941, 1.0, 5000)
+    assert words.best_clone([*dearer, *whole]) == whole[1]  # of two with the whole model the cheaper one
+    # Control: of trained clones half a point is luck, and the cheaper one is named.
+    near, nearest = stolen("knockoff", 0.78, 0.802, 500), stolen("copycat", 0.79, 0.806, 2000)
+    assert words.best_clone([*nearest, *near]) == near[1]
+    assert words.best_clone([*nearest, *stolen("knockoff", 0.79, 0.795, 500)]) == nearest[1]
+    # Where no reference is at hand, by accuracy.
+    assert words.best_clone([lucky[0], whole[0]]) == lucky[0]
 
 
 def test_an_audit_that_stopped_early_says_so() -> None:

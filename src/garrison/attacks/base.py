@@ -63,6 +63,7 @@ class Trial:
         scores: by metric, one value an exam row, or a single one; its mean is the metric.
         told: what the attack says of itself; grades nothing.
         pictures: for the report.
+        settled: see `Loot`.
         cover: rows of cover traffic that it sent beside its queries.
         watched: whether the service has detectors whose alarms could be read off.
         alarm_queries: the attacker's rows of one account when the first alarm rang; 0 where none rang.
@@ -81,6 +82,7 @@ class Trial:
     scores: Mapping[str, FloatArray]
     told: Mapping[str, float] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
+    settled: bool = False
     cover: int = 0
     watched: bool = False
     alarm_queries: int = 0
@@ -236,6 +238,7 @@ class Attack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             waiting=meter.seconds,
             scores=measure_loot(loot, exam, oracle.facts),
             told=dict(loot.told),
+            settled=loot.settled,
             pictures=loot.pictures,
             cover=meter.cover,
         )

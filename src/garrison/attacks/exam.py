@@ -48,12 +48,14 @@ class Loot:
         told: what the attack says of itself, such as leaves found or queries a leaf; shown under its name, never graded.
         hyperparameters: what it takes the model's hyperparameters to be; graded against `Exam.hyperparameters`.
         pictures: for the report.
+        settled: whether the attack, by a check of its own, has nearly all that it can get. Chooses what else is tried; grades nothing.
     """
 
     clone: Clone
     told: Mapping[str, float] = field(default_factory=dict)
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

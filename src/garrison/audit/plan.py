@@ -140,6 +140,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         categorical: by flat feature number, the values that it takes.
         training: what a thief of hyperparameters knows.
         enough: fidelity from which on the dearer attacks on that target are left out; above 1 for never.
+        settled: the same after an attack whose own check says that it has nearly all it can get, such as a tree found leaf by leaf.
         else_uniform: rows that do not fit the target are replaced by rows drawn evenly from its stated range, and the report says so.
         most_queries, most_usd, most_minutes: what the audit may ask of the service, pay it, and take; 0 for no limit. What does not
             fit is left out, and named.
@@ -166,6 +167,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     categorical: dict[int, tuple[float, ...]] = msgspec.field(default_factory=dict)
     training: TrainingPlan | None = None
     enough: float = 2.0
+    settled: float = 2.0
     else_uniform: bool = False
     most_queries: int = 0
     most_usd: float = 0.0
@@ -361,7 +363,7 @@ def _problem(plan: Plan) -> str:
             {(e.label or e.name, e.answers, e.budget) for e in plan.evasions}
         )
         == len(plan.evasions),
-        "enough must be above 0": plan.enough > 0,
+        "enough and settled must be above 0": min(plan.enough, plan.settled) > 0,
         "categorical must name features from 0 on, each with finite values": all(
             number >= 0 and values and all(math.isfinite(value) for value in values)
             for number, values in plan.categorical.items()

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _AXES_OF_A_PICTURE = 3
 FIDELITIES = (0.90, 0.95, 0.99)
+_WHOLE = 0.999
 NOBODY = "none"
 
 
@@ -147,7 +148,8 @@ class Thief:
                 found.left_out.append(LeftOut(target=name, attack=str(step), why=why, code=code, **place))
             if trials:
                 self._add(found, step, trials, target, name)
-                exact = exact or _enough(found.findings, step, self.plan.enough)
+                least = self.plan.settled if all(trial.settled for trial in trials) else self.plan.enough
+                exact = exact or _enough(found.findings, step, min(least, self.plan.enough))
             self.pace.done(step, times=0 if step.senseless else len(seeds) - len(trials))
         return found
 
@@ -298,7 +300,8 @@ def _enough(found: list[Finding], step: Step, enough: float) -> str:
     shares = [mine[metric] for metric in ("fidelity", "uniform_fidelity") if metric in mine]
     if not shares or any(value is None or value < enough for value in shares):
         return ""
-    return f"{step} has the model already"
+    reached = min(value for value in shares if value is not None)
+    return f"{step} has {'the model' if reached >= _WHOLE else f'{100 * reached:.1f} % of the model'} already"
 
 
 def queries_to_fidelity(found: list[Finding], usd_per_query: float) -> list[Finding]:

@@ -39,25 +39,27 @@ def money(usd: float) -> str:
 def headline(plan: Plan, data: AuditData, findings: Sequence[Finding], controls: Sequence[Finding]) -> str:
     """What a thief gets from the service at what price, beside what the undefended model and chance give.
 
-    Of all that was tried against the service, the clone that is nearest to the model; of those as good but for half a point, the
-    cheapest one.
+    See `best_clone` for which thief that is. Where the test rows have classes its clone's accuracy is told, and its fidelity with it.
     """
-    best = best_clone(findings)
-    if best is None:
+    nearest = best_clone(findings)
+    if nearest is None:
         return "Nothing was stolen from the service: no attack of the plan could be carried out against it."
+    right = (f for f in findings if f.target == nearest.target and _same_try(f, nearest, "clone_accuracy"))
+    best = next((f for f in right if f.value is not None), nearest)
+    also = "" if best is nearest else f" and {_MEANS[nearest.metric]} {_valued(nearest)}"
     paid = f"{best.queries + best.cover:,} queries at {money(plan.usd_per_1000)} per 1,000"
     tried = {(f.attack, f.tactic) for f in findings if f.metric == best.metric and f.target == best.target}
     how = best.attack if best.tactic == NAIVE else f"{best.attack} with {best.tactic}"
     rows = data.test.source
     text = (
-        f"For {money(best.cost_usd)} ({paid}), a thief gets from the service a clone that {_MEANS[best.metric]} {_valued(best)} of "
+        f"For {money(best.cost_usd)} ({paid}), a thief gets from the service a clone that {_MEANS[best.metric]} {_valued(best)}{also} of "
         f"{rows}, by {how}{', the best of ' + str(len(tried)) + ' ways tried' if len(tried) > 1 else ''}; "
         f"{_chance(best, controls)}."
     )
     others = [
         f"{share(f.value)} from {_the(f.target)}"
         for f in findings
-        if f.target in _BARE and _same_try(f, best) and f.value is not None
+        if f.target in _BARE and _same_try(f, best, best.metric) and f.value is not None
     ]
     text += f" The same money buys {' and '.join(others)}." if others else ""
     return text + _before(plan, data, best, findings)
@@ -80,23 +82,32 @@ _MEANS = {
     "fidelity": "answers as the undefended model on",
     "uniform_fidelity": "answers as the undefended model on",
 }
-_AS_GOOD = 0.005
+_AS_GOOD, _OF_THE_REST = 0.005, 0.1
 
 
 def best_clone(findings: Sequence[Finding]) -> Finding | None:
-    """The nearest clone of the service and of those as good the cheapest; None where there is none."""
-    for metric in ("clone_accuracy", "fidelity"):
-        # What asks nothing, such as the rows that a thief labelled by hand, is no theft.
-        asking = [f for f in findings if f.queries and f.value is not None]
-        mine = [f for f in asking if (f.target, f.metric) == (TargetName.DEFENDED, metric)]
+    """The nearest clone of the service, and of those as good the cheapest; None where there is none.
+
+    The nearest has the highest fidelity, where that was not measured the highest accuracy. As good is what falls short of it by at most
+    half a point and a tenth of what it lacks itself: nothing is as good as the whole model.
+    """
+    # What asks nothing, such as the rows that a thief labelled by hand, is no theft.
+    asking = [f for f in findings if f.queries and f.value is not None and f.target == TargetName.DEFENDED]
+    for metric in ("fidelity", "clone_accuracy"):
+        mine = [f for f in asking if f.metric == metric]
         if mine:
             most = max(f.value or 0.0 for f in mine)
-            return min((f for f in mine if (f.value or 0.0) >= most - _AS_GOOD), key=lambda f: f.cost_usd)
+            least = most - min(_AS_GOOD, _OF_THE_REST * (1.0 - most))
+            return min(
+                (f for f in mine if (f.value or 0.0) >= least), key=lambda f: (f.cost_usd, f.queries, -(f.value or 0.0))
+            )
     return None
 
 
-def _same_try(a: Finding, b: Finding) -> bool:
-    return (a.metric, a.attack, a.tactic, a.answers, a.budget) == (b.metric, b.attack, b.tactic, b.answers, b.budget)
+def _same_try(a: Finding, b: Finding, metric: str) -> bool:
+    """Whether a has that metric and is of the same try as b, against this or another target."""
+    same = (a.attack, a.tactic, a.answers, a.budget) == (b.attack, b.tactic, b.answers, b.budget)
+    return same and a.metric == metric
 
 
 def _valued(finding: Finding) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from tests.attacks.services import CLASSES, Linear, rows
@@ -9,7 +10,14 @@ from tests.attacks.services import CLASSES, Linear, rows
 from garrison.attacks.exam import Exam
 from garrison.attacks.extraction.clusters import Groups, clusters, projected
 from garrison.attacks.extraction.knockoff import Knockoff
-from garrison.attacks.extraction.knockoff_adaptive import Bandit, Judge, KnockoffAdaptive, Reward, meanings
+from garrison.attacks.extraction.knockoff_adaptive import (
+    Bandit,
+    Judge,
+    KnockoffAdaptive,
+    Reward,
+    meanings,
+    sure_classes,
+)
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, MeteredOracle, Oracle
 from garrison.types import Array
@@ -152,6 +160,40 @@ def test_without_rewards_it_is_the_random_thief() -> None:
     ]
     assert (np.concatenate(random.asked) == np.concatenate(blind.asked)).all()
     assert (trials[0].scores["clone_accuracy"] == trials[1].scores["clone_accuracy"]).all()
+
+
+class Vague(Dull):
+    """Never sure of its last class, as a service is not that is asked about nothing of its own kind."""
+
+    def query(self, x: Array) -> Answers:
+        found = super().query(x)
+        assert found.probabilities is not None
+        p = found.probabilities.copy()
+        vague = p.argmax(axis=1) == CLASSES - 1
+        p[vague] = 0.4 * p[vague] + 0.6 / CLASSES
+        return Answers(p.argmax(axis=1).astype(np.int64), p, found.refused, found.uncertain)
+
+
+def asked_by(attack: Knockoff, service: Linear) -> Array:
+    attack.run(MeteredOracle(service, 600), Knowledge(pool()), np.random.default_rng(0))
+    found: Array = np.concatenate(service.asked)
+    return found
+
+
+def test_where_a_class_is_never_answered_surely_it_asks_as_the_random_thief() -> None:
+    adaptive = KnockoffAdaptive(actions=40, rate=3.0, rows_a_round=50, epochs=1, fewest_steps=1)
+    for service in (Vague, Dull):
+        random, bandit = asked_by(Knockoff(epochs=1, fewest_steps=1), service()), asked_by(adaptive, service())
+        # Control: the same service, sure of every class.
+        assert bool((random == bandit).all()) == (service is Vague)
+    assert (random != asked_by(msgspec.structs.replace(adaptive, sure=0.0), Vague())).any()
+
+
+def test_an_answer_is_sure_by_its_lead() -> None:
+    answers = np.array([[0.97, 0.03, 0.0], [0.05, 0.9, 0.05], [0.3, 0.3, 0.4], [0.0, 0.0, 1.0]])
+    assert sure_classes(answers, 0.9) == {0, 2}
+    assert sure_classes(answers, 0.8) == {0, 1, 2}
+    assert sure_classes(answers[:0], 0.9) == set()
 
 
 def test_labels_alone_say_nothing_of_certainty() -> None:

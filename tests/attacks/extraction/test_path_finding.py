@@ -22,11 +22,14 @@ from garrison.attacks.exam import Exam
 from garrison.attacks.extraction import leaves
 from garrison.attacks.extraction.boxes import Space
 from garrison.attacks.extraction.path_finding import Explorer, PathFinding
+from garrison.attacks.extraction.proving import Draw, Prover
 from garrison.attacks.extraction.tree_service import TreeService
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import Answers, LabelsOnly, MeteredOracle, OracleFacts
 from garrison.errors import AuditError
 from garrison.types import Array
+
+_SAID = ("answered otherwise, drawn evenly, at most", "last check, inputs drawn evenly")
 
 
 @dataclass
@@ -98,7 +101,7 @@ def test_german_credit_is_exact_although_leaves_share_an_identity(credit: German
     trials = [trees.steal(target, credit.x.astype(dtype), PathFinding(), seed=seed) for seed in range(2)]
     assert all(exact(trial) for trial in trials)
     assert max(trial.queries for trial in trials) <= 26 * 60
-    assert all(trial.told["exact by its own check"] for trial in trials)
+    assert all(trial.settled for trial in trials)
 
 
 def test_categories_are_split_value_by_value(credit: German) -> None:
@@ -166,6 +169,76 @@ def test_without_its_checks_it_takes_several_leaves_for_one(german: tuple[Array,
     without, checked = (steal(target, target.everywhere(), attack=a).scores["fidelity"].mean() for a in attacks)
     assert checked > 0.99
     assert checked > without + 0.003
+
+
+@pytest.mark.parametrize("data", ["unscaled", "wine"])
+def test_a_tree_that_answers_like_labels_on_unscaled_features_is_exact(data: str) -> None:
+    """All leaves share their answers with others. The control does not ask again at the end, and does not claim to have."""
+    target = tree(trees.table(data), 20, decimals=0)
+    where = target.everywhere(10_000)
+    trial, control = (steal(target, where, attack=attack) for attack in (PathFinding(), PathFinding(proof=0)))
+    assert trial.scores["fidelity"].mean() >= 0.999
+    assert trial.settled
+    wrong = 1.0 - control.scores["fidelity"].mean()
+    assert not control.settled
+    assert control.told["answered otherwise, drawn evenly, at most"] == 1.0
+    assert data != "unscaled" or wrong > 0.003
+
+
+def test_what_it_says_of_itself_bounds_what_is_wrong() -> None:
+    """The bound is what the agreeing inputs bear, and covers the truth; a check cut short by the budget claims less."""
+    target = tree(trees.table("unscaled"), 20, decimals=0)
+    where = target.everywhere(10_000)
+    bounds = []
+    for budget in (400, 2500, 20_000):
+        trial = steal(target, where, budget=budget)
+        bound, asked = (trial.told[f"{what}"] for what in _SAID)
+        assert 1.0 - trial.scores["fidelity"].mean() <= bound
+        assert asked > 0
+        bounds.append(bound)
+    assert bounds[0] > 0.2 > 0.02 > bounds[2]
+    blind = steal(target, where, attack=PathFinding(proof=0))
+    assert [blind.told[what] for what in _SAID] == [1.0, 0.0]
+
+
+def test_the_bound_is_clopper_and_pearsons_shared_over_the_checks() -> None:
+    target = tree(trees.table("unscaled"), 4)
+    found = leaves.Tree(MeteredOracle(target, 5000), Space.of(target.facts, 1e-3))
+    prover = Prover(found, np.random.default_rng(0), target.x[:50].astype(np.float64), 300)
+    assert prover.bound(Draw.EVEN) == 1.0
+    points, identities = prover.errors()  # nothing is known yet
+    assert len(points) == len(identities) == 60
+    explorer = Explorer(found, prover.rng, prover.surrogate, 8)
+    explorer.mend(points, identities)
+    assert prover.errors()[1] == ()
+    n = prover.asked[Draw.EVEN]
+    assert n >= 100
+    p = prover.bound(Draw.EVEN)
+    assert (1 - p) ** n == pytest.approx(0.05 / (2 * 3))  # the second check
+    assert set(prover.asked) == set(Draw)
+    assert found.oracle.rows < 5000
+
+
+def searched(threshold: float) -> tuple[float, float, int]:
+    """Where a lone threshold between 0 and 200 is found to lie, and in how many questions."""
+    x = np.array([[0.0], [200.0]], dtype=np.float32)
+    model = DecisionTreeClassifier(max_leaf_nodes=2).fit(x, [0, 1])
+    model.tree_.threshold[0] = threshold
+    found = leaves.Tree(MeteredOracle(Tree(model, x), 500), Space.of(Tree(model, x).facts, 1e-3))
+    near, far = found.change(np.array([0.0]), 0, 200.0)
+    return near, far, found.oracle.rows
+
+
+def test_a_round_threshold_is_found_to_the_last_bit_in_few_questions() -> None:
+    for threshold in (37.5, 123.0, 0.25):
+        near, far, asked = searched(threshold)
+        assert near == threshold
+        assert far == np.nextafter(np.float32(threshold), np.float32(200))
+        assert asked <= 16
+    odd = float(np.pi * 40)
+    near, far, asked = searched(odd)
+    assert near <= odd < far <= near + 1e-3  # control: any other number, as exactly as was asked
+    assert asked > 16
 
 
 def test_a_smooth_model_has_no_leaves_to_find() -> None:

@@ -37,6 +37,18 @@ def german() -> German:
     return German(data.x.astype(np.float32), data.y, categories)
 
 
+def table(name: str) -> tuple[Array, Array]:
+    """Rows of a data set as they come, without what is missing, and their classes; "unscaled" has ten features with ranges from 1 to 1e5,
+    and two classes that no single one tells apart."""
+    if name != "unscaled":
+        data = datasets.load(name, "all")
+        assert data.y is not None
+        return np.nan_to_num(data.x.astype(np.float32)), data.y
+    z = np.random.default_rng(3).random((2000, 10))
+    y = (z[:, 0] > 0.5) ^ (z[:, 3] > 0.5) | (z[:, 5] + z[:, 7] * z[:, 9] > 0.9)
+    return (z * 10.0 ** np.linspace(0, 5, 10)).astype(np.float32), y.astype(np.int64)
+
+
 def tree_service(data: German, leaves: int, *, categories: bool, **options: Any) -> TreeService:
     """A tree behind the service that answers at inner nodes; with `categories` it tests them value by value."""
     columns = Columns(data.x.shape[1], data.categories if categories else None)

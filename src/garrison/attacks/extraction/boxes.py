@@ -16,9 +16,12 @@ from garrison.attacks.draws import within
 from garrison.attacks.oracle import OracleFacts
 from garrison.types import Array, BoolArray, FloatArray
 
-_FINEST = 9
 _STEPS = (1.0, 0.5, 0.25)
 """A threshold is usually the mean of two values with few decimals."""
+_OF_RANGE = 1e-5
+"""No threshold is left coarser than this share of its feature's range."""
+_MUCH_ROUNDER = 8.0
+"""An end is taken for the threshold from so many times the grain of what lies between on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +66,12 @@ class Region:
             return None
         return Region(np.minimum(self.low, other.low), np.maximum(self.high, other.high), self.allowed)
 
+    def but(self, i: int) -> tuple[bytes, ...]:
+        """What is the same of two boxes that differ in feature i at most."""
+        others = np.arange(len(self.low)) != i
+        values = (allowed.tobytes() for k, allowed in self.allowed.items() if k != i)
+        return (self.low[others].tobytes(), self.high[others].tobytes(), *values)
+
     def overlaps(self, other: Region) -> bool:
         """Whether they share more than an edge."""
         touching = (np.minimum(self.high, other.high) <= np.maximum(self.low, other.low)) & (self.high > self.low)
@@ -72,11 +81,12 @@ class Region:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """A region that gave one identity wherever it was asked."""
+    """A region that gave one identity wherever it was asked, `point` of it among others."""
 
     region: Region
     identity: bytes
     answer: FloatArray
+    point: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +112,9 @@ class Space:
         low, high = (np.broadcast_to(v, facts.shape).reshape(-1).astype(np.float64) for v in (facts.low, facts.high))
         whole = facts.dtype.kind in "iub"
         values = {i: np.unique(np.asarray(taken, dtype=np.float64)) for i, taken in (categorical or {}).items()}
-        return cls(facts, low, high, np.full(low.shape, 1.0 if whole else epsilon), values)
+        wide = np.where(high > low, high - low, 1.0)
+        step = np.ones(low.shape) if whole else np.minimum(epsilon, _OF_RANGE * wide)
+        return cls(facts, low, high, step, values)
 
     @property
     def whole(self) -> Region:
@@ -128,6 +140,11 @@ class Space:
         exact = np.floor(points) if self.facts.dtype.kind in "iub" else points
         return within(exact.reshape(len(points), *self.facts.shape), self.facts)
 
+    def narrowed(self, points: FloatArray) -> FloatArray:
+        """Points (n, features) where they are asked: as the service's dtype has them."""
+        found: FloatArray = self.rows(points).reshape(points.shape).astype(np.float64)
+        return found
+
     def draw(self, rng: np.random.Generator, region: Region) -> FloatArray:
         """A point drawn evenly from a box, whole numbers where the features are; shape (features,)."""
         u = rng.random(len(self.low))
@@ -152,26 +169,33 @@ class Space:
         last = high if high >= self.high[i] else high - float(self.step[i])
         return (first, last) if first <= last else (0.5 * (low + high), 0.5 * (low + high))
 
-    def middle(self, low: float, high: float, feature: int) -> float | None:
-        """A point between two, or None where they are as close as they are told apart."""
+    def between(
+        self, low: float, high: float, feature: int, grains: Mapping[float, float]
+    ) -> tuple[float, float] | None:
+        """The next point to ask between two of different identities, and its grain; None where they are as close as they are told apart.
+
+        The roundest number near the middle, since it may be the threshold. An end that was asked, is much rounder than what lies
+        between and is still an end is likely to be it: then its neighbour, which ends the search.
+
+        Args:
+            grains: by end that was asked as such a round number, the decimal step that it is a multiple of.
+        """
+        if self.facts.dtype.kind in "iub":
+            return (float(np.floor(0.5 * (low + high))), 0.0) if high - low > 1 else None
         if high - low <= self.step[feature]:
             return None
-        middle = 0.5 * (low + high)
-        if self.facts.dtype.kind in "iub":
-            return float(np.floor(middle))
-        narrow = float(np.asarray(middle, dtype=self.facts.dtype))
-        return narrow if low < narrow < high else None
+        quarter, narrow = 0.25 * (high - low), self.facts.dtype.type
+        found, grain = roundest(low + quarter, high - quarter)
+        for end, other in ((low, high), (high, low)):
+            if grains.get(end, 0.0) >= _MUCH_ROUNDER * grain:
+                found, grain = float(np.nextafter(narrow(end), narrow(other))), 0.0
+                break
+        point = float(narrow(found))
+        return (point, grain) if low < point < high else None
 
     def threshold(self, low: float, high: float) -> float:
         """The roundest number from low on and below high, points on the two sides of a threshold."""
-        if self.facts.dtype.kind in "iub" or high - low >= 1:
-            return 0.5 * (low + high)
-        for decimals in range(_FINEST):
-            for step in (s * 10.0**-decimals for s in _STEPS):
-                found = step * math.ceil(low / step)
-                if low <= found < high:
-                    return found
-        return 0.5 * (low + high)
+        return 0.5 * (low + high) if self.facts.dtype.kind in "iub" else roundest(low, high)[0]
 
     def share(self, region: Region) -> float:
         """A box's part of the whole space, in [0, 1]."""
@@ -179,3 +203,14 @@ class Space:
         wide[list(self.values)] = False
         parts = (region.high[wide] - region.low[wide]) / (self.high[wide] - self.low[wide])
         return float(parts.prod()) * math.prod(float(allowed.mean()) for allowed in region.allowed.values())
+
+
+def roundest(low: float, high: float) -> tuple[float, float]:
+    """The number from low on and below high that is a multiple of the coarsest decimal step, and that step."""
+    largest = max(abs(low), abs(high))
+    for exponent in range(math.ceil(math.log10(largest)), math.floor(math.log10(high - low)) - 1, -1):
+        for step in (s * 10.0**exponent for s in _STEPS):
+            found = step * math.ceil(low / step)
+            if low <= found < high:
+                return found, step
+    return 0.5 * (low + high), 0.0

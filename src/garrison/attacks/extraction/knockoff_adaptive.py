@@ -13,7 +13,11 @@ what the clone between two rounds takes it for and how surely; a row is drawn wi
 The clone behind the loss is trained on between rounds of rows, not after each row; the loss is `1 - exp(-KL(answer, clone))`, so that
 it lies in [0, 1]; rows without a usable answer earn nothing.
 
-Invariant: as long as nothing is learnt, and with no reward, the rows are those of the random strategy with the same seed, in its order. The
+A pile that holds nothing of the model's own kind is answered surely with a few of the classes alone, and there the groups that pay are no
+better to learn from. So nothing is preferred before every class was answered surely; until then, it may be to the end, the thief is the random
+one.
+
+Invariant: as long as nothing is learnt or preferred, and with no reward, the rows are those of the random strategy with the same seed, in its order. The
 last training begins anew and is the random strategy's own. So the two differ in the rows that the bandit preferred, and in no luck of a draw.
 """
 
@@ -27,7 +31,7 @@ from typing import ClassVar
 import numpy as np
 
 from garrison.attacks.base import Goal
-from garrison.attacks.checks import at_least, positive
+from garrison.attacks.checks import at_least, positive, share
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.clones import train_clone
 from garrison.attacks.extraction.clusters import Groups, clusters
@@ -62,6 +66,8 @@ class KnockoffAdaptive(Knockoff, frozen=True):
         levels: groups into which the rows that the clone takes for one class are divided, by how surely it does.
         rewards: which of "certainty", "diversity" and "loss" count; with none every group keeps its chance, a control.
         rate: times a.
+        sure: how far the first class has to be ahead of the second for an answer to be sure; 0 prefers from the first reward on. Labels
+            alone count as sure.
         window: answers and rewards that the means are taken over.
         rows_a_round: rows between two trainings.
         round_epochs: passes between two rounds.
@@ -77,6 +83,7 @@ class KnockoffAdaptive(Knockoff, frozen=True):
     rewards: tuple[Reward, ...] = (Reward.CERTAINTY, Reward.DIVERSITY, Reward.LOSS)
     window: int = 25
     rate: float = 5.0
+    sure: float = 0.9
     rows_a_round: int = 250
     round_epochs: int = 3
 
@@ -84,6 +91,7 @@ class KnockoffAdaptive(Knockoff, frozen=True):
         super().__post_init__()
         at_least(self, 1, "actions", "levels", "window", "rows_a_round", "round_epochs")
         positive(self, "rate")
+        share(self, "sure", zero=True)
         if len(set(self.rewards)) != len(self.rewards):
             raise ValueError("rewards must name none twice")
 
@@ -97,11 +105,14 @@ class KnockoffAdaptive(Knockoff, frozen=True):
         actions = min(self.actions, len(pool))
         bandit.divide(LOOKS, clusters(pool, actions, rng), actions)
         judge = Judge(tuple(r for r in self.rewards if r != Reward.CERTAINTY or oracle.facts.soft), self.window)
+        named: set[int] = set()
         while oracle.remaining and bandit.left:
-            drawn = bandit.draw(min(self.rows_a_round, oracle.remaining))
+            own_kind = not self.sure or len(named) == oracle.facts.classes
+            drawn = bandit.draw(min(self.rows_a_round, oracle.remaining), prefer=own_kind)
             new = held.ask(pool[drawn])
             if not judge.rewards:
                 continue
+            named |= sure_classes(held.targets[new][held.answered[new]], self.sure)
             guessed = student.probabilities(pool[drawn])
             answered = zip(held.targets[new], guessed, held.answered[new], strict=False)
             rewards = [judge.reward(target, guess) if usable else 0.0 for target, guess, usable in answered]
@@ -114,6 +125,12 @@ class KnockoffAdaptive(Knockoff, frozen=True):
         return Loot(
             clone, {"mean_reward": judge.mean_reward, "highest_chance_of_a_group": float(bandit.policy(LOOKS).max())}
         )
+
+
+def sure_classes(targets: FloatArray, lead: float) -> set[int]:
+    """The classes that some of the answers (rows, classes) name with such a lead over the second."""
+    sure = [target for target in targets if _certainty(target) >= lead]
+    return {int(target.argmax()) for target in sure}
 
 
 def meanings(p: FloatArray, levels: int) -> Groups:
@@ -213,9 +230,14 @@ class Bandit:
         found: FloatArray = counts / counts.sum()
         return found
 
-    def draw(self, most: int) -> Groups:
-        """Numbers of at most so many rows by the present policy, none twice; fewer where no more are left."""
-        height = self._height()
+    def draw(self, most: int, *, prefer: bool = True) -> Groups:
+        """Numbers of at most so many rows, none twice; fewer where no more are left.
+
+        Args:
+            most: see above.
+            prefer: by the present policy; else all groups alike.
+        """
+        height = self._height() if prefer else np.zeros(len(self._time))
         pace = np.exp(height - height.max())
         rings = np.where(self._there, self._time / pace, np.inf)
         found = np.argsort(rings, kind="stable")[: min(most, self.left)]

@@ -21,7 +21,6 @@ _FEWEST_TOLD, _MOST_TOLD = 100, 2000
 """Between so many questions it is looked whether the model has leaves at all."""
 _SMOOTH = 0.9
 _ROWS_AT_ONCE = 256
-_MOST_MERGED = 500
 REFUSED = b""
 """The identity of what the service does not answer."""
 
@@ -49,6 +48,7 @@ class Tree:
         boxes: the leaves.
         thresholds: by feature, (last point before, first point behind) of each threshold found, rising.
         refused: questions without an answer.
+        kept_back: questions of the budget that are not asked for now.
     """
 
     oracle: MeteredOracle
@@ -56,6 +56,7 @@ class Tree:
     boxes: list[Box] = field(default_factory=list)
     thresholds: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     refused: int = 0
+    kept_back: int = 0
     _asked: dict[bytes, tuple[bytes, FloatArray]] = field(default_factory=dict)
     _low: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
     _high: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
@@ -63,7 +64,7 @@ class Tree:
 
     def identities(self, points: FloatArray) -> list[bytes]:
         """What the service answers to points (n, features); those in a known leaf, or asked before, cost nothing."""
-        place = self.place(points)
+        place = self.place(self.space.narrowed(points))
         rows = self.space.rows(points)
         keys = [row.tobytes() for row in rows]
         new = {key: i for i, key in enumerate(keys) if place[i] < 0 and key not in self._asked}
@@ -98,6 +99,11 @@ class Tree:
         counts = Counter(box.identity for box in self.boxes)
         return [box for box in self.boxes if counts[box.identity] > 1]
 
+    def likeness(self) -> float:
+        """The chance that two leaves share their identity, in [0, 1]: of a line that leads from one to another, that it shows nothing."""
+        counts, leaves = Counter(box.identity for box in self.boxes), len(self.boxes)
+        return sum(c * (c - 1) for c in counts.values()) / max(1, leaves * (leaves - 1))
+
     def place(self, points: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The number of a known leaf for each point, -1 where there is none."""
         found = np.full(len(points), -1, dtype=np.int64)
@@ -130,27 +136,37 @@ class Tree:
         self.boxes = [other for other in self.boxes if other is not box]
         self._index()
 
-    def remove_around(self, point: FloatArray, identity: bytes) -> None:
-        """Drop every leaf that claims a point whose identity is another."""
-        claims = self._inside(point[np.newaxis])[0]
-        self.boxes = [b for b, bad in zip(self.boxes, claims, strict=True) if not bad or b.identity == identity]
+    def remove_wrong(self, points: FloatArray, identities: Sequence[bytes]) -> list[tuple[Box, FloatArray]]:
+        """Drop every leaf that claims one of the points (n, features) and has another identity than that.
+
+        Returns:
+            Each with such a point.
+        """
+        if not self.boxes:
+            return []
+        wrong, others = [], []
+        for box, claims in zip(self.boxes, self._inside(points).T, strict=True):
+            bad = [i for i, claimed in enumerate(claims) if claimed and identities[i] != box.identity]
+            if bad:
+                wrong.append((box, points[bad[0]]))
+            else:
+                others.append(box)
+        self.boxes = others
         self._index()
+        return wrong
 
     def merge(self) -> None:
-        """Make one of two boxes that share their identity and are one box together."""
-        boxes, merged = list(self.boxes), True
-        while merged and len(boxes) <= _MOST_MERGED:
+        """Make one of boxes that share their identity and are one box together."""
+        merged = True
+        while merged:
             merged = False
-            for k, box in enumerate(boxes):
-                for other in boxes[k + 1 :]:
-                    both = box.region.joined(other.region) if other.identity == box.identity else None
-                    if both is not None:
-                        boxes[k], merged = Box(both, box.identity, box.answer), True
-                        boxes = [b for b in boxes if b is not other]
-                        break
-                if merged:
-                    break
-        self.boxes = boxes
+            for i in range(len(self.space.low)):
+                rows: dict[tuple[object, ...], list[Box]] = {}
+                for box in self.boxes:
+                    rows.setdefault((box.identity, *box.region.but(i)), []).append(box)
+                boxes = [joined for row in rows.values() for joined in _joined(row, i)]
+                merged = merged or len(boxes) < len(self.boxes)
+                self.boxes = boxes
         self._index()
 
     def _index(self) -> None:
@@ -207,14 +223,26 @@ class Tree:
                 return before, after
             else:
                 far, between = before, between[:middle]
-        while (middle_at := self.space.middle(min(near, far), max(near, far), i)) is not None:
-            if self.identity(moved(x, i, middle_at)) == own:
-                near = middle_at
+        grains: dict[float, float] = {}
+        while (next_at := self.space.between(min(near, far), max(near, far), i, grains)) is not None:
+            at, grains[at] = next_at
+            if self.identity(moved(x, i, at)) == own:
+                near = at
             else:
-                far = middle_at
-        known.append((min(near, far), max(near, far)))
+                far = at
+        first, last = self._known_as(i, min(near, far), max(near, far))
+        return (first, last) if rising else (last, first)
+
+    def _known_as(self, i: int, first: float, last: float) -> tuple[float, float]:
+        """Keep a threshold of feature i. Two of which the last point before and the first behind overlap are one, and known as well as both
+        say: boxes that end there end at the same number."""
+        known = self.thresholds[i]
+        while same := [t for t in known if t[0] < last and first < t[1]]:
+            first, last = max(first, same[0][0]), min(last, same[0][1])
+            known.remove(same[0])
+        known.append((first, last))
         known.sort()
-        return near, far
+        return first, last
 
     def threshold(self, near: float, far: float) -> float:
         return self.space.threshold(min(near, far), max(near, far))
@@ -253,7 +281,7 @@ class Tree:
         facts = self.space.facts
         for first in range(0, len(numbers), _ROWS_AT_ONCE):
             part = numbers[first : first + _ROWS_AT_ONCE]
-            if len(part) > self.oracle.remaining:
+            if len(part) > self.oracle.remaining - self.kept_back:
                 raise SpentError
             answers = self.oracle.query(rows[part])
             p = answers.values if facts.regression else answers.probabilities
@@ -262,3 +290,15 @@ class Tree:
             for key, row, good in zip(keys[first:], p, answers.usable, strict=False):
                 self.refused += not good
                 self._asked[key] = (row.tobytes(), row.astype(np.float64)) if good else (REFUSED, even)
+
+
+def _joined(row: Sequence[Box], i: int) -> list[Box]:
+    """Boxes of one identity that differ in feature i alone, those that touch as one."""
+    found: list[Box] = []
+    for box in sorted(row, key=lambda box: float(box.region.low[i])):
+        both = found[-1].region.joined(box.region) if found else None
+        if both is None:
+            found.append(box)
+        else:
+            found[-1] = Box(both, box.identity, box.answer, box.point)
+    return found

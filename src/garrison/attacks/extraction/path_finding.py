@@ -4,22 +4,24 @@ Tramer et al., "Stealing Machine Learning Models via Prediction APIs" (USENIX Se
 that reach one leaf get one answer, its *identity*. From an input the thief looks along every number for where the identity changes,
 and asks every other value of every category; what agrees is the leaf's box, and beyond each of its faces lies another leaf.
 
-Four things differ from the paper, and save most of the questions or mend what it cannot do:
+Six things differ from the paper, and save most of the questions or mend what it cannot do:
 
     what lies in a box that is known already is not asked again
     changes of a feature that never led out of a leaf so far are asked several at once
     a place where one leaf ends on a feature is tried first where another one has to end, since one node makes many faces
     leaves that share an identity look like one along a line; points drawn from a box show it, and the box is cut until all agree
+    a threshold is looked for at round numbers, and not left coarser than a small share of its feature's range
+    at the end inputs are asked anew until enough agree, see `garrison.attacks.extraction.proving`
 
 Invariant: with a large enough budget every box that is handed over gave one identity wherever it was asked. Not covered: a region that
-no drawn point met, which is smaller the more points are drawn; answers that differ from row to row for another reason than the tree
+no drawn point met, which the last check bounds; answers that differ from row to row for another reason than the tree
 (rounding is none, misinformation is), which lead to boxes that describe the answers, not the tree.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,6 +32,7 @@ from garrison.attacks.checks import at_least, positive
 from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.boxes import Box, Region, Space
 from garrison.attacks.extraction.leaves import Tree, moved, tree_obstacle
+from garrison.attacks.extraction.proving import Prover, kept_back
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import MeteredOracle, OracleFacts, SpentError
 from garrison.types import FloatArray
@@ -47,6 +50,8 @@ class PathFinding(Attack, frozen=True):
         checks: points drawn from each box to see whether it is one leaf.
         doubts: the same for boxes that share their identity with another one, at the end.
         sweep: points drawn from everywhere at the end, half of them between surrogate rows; those in no box are explored.
+        proof: inputs that have to agree in a row at the very end, at least; 0 for no check. Where leaves share their answer it is more,
+            see `garrison.attacks.extraction.proving`.
     """
 
     name: ClassVar[str] = "path-finding"
@@ -56,10 +61,11 @@ class PathFinding(Attack, frozen=True):
     checks: int = 8
     doubts: int = 12
     sweep: int = 2000
+    proof: int = 200
 
     def __post_init__(self) -> None:
         positive(self, "epsilon")
-        at_least(self, 0, "checks", "doubts", "sweep")
+        at_least(self, 0, "checks", "doubts", "sweep", "proof")
 
     def obstacle(self, facts: OracleFacts) -> str:
         return tree_obstacle(facts)
@@ -67,34 +73,42 @@ class PathFinding(Attack, frozen=True):
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         space = Space.of(oracle.facts, self.epsilon, knowledge.categorical)
         surrogate = space.flat(knowledge.surrogate)
-        explorer = Explorer(Tree(oracle, space), rng, surrogate, self.checks)
-        finished = False
+        explorer = Explorer(Tree(oracle, space, kept_back=kept_back(self.proof, oracle)), rng, surrogate, self.checks)
+        prover = Prover(explorer.tree, rng, surrogate, self.proof)
         try:
             explorer.explore([space.draw(rng, space.whole)])
-            left = True
-            while left:  # what a doubt took away may leave a gap
-                left = False
-                for points in sweeps(space, surrogate, self.sweep, rng):
-                    uncovered = explorer.tree.outside(points)
-                    left = left or bool(uncovered)
-                    explorer.explore(uncovered)
-                left = explorer.doubt(self.doubts) or left
-            finished = True
+            while True:
+                self._complete(explorer)
+                explorer.tree.merge()
+                points, found = prover.errors()
+                if not found:
+                    break
+                explorer.mend(points, found)
         except SpentError:
-            pass  # what is known by now is the loot
-        return tree_loot(explorer.tree, finished=finished)
+            prover.measure()  # what is known by now is the loot
+        return tree_loot(explorer.tree, prover)
+
+    def _complete(self, explorer: Explorer) -> None:
+        """Explore what lies in no box, and look closer at boxes that share their identity, until neither finds anything."""
+        space, left = explorer.tree.space, True
+        while left:  # what a doubt took away may leave a gap
+            left = False
+            for points in sweeps(space, explorer.surrogate, self.sweep, explorer.rng):
+                uncovered = explorer.tree.outside(space.narrowed(points))
+                left = left or bool(uncovered)
+                explorer.explore(uncovered)
+            left = explorer.doubt(self.doubts) or left
 
 
-def tree_loot(tree: Tree, *, finished: bool) -> Loot:
-    """The leaves as a clone, and what the attack says of itself: whether all its own checks agreed, and what they cannot see."""
+def tree_loot(tree: Tree, prover: Prover) -> Loot:
+    """The leaves as a clone, and what the attack says of itself: what was found, and what its last check covers."""
     space, leaves = tree.space, len(tree.boxes)
     told = {
         "leaves found": float(leaves),
         "questions a leaf": tree.oracle.rows / max(1, leaves),
         "leaves that share their answer": float(len(tree.shared())),
-        "exact by its own check": float(finished and not tree.refused),
     }
-    return Loot(lambda rows: tree.predict(space.flat(rows)), told)
+    return Loot(lambda rows: tree.predict(space.flat(rows)), told | dict(prover.told()), settled=prover.settled)
 
 
 def sweeps(space: Space, surrogate: FloatArray, count: int, rng: np.random.Generator) -> Iterable[FloatArray]:
@@ -134,12 +148,19 @@ class Explorer:
             points = np.array([self.tree.draw(self.rng, box.region, self.surrogate) for _ in range(draws)])
             found = self.tree.fresh_identities(points)
             wrong = [i for i, identity in enumerate(found) if identity != box.identity]
-            for i in wrong:
-                self.tree.remove_around(points[i], found[i])
             if wrong:
                 any_wrong = True
-                self.explore([*points, *points[wrong]])  # the last come first: they bound the others
+                self.mend(points[wrong], [found[i] for i in wrong])
         return any_wrong
+
+    def mend(self, points: FloatArray, identities: Sequence[bytes]) -> None:
+        """Find anew what points (n, features) of these identities show to be wrong: the boxes that claim one and have another identity.
+
+        Raises:
+            SpentError: the budget is used up, or this is no tree.
+        """
+        wrong = self.tree.remove_wrong(points, identities)
+        self.explore([*(box.point for box, _ in wrong), *points])  # the last come first: they bound the others
 
     def explore(self, points: Iterable[FloatArray]) -> None:
         """Find the boxes of these points, and of all that are reached from there.
@@ -149,7 +170,7 @@ class Explorer:
         """
         waiting = list(points)
         while waiting:
-            point = waiting.pop()
+            point = self.tree.space.narrowed(waiting.pop()[np.newaxis])[0]
             if self.tree.is_smooth():
                 raise SpentError
             if self.tree.place(point[np.newaxis])[0] < 0:
@@ -166,7 +187,7 @@ class Explorer:
             behind.append(moved(moved(x, i, end), i, at))
         region = self._cut_from_known(x, own, region)
         region, off = self._check(x, own, region)
-        tree.add(Box(region, own, tree.answer(x)))
+        tree.add(Box(region, own, tree.answer(x), x))
         return behind + off
 
     def _leaving(self, x: FloatArray, own: bytes) -> list[Change]:

@@ -13,7 +13,7 @@ else with them, equal for equal rows, costs more questions and is found as exact
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
@@ -26,9 +26,13 @@ from garrison.attacks.exam import Loot
 from garrison.attacks.extraction.boxes import Box, Region, Space
 from garrison.attacks.extraction.leaves import Tree, moved, tree_obstacle
 from garrison.attacks.extraction.path_finding import tree_loot, walk
+from garrison.attacks.extraction.proving import Prover, kept_back
 from garrison.attacks.knowledge import Knowledge
 from garrison.attacks.oracle import MeteredOracle, OracleFacts, SpentError
 from garrison.types import BoolArray, FloatArray
+
+_WEIGHT = 1.0
+"""Half of what path finding spends on its last check: inner nodes answer too, and less stays hidden."""
 
 
 class PathFindingMissing(Attack, frozen=True):
@@ -39,6 +43,7 @@ class PathFindingMissing(Attack, frozen=True):
         checks: whole rows drawn from each region that looks like a leaf, to see whether it is one.
         looks: rows drawn at each node beside its corners, to see whether a known feature is tested again below.
         doubts: further rows drawn at the end from leaves that share their answer with another one.
+        proof: as in `path_finding`.
     """
 
     name: ClassVar[str] = "path-finding-missing"
@@ -48,11 +53,12 @@ class PathFindingMissing(Attack, frozen=True):
     checks: int = 8
     looks: int = 0
     doubts: int = 8
+    proof: int = 200
 
     def __post_init__(self) -> None:
         positive(self, "epsilon")
         at_least(self, 1, "checks")
-        at_least(self, 0, "looks", "doubts")
+        at_least(self, 0, "looks", "doubts", "proof")
 
     def obstacle(self, facts: OracleFacts) -> str:
         if facts.missing is None or not np.asarray(facts.missing).all():
@@ -61,16 +67,22 @@ class PathFindingMissing(Attack, frozen=True):
 
     def run(self, oracle: MeteredOracle, knowledge: Knowledge, rng: np.random.Generator) -> Loot:
         space = Space.of(oracle.facts, self.epsilon, knowledge.categorical)
-        descent = Descent(Tree(oracle, space), rng, space.flat(knowledge.surrogate), self)
-        finished = False
+        descent = Descent(
+            Tree(oracle, space, kept_back=kept_back(self.proof, oracle)), rng, space.flat(knowledge.surrogate), self
+        )
+        prover = Prover(descent.tree, rng, descent.surrogate, self.proof, _WEIGHT)
         try:
             descent.grow(Branch(space.whole, np.full(len(space.low), np.nan)))
-            descent.doubt()
-            finished = True
+            while True:
+                descent.doubt()
+                points, found = prover.errors()
+                if not found:
+                    break
+                descent.mend(points, found)
         except SpentError:
-            pass  # what is known by now is the loot
+            prover.measure()  # what is known by now is the loot
         descent.tree.merge()
-        return tree_loot(descent.tree, finished=finished)
+        return tree_loot(descent.tree, prover)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +121,7 @@ class Descent:
             if not below:
                 # The row that stands for the leaf may lack features that no node on its way tests.
                 answer = self.tree.answer(branch.point)
-                self.tree.add(Box(branch.region, self.tree.identity(branch.point), answer))
+                self.tree.add(Box(branch.region, self.tree.identity(branch.point), answer, branch.point))
             waiting += below
 
     def doubt(self) -> None:
@@ -126,6 +138,15 @@ class Descent:
                     self.tree.remove(box)
                     self.grow(Branch(box.region, point))
                     break
+
+    def mend(self, points: FloatArray, identities: Sequence[bytes]) -> None:
+        """Look again at the leaves that points (n, features) of these identities show to be none.
+
+        Raises:
+            SpentError: the budget is used up.
+        """
+        for box, point in self.tree.remove_wrong(points, identities):
+            self.grow(Branch(box.region, point))
 
     def _apart(self, branch: Branch) -> list[Branch]:
         """The branch in parts, where features that its point has make a difference within its region; else nothing."""
