@@ -67,12 +67,13 @@ class ReplyMaker:
         """
         writers: dict[Release | None, BatchAnswers] = {}
         replaced = _replaced(progress)
-        plain = not replaced and not distinct and not progress.shadow
+        plain = not distinct and not progress.shadow
         signed: list[tuple[Opened, bytes, int, Outcome]] = []
         first = 0
         for i, item in enumerate(opened):
             rows, code = item.request.rows, progress.refused[i]
-            outcome = self._good_outcome(rows) if plain and code is None else _outcome(progress, i, rows, replaced)
+            good = plain and code is None and not (replaced and replaced[i])
+            outcome = self._good_outcome(rows) if good else _outcome(progress, i, rows, replaced)
             if distinct:
                 outcome = msgspec.structs.replace(outcome, distinct=distinct[i])
             if code is None:

@@ -22,23 +22,23 @@ _FORGET = 1.02
 
 
 class BatchSize:
-    """What batches of one model take."""
+    """What batches of one model take.
+
+    Attributes:
+        least_row_seconds: what a row takes in the batches that suit best; 0 before the first.
+    """
 
     def __init__(self) -> None:
         self._by_size: dict[int, float] = {}
         self._since_retry = 0
         self._most, self._bounded = FIRST_ROWS, True
         self._latest: float | None = None
+        self.least_row_seconds = 0.0
 
     @property
     def row_seconds(self) -> float | None:
         """What a row takes, at the size of the latest batch; None before the first."""
         return self._latest
-
-    @property
-    def least_row_seconds(self) -> float:
-        """What a row takes in the batches that suit best; 0 before the first."""
-        return min(self._by_size.values(), default=0.0)
 
     def note(self, rows: float, seconds: float) -> None:
         """A batch was computed."""
@@ -49,6 +49,7 @@ class BatchSize:
         if self._bounded and self._since_retry >= RETRY_BATCHES:
             self._since_retry = 0
             self._by_size.pop(2 * self._most, None)
+        self.least_row_seconds = min(self._by_size.values(), default=0.0)
         if (
             known is None
             or self._bounded

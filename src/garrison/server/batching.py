@@ -146,7 +146,7 @@ class Batcher:
             self._recorder.check()
         now = request.since = time.monotonic()
         request.deadline = min(request.deadline, now + self._limits.queue_seconds)
-        wait = self._queue.rows_before(request.caller) * self._size.least_row_seconds if len(self._queue) else 0.0
+        wait = self._queue.rows_before(request.caller) * self._size.least_row_seconds
         if now + wait >= request.deadline:
             raise UnavailableError(f"it would take about {wait:.1f} s until this request's turn; try again")
         self._queue.put(request)

@@ -58,13 +58,20 @@ class _Account:
         self.idle = False
 
     def left(self, limit: int, least: int = 0) -> int:
-        return max(least, limit - self.recorded + self.unused)
+        left = limit - self.recorded + self.unused
+        return left if left > least else least
 
     def is_near_end(self, limit: int) -> bool:
         return self.left(limit) * NEAR_END < limit
 
-    def is_stale(self, limit: int) -> bool:
-        return self.is_near_end(limit) and time.monotonic() - self.read > _FRESH_SECONDS
+    @property
+    def is_old(self) -> bool:
+        """Whether it was read too long ago, for one that is near its end."""
+        return time.monotonic() - self.read > _FRESH_SECONDS
+
+
+_Taken = tuple[Key, _Account, int, float, int]
+"""Whose, what is known of it, its limit, of how many rows more are leased where fewer are left, and the rows that are taken."""
 
 
 def _block(limit: int) -> int:
@@ -115,7 +122,7 @@ class BudgetBook:
             self._make_room()
             with self._store.transaction() as counts:
                 account = self._account(counts, key)
-                if account.is_stale(limit):
+                if account.is_near_end(limit) and account.is_old:
                     account.recorded, account.read = counts.read(key), time.monotonic()
             return account.left(limit, least)
 
@@ -132,9 +139,11 @@ class BudgetBook:
             found = {}
             for caller in callers:
                 account = self._accounts.get((model, caller, now))
-                if account is None or account.is_stale(limit):
+                if account is None:
                     return None
-                found[caller] = account.left(limit, least)
+                left = found[caller] = account.left(limit, least)
+                if left * NEAR_END < limit and account.is_old:
+                    return None
             return found
         finally:
             self._lock.release()
@@ -148,16 +157,15 @@ class BudgetBook:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            taken: list[tuple[Key, int, int]] = []
+            taken: list[_Taken] = []
             for model, period, limit, wants in charges:
                 now = self._period_at_once(period)
                 if now is None or not self._find_leased(model, now, limit, wants, taken):
                     return False
-            for key, limit, rows in taken:
-                account = self._accounts[key]
+            for key, account, limit, low, rows in taken:
                 account.unused -= rows
                 account.idle = False
-                if 2 * account.unused < _block(limit) and not account.is_near_end(limit) and key not in self._low:
+                if account.unused < low and not account.is_near_end(limit) and key not in self._low:
                     self._low[key] = limit
                     self._someone_low.set()
             return True
@@ -270,20 +278,19 @@ class BudgetBook:
         account.unused -= rows
         return True
 
-    def _find_leased(
-        self, model: str, period: str, limit: int, wants: Wants, taken: list[tuple[Key, int, int]]
-    ) -> bool:
+    def _find_leased(self, model: str, period: str, limit: int, wants: Wants, taken: list[_Taken]) -> bool:
         """Whether leases cover these rows; what is to be taken of them is added to `taken`."""
         totals: dict[str, int] = {}
         for caller, rows in wants:
-            totals[caller] = totals.get(caller, 0) + rows
+            totals[caller] = totals[caller] + rows if caller in totals else rows
+        accounts, low = self._accounts, _block(limit) / 2
         for caller, rows in totals.items():
             if rows:
                 key = model, caller, period
-                account = self._accounts.get(key)
+                account = accounts.get(key)
                 if account is None or rows > account.unused or account.recorded - account.unused + rows > limit:
                     return False
-                taken.append((key, limit, rows))
+                taken.append((key, account, limit, low, rows))
         return True
 
     def _account(self, counts: Counts, key: Key) -> _Account:

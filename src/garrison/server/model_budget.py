@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import msgspec
 
 from garrison.errors import UnavailableError
 from garrison.server.budgets import NO_LIMIT, BudgetBook
@@ -28,8 +29,8 @@ _CALLER, _MODEL = "/caller", "/model"
 _DAY = "day"
 
 
-class Left(NamedTuple):
-    """What a caller may still ask; -1 for no limit.
+class Left(msgspec.Struct, frozen=True, gc=False):
+    """What a caller may still ask; -1 for no limit. A struct, as one is made for every answer.
 
     Attributes:
         rows: in all, as the signed guard has it.
@@ -52,11 +53,16 @@ class Left(NamedTuple):
 
     def after(self, rows: int, fresh: int) -> Left:
         """What is left once so many rows are charged, of which so many were new. Where a charge failed in the end, it is less."""
-        return Left(_less(self.rows, rows), _less(self.fresh, fresh), _less(self.day, rows), _less(self.shared, rows))
+        left, new = _less(self.rows, rows), _less(self.fresh, fresh)
+        if self.day < 0 and self.shared < 0:
+            return Left(left, new)
+        return Left(left, new, _less(self.day, rows), _less(self.shared, rows))
 
 
 def _less(left: int, used: int) -> int:
-    return left if left < 0 else max(0, left - used)
+    if left < 0:
+        return left
+    return left - used if left > used else 0
 
 
 UNLIMITED = Left(NO_LIMIT, NO_LIMIT)
@@ -101,7 +107,7 @@ class ModelBudget:
         """
         day, shared = self._left_today(caller)
         if self.book is None or not self.rows:
-            return UNLIMITED._replace(day=day, shared=shared)
+            return Left(NO_LIMIT, NO_LIMIT, day, shared)
         rows = self.book.remaining(self.model, caller, self.period, self.rows)
         if not self.distinct:
             return Left(rows, NO_LIMIT, day, shared)
@@ -207,7 +213,7 @@ class ModelBudget:
                 if known is None:
                     return None
                 today[name] = known[who]
-            found[caller] = left._replace(day=today[_CALLER], shared=today[_MODEL])
+            found[caller] = Left(left.rows, left.fresh, today[_CALLER], today[_MODEL])
         return found
 
     def _groups(self, wants: Wants) -> list[tuple[str, str, int, list[int], Wants]]:

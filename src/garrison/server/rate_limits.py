@@ -48,20 +48,20 @@ class RateLimits:
             refused: because a budget does not cover the request: it says when to come again, if ever.
             caller: whose it is.
         """
-        if left is None or left.allowed < 0:
+        if left is None or (left.rows < 0 and left.day < 0 and left.shared < 0):
             return []
         until = self._time_left() if self._daily or left.day >= 0 or left.shared >= 0 else ""
-        policy, told = [], []
+        policy = told = ""
         if left.rows >= 0:
             window = until if self._daily else ""
-            policy.append(self._policy)
-            told.append(f'"rows";r={left.rows}{window}')
+            policy, told = self._policy, f'"rows";r={left.rows}{window}'
             if self._distinct:
-                told.append(f'"distinct-rows";r={left.fresh}{window}')
+                told = f'{told}, "distinct-rows";r={left.fresh}{window}'
         if left.day >= 0 and self._budget.quotas is not None:
-            policy.append(f'"rows-per-day";q={self._budget.quotas.rows_of(caller)};w={_DAY_SECONDS}')
-            told.append(f'"rows-per-day";r={left.day}{until}')
-        found = [(POLICY_HEADER, ", ".join(policy)), (LIMIT_HEADER, ", ".join(told))] if told else []
+            so_far = (f"{policy}, ", f"{told}, ") if told else ("", "")
+            policy = f'{so_far[0]}"rows-per-day";q={self._budget.quotas.rows_of(caller)};w={_DAY_SECONDS}'
+            told = f'{so_far[1]}"rows-per-day";r={left.day}{until}'
+        found = [(POLICY_HEADER, policy), (LIMIT_HEADER, told)] if told else []
         ends = refused and until and (self._daily or left.rows != 0)
         return [*found, (RETRY_HEADER, until.removeprefix(_TIME))] if ends else found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ _SCHEMA_VERSION = 1
 _BUSY_SECONDS = 1.0
 """So long a request waits for another program's lock; its client is told to try again then."""
 _OPENING_SECONDS = 10.0
+_AGAIN_SECONDS = 0.01
+"""Between two tries of what SQLite does not wait for by itself."""
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
@@ -99,10 +102,14 @@ def _no_long_wait() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BUSY:  # the low byte says what, the rest where
+        if not _is_busy(error):
             raise
         logger.warning("another program holds the budgets for longer than %g s", _BUSY_SECONDS)
         raise UnavailableError("the budgets are in use elsewhere just now; try again") from error
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY  # the low byte says what, the rest where
 
 
 def _wait_at_most(database: sqlite3.Connection, seconds: float) -> None:
@@ -115,19 +122,39 @@ def _open(folder: Path) -> sqlite3.Connection:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         database = sqlite3.connect(path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(database)
         database.execute("PRAGMA synchronous = FULL")
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS spent (model TEXT, caller TEXT, period TEXT, rows INTEGER NOT NULL, "
-            "PRIMARY KEY (model, caller, period)) WITHOUT ROWID"
-        )
-        found = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if found not in {0, _SCHEMA_VERSION}:
-            raise ConfigError(f"{path} is of version {found}, this program knows version {_SCHEMA_VERSION}")
-        database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        with database:
+            database.execute("BEGIN IMMEDIATE")
+            _make_tables(database, path)
         _wait_at_most(database, _BUSY_SECONDS)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
             f"the budgets cannot be kept in {path}: {error}; choose a folder with server.state or --state"
         ) from error
     return database
+
+
+def _write_ahead(database: sqlite3.Connection) -> None:
+    """Use a write-ahead log. Where others open the same file, SQLite does not wait for them as it does elsewhere: it refuses at once."""
+    end = time.monotonic() + _OPENING_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > end:
+                raise
+            time.sleep(_AGAIN_SECONDS)
+        else:
+            return
+
+
+def _make_tables(database: sqlite3.Connection, path: Path) -> None:
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS spent (model TEXT, caller TEXT, period TEXT, rows INTEGER NOT NULL, "
+        "PRIMARY KEY (model, caller, period)) WITHOUT ROWID"
+    )
+    found = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if found not in {0, _SCHEMA_VERSION}:
+        raise ConfigError(f"{path} is of version {found}, this program knows version {_SCHEMA_VERSION}")
+    database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
