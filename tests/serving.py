@@ -22,6 +22,7 @@ from garrison.protocol.oip_client import encode_request
 from garrison.server.root import Assembly, assemble, background
 from garrison.types import Array, DefenseSpec
 from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
+from tests.stalls import PATIENT_SECONDS
 
 LABELS_ONLY = DefenseSpec(name="release", parameters={"mode": "labels"})
 
@@ -40,7 +41,7 @@ class Served:
     def infer(self, x: Array | None = None, path: str = "/v2/models/mlp/infer", **headers: str) -> httpx.Response:
         body, json_bytes = encode_request({"image": images(2) if x is None else x})
         sent = {"inference-header-content-length": str(json_bytes)} | headers
-        return httpx.post(self.url + path, content=body, headers=sent)
+        return httpx.post(self.url + path, content=body, headers=sent, timeout=PATIENT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ def running(app: Any) -> Iterator[str]:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not server.started and thread.is_alive() and time.monotonic() < end:
             time.sleep(0.01)
         if not server.started:

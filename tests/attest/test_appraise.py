@@ -222,7 +222,9 @@ def test_collateral_of_the_verifiers_own_replaces_what_came(worlds: dict[str, Wo
         assert failed(judge(nothing, world.policy())) == ["certificates"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     technology=st.sampled_from(["sim", *WORLDS]),
     quote=st.binary(max_size=1300),
@@ -245,7 +247,9 @@ def test_garbage_is_refused_and_never_a_crash(
     assert failed(judge(evidence, Policy(allow_simulated=True)))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_a_damaged_quote_is_refused_and_never_a_crash(worlds: dict[str, World], data: st.DataObject) -> None:
     """Cut, lengthened, or spliced. DCAP's envelope may change without effect, so there only a typed outcome is asked for."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,8 +105,6 @@ def test_a_folder_of_ten_thousand_strange_files_is_not_read_through(
             yield (looked.append(entry.name) or entry for entry in entries)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(os, "scandir", counted)
-    start = time.perf_counter()
     with Folder(tmp_path) as folder, pytest.raises(UnexpectedFileError, match="was not signed"):
         folder.check_exactly(NAMES)
-    assert time.perf_counter() - start < 1
     assert len(looked) <= 3 * (len(NAMES) + 2 + 1)  # three folders, in each one more than may be there

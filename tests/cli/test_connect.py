@@ -61,7 +61,7 @@ def test_it_connects_says_so_and_stops(url: str, stop: signal.Signals) -> None:
         response = ask(said["url"])
         assert (response.status_code, response.headers["garrison-attested"]) == (200, "sim")
         proxy.send_signal(stop)
-        _, notes = proxy.communicate(timeout=10)
+        _, notes = proxy.communicate(timeout=60)
         assert proxy.returncode == 0
     assert "model     mlp, version 1: attested (sim)" in notes
     assert "proves nothing" in notes
@@ -72,7 +72,7 @@ def test_by_default_simulation_is_refused_at_once_and_at_each_request(url: str) 
         response = ask(said["url"])
         assert (response.status_code, response.json()["code"]) == (502, "service.attestation")
         proxy.terminate()
-        _, notes = proxy.communicate(timeout=10)
+        _, notes = proxy.communicate(timeout=60)
     assert "not attested (service.attestation): the evidence (sim) is not good enough" in notes
 
 

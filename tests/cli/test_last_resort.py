@@ -77,7 +77,7 @@ def test_an_interruption_is_one_quiet_line(tmp_path: Path) -> None:
             with connection:
                 connection.recv(1)  # it waits for the answer now
                 asking.send_signal(signal.SIGINT)
-                out, err = asking.communicate(timeout=30)
+                out, err = asking.communicate(timeout=60)
         finally:
             asking.kill()
             asking.communicate()

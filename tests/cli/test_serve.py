@@ -27,7 +27,7 @@ def test_serve_says_what_is_served_and_how_it_is_guarded(bundles: Bundles, tmp_p
         assert ready["callers"] == "addresses"
         assert httpx.get(f"{ready['url']}/v2/health/ready").status_code == 200
         server.send_signal(signal.SIGTERM)
-        _, said = server.communicate(timeout=20)
+        _, said = server.communicate(timeout=60)
         assert server.returncode == 0
         assert "Traceback" not in said
 

@@ -20,6 +20,7 @@ import pytest
 from tests.models import BOUNDS, CLASSES, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 from tests.serving import Served
 from tests.simulated import Simulated, serve_simulated
+from tests.stalls import PATIENT_SECONDS, again_after_a_stall, wait_until
 
 from garrison.attest.policy import Policy
 from garrison.client import Client, connect_http
@@ -54,17 +55,19 @@ def proxy(
 
         inner = Proxy(policy, api_key=api_key, attempts=2)
         given = limits or Limits()
-        await serve_proxy(url, inner, port=0, timeout_seconds=20, on_ready=on_ready, stop=stop, limits=given)
+        await serve_proxy(
+            url, inner, port=0, timeout_seconds=PATIENT_SECONDS, on_ready=on_ready, stop=stop, limits=given
+        )
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(PATIENT_SECONDS)
     local, loop, stop = started[0]
     try:
         yield local
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(PATIENT_SECONDS)
         assert not thread.is_alive()
 
 
@@ -255,7 +258,7 @@ def test_nothing_else_is_handed_on(local: str, method: str, path: str, status: i
 
 def raw(url: str, text: str | bytes) -> bytes:
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20) as connection:
         connection.sendall(text if isinstance(text, bytes) else text.encode())
         found = b""
         try:
@@ -284,6 +287,7 @@ HEAD = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n"
         (HEAD + "Inference-Header-Content-Length: -1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", 400),
     ],
 )
+@again_after_a_stall
 def test_bodies_are_bounded(running: tuple[Served, Simulated], text: str, status: int) -> None:
     limits = Limits(request_body_bytes=4000, body_read_seconds=0.5, header_read_seconds=0.5)
     with proxy(running[0].url, limits=limits) as url:
@@ -292,6 +296,7 @@ def test_bodies_are_bounded(running: tuple[Served, Simulated], text: str, status
 
 
 @pytest.mark.parametrize("text", ["", "GET /v2 HT", "nonsense\r\n\r\n", "GET /v2 HTTP/1.1\r\nX: " + "y" * 100_000])
+@again_after_a_stall
 def test_heads_are_bounded(running: tuple[Served, Simulated], text: str) -> None:
     with proxy(running[0].url, limits=Limits(header_read_seconds=0.5)) as url:
         assert not raw(url, text) or raw(url, text).startswith(b"HTTP/1.1 4")
@@ -306,11 +311,8 @@ def test_connections_are_bounded(running: tuple[Served, Simulated], monkeypatch:
         assert raw(url, "GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""
         for connection in held:
             connection.close()
-        for _ in range(50):
-            if raw(url, "GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"):
-                break
-        else:
-            pytest.fail("places were not given back")
+        request = "GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        wait_until(lambda: raw(url, request) != b"")  # places are given back
 
 
 def test_only_this_machine_is_listened_to(local: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.models import LABELS, Sealed, images
 from tests.serving import Bundles, Served, serve
 from tests.simulated import Simulated, serve_simulated
+from tests.stalls import again_after_a_stall
 
 from garrison.attest.evidence import Evidence
 from garrison.attest.policy import Policy
@@ -177,6 +178,7 @@ def test_it_tries_that_once(running: tuple[Served, Simulated]) -> None:
     assert enclave.attested == 2
 
 
+@again_after_a_stall
 def test_keys_that_end_and_sets_that_are_full_cost_a_client_nothing(sealed: dict[str, Sealed], tmp_path: Path) -> None:
     limits = Limits(
         key_offered_seconds=0.5, key_grace_seconds=6.5, replay_entries=3, key_least_seconds=0.01, session_requests=2

@@ -189,7 +189,7 @@ def test_a_replayed_answer_is_refused(proxy: Tampering, running: Served, either:
 
 def test_swapped_answers_are_refused(proxy: Tampering, either: bytes | None) -> None:
     """Two clients ask at once and get each other's answers."""
-    meeting, lock = threading.Barrier(2, timeout=20), threading.Lock()
+    meeting, lock = threading.Barrier(2, timeout=60), threading.Lock()
     waiting: list[Exchange] = []
 
     def swap(found: Exchange) -> Exchange:

@@ -98,7 +98,7 @@ class FakeEnclave:
     def terminate(self) -> None:
         """As nitro-cli does: the door and every program end at once."""
         self.keeper.close()
-        self._thread.join(5)
+        self._thread.join(60)
 
 
 @contextmanager

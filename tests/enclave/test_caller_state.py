@@ -118,9 +118,8 @@ def killed_under_load(sealed: Sealed, folder: Path, *, wait: bool) -> tuple[int,
         if wait:
             first = next(iter(rows_kept(sealed, folder).values()), 0)
             wait_until(lambda: next(iter(rows_kept(sealed, folder).values()), 0) > first)
-        dead = started.card
+        dead, before = started.card, asking.rows
         os.kill(started.process_id, signal.SIGKILL)
-        before = asking.rows
         wait_until(lambda: started.ready and started.card is not dead)
         wait_until(lambda: asking.rows >= before + 50)
     return before, asking.rows - before, rows_kept(sealed, folder)["caller"]

@@ -45,7 +45,7 @@ def deliver(say: Callable[[HostEnd], None], folder: Path) -> GarrisonError | Non
             say(host_end(ours))
         finally:
             ours.close()
-            guest.join(10)
+            guest.join(60)
     return met[0] if met else None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import pytest
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.enclave import lines as lines_module
 from garrison.enclave.conversation import Conversation
@@ -32,7 +33,7 @@ class Echo:
 
     def answer_batch(self, asks: Sequence[Ask]) -> list[Reply]:
         self.batches.append(len(asks))
-        self.free.wait(10)
+        self.free.wait(PATIENT_SECONDS)
         return [Reply("", "", ask.body, -1, b"", Outcome("ok", 1)) for ask in asks]
 
     def answer(self, message: FromHost) -> FromWorker:
@@ -61,7 +62,7 @@ class Inside:
         threading.Thread(target=self._run, daemon=True).start()
 
     def _talk(self, k: int) -> Conversation:
-        return Conversation(self.ends[k], LIMITS, 5.0, lambda _: self.lost.append(k))
+        return Conversation(self.ends[k], LIMITS, PATIENT_SECONDS, lambda _: self.lost.append(k))
 
     def _run(self) -> None:
         with suppress(FrameError):
@@ -84,7 +85,7 @@ def inside(count: int) -> Iterator[Inside]:
     finally:
         for talk in made.talks:
             talk.close()
-        assert made.ended.wait(5)
+        assert made.ended.wait(PATIENT_SECONDS)
         for end in made.theirs:
             end.close()
         if made.inner._ready is not None:
@@ -146,7 +147,7 @@ def test_a_pipe_that_stops_in_the_middle_is_given_up(monkeypatch: pytest.MonkeyP
         time.sleep(0.05)
         start = time.monotonic()
         assert made.ask(2, b"x") == [b"x"]
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < PATIENT_SECONDS / 2
         assert made.ends[1].recv(1) == b""
 
 
@@ -159,7 +160,7 @@ def test_who_does_not_read_his_answers_is_given_up(monkeypatch: pytest.MonkeyPat
         sender.join()
         start = time.monotonic()
         assert made.ask(2, b"x") == [b"x"]
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < PATIENT_SECONDS / 2
 
 
 def test_a_front_worker_cannot_start_an_enclave() -> None:
@@ -173,7 +174,7 @@ def test_a_front_worker_cannot_start_an_enclave() -> None:
 def test_it_ends_with_the_host() -> None:
     with inside(2) as made:
         made.talks[0].close()
-        assert made.ended.wait(5)
+        assert made.ended.wait(PATIENT_SECONDS)
 
 
 def test_a_pipe_in_use_takes_no_second_batch_and_a_long_one_is_for_another_thread() -> None:

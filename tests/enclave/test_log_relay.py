@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.enclave import log_relay
 from garrison.enclave.log_relay import MOST_BYTES, relay
@@ -16,7 +17,7 @@ def test_what_is_written_is_passed_on_and_the_thread_ends() -> None:
     os.write(theirs, b"one\n")
     os.write(theirs, b"two\n")
     os.close(theirs)
-    log.join(5)
+    log.join(PATIENT_SECONDS)
     assert not log.is_alive()
     assert b"".join(found) == b"one\ntwo\n"
 
@@ -28,7 +29,7 @@ def test_too_much_at_once_is_left_out_and_said() -> None:
     for _ in range(2 * MOST_BYTES // 1024):
         os.write(theirs, b"x" * 1024)
     os.close(theirs)
-    log.join(5)
+    log.join(PATIENT_SECONDS)
     text = b"".join(found)
     assert text.count(b"x") == MOST_BYTES
     assert b"%d bytes of the enclave's log are left out" % MOST_BYTES in text
@@ -42,7 +43,7 @@ def test_after_a_while_it_is_passed_on_again(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3 * MOST_BYTES // 1024):
         os.write(theirs, b"x" * 1024)
     os.close(theirs)
-    log.join(5)
+    log.join(PATIENT_SECONDS)
     assert b"".join(found).count(b"x") == 3 * MOST_BYTES
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.models import Sealed
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.enclave.backends.process import ProcessEnclave
 from garrison.enclave.host import Launch
@@ -29,7 +30,7 @@ def enclave(sealed: Sealed, **more: object) -> Iterator[ProcessEnclave]:
         started.stop()
 
 
-def wait_until(good: object, seconds: float = 10.0) -> float:
+def wait_until(good: object, seconds: float = PATIENT_SECONDS) -> float:
     """How long it took until it was so."""
     start = time.monotonic()
     while time.monotonic() - start < seconds:

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.server.batches import FREE, Echo, batcher, waiting
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.errors import UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Reply
-from garrison.server.batching import Batcher
+from garrison.server.batching import INLINE_SECONDS, Batcher
 
 
 def test_the_requests_of_one_turn_form_one_batch_and_each_gets_its_own_answer() -> None:
@@ -102,17 +103,29 @@ def test_what_runs_between_batches_runs_alone_and_takes_turns_with_them() -> Non
 
 def test_who_fails_or_goes_between_batches_stops_nobody() -> None:
     async def main() -> None:
+        began, go = threading.Event(), threading.Event()
+
+        def held() -> None:
+            began.set()
+            assert go.wait(PATIENT_SECONDS)
+
         def broken() -> None:
             raise RuntimeError("no")
 
-        with batcher(Echo(0.01), inline_rows=1) as queue:
-            gone = asyncio.ensure_future(queue.between(lambda: time.sleep(0.05)))
+        with batcher(Echo(), inline_rows=1) as queue:
+            gone = asyncio.ensure_future(queue.between(held))
             never = asyncio.ensure_future(queue.between(lambda: None))
-            await asyncio.sleep(0.02)
+            assert await asyncio.to_thread(began.wait, PATIENT_SECONDS)
             gone.cancel()
             never.cancel()
+            failing = asyncio.ensure_future(queue.between(broken))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert gone.cancelled()
+            assert not failing.done()  # the thread is not free
+            go.set()
             with pytest.raises(RuntimeError):
-                await queue.between(broken)
+                await failing
             assert (await queue.submit(waiting(1))).body == b"1"
             assert await queue.between(lambda: 7) == 7
 
@@ -143,14 +156,15 @@ def test_a_batch_is_as_long_as_one_run_of_the_runtime() -> None:
 
 def test_large_and_slow_batches_leave_the_loop_free() -> None:
     async def main() -> None:
-        echo = Echo(0.2)
+        echo = Echo(0.2, held=True)
         with batcher(echo, inline_rows=10) as queue:
             slow = queue.submit(waiting(0, 11.0))
-            ticks = 0
-            while not slow.done():
-                await asyncio.sleep(0.01)
-                ticks += 1
-            assert ticks >= 5
+            await echo.computing()
+            for _ in range(5):
+                await asyncio.sleep(0.001)
+            assert not slow.done()
+            echo.go.set()
+            await slow
             assert echo.threads[0] != threading.get_ident()
             # It is known now that rows of this model are slow, so a small batch goes to the worker too.
             await queue.submit(waiting(1, 1.0))
@@ -161,15 +175,16 @@ def test_large_and_slow_batches_leave_the_loop_free() -> None:
 
 def test_what_comes_while_the_model_computes_forms_the_next_batch() -> None:
     async def main() -> None:
-        echo = Echo(0.1)
+        echo = Echo(held=True)
         with batcher(echo, inline_rows=1) as queue:
             first = queue.submit(waiting(0, 2.0))
-            await asyncio.sleep(0.02)
+            await echo.computing()
             assert queue.busy
             later = []
             for k in range(1, 6):
                 later.append(queue.submit(waiting(k)))
                 await asyncio.sleep(0.005)
+            echo.go.set()
             await asyncio.gather(first, *later)
             assert [len(batch) for batch in echo.batches] == [1, 5]
             assert not queue.busy
@@ -193,22 +208,24 @@ def test_a_model_that_breaks_answers_everybody_and_goes_on(caplog: pytest.LogCap
 
 
 class Elsewhere:
-    """Computes on a thread of its own, as an enclave's process does."""
+    """Computes on a thread of its own, as an enclave's process does. Where nobody holds the model, it is done before it is asked whether it is."""
 
     def __init__(self, echo: Echo) -> None:
         self.echo = echo
-        self.waited: list[bool] = []
+        self.waited: list[tuple[float, bool]] = []
 
     def begin(self, asks: Sequence[Ask]) -> Elsewhere:
         self._found: list[Reply] = []
         self._thread = threading.Thread(target=lambda: self._found.extend(self.echo(asks)))
         self._thread.start()
+        if self.echo.go.is_set():
+            self._thread.join()
         return self
 
     def wait(self, seconds: float) -> bool:
         self._thread.join(seconds)
-        self.waited.append(not self._thread.is_alive())
-        return self.waited[-1]
+        self.waited.append((seconds, not self._thread.is_alive()))
+        return self.waited[-1][1]
 
     def result(self) -> list[Reply]:
         self._thread.join()
@@ -220,17 +237,21 @@ def test_an_enclave_that_is_slow_without_warning_does_not_stop_the_loop() -> Non
         place = Elsewhere(Echo())
         with ThreadPoolExecutor(max_workers=1) as worker:
             queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
-            for k in range(3):
+            assert (await queue.submit(waiting(0))).code == ""
+            queue._size.note(1, INLINE_SECONDS / 10)  # whatever the first took here
+            for k in range(1, 3):
                 assert (await queue.submit(waiting(k))).code == ""
-            assert place.waited == [True] * 3
-            place.echo.seconds = 0.3
-            slow, longest = queue.submit(waiting(4)), 0.0
-            while not slow.done():
-                start = time.monotonic()
+            assert place.waited == [(INLINE_SECONDS, True)] * 3
+            place.echo.go.clear()
+            slow = queue.submit(waiting(4))
+            while len(place.waited) < 4:
+                await asyncio.sleep(0)
+            for _ in range(10):  # the loop is free
                 await asyncio.sleep(0.001)
-                longest = max(longest, time.monotonic() - start)
+            assert not slow.done()
+            assert place.waited[3:] == [(INLINE_SECONDS, False)]
+            place.echo.go.set()
             assert (await slow).body == b"4"
-            assert longest < 0.2, longest
-            assert place.waited[3:] == [False]
+            assert len(place.waited) == 4
 
     asyncio.run(main())

@@ -232,7 +232,7 @@ def test_sighup_reads_the_keys_again_and_drops_nothing(bundles: Bundles, tmp_pat
         for _ in range(5):
             os.kill(process.pid, signal.SIGHUP)
             time.sleep(0.02)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while (
             httpx.get(url, headers={"authorization": f"Bearer {new}"}).status_code != 200
             and time.monotonic() < deadline
@@ -249,7 +249,7 @@ def test_sighup_reads_the_keys_again_and_drops_nothing(bundles: Bundles, tmp_pat
             same.write(text)
         os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         os.kill(process.pid, signal.SIGHUP)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while (
             httpx.get(url, headers={"authorization": f"Bearer {new}"}).status_code == 200
             and time.monotonic() < deadline

@@ -208,19 +208,19 @@ def test_over_http_a_model_without_a_budget_of_its_own(bundles: Bundles, tmp_pat
 
 def test_over_http_too_many_requests_a_second(bundles: Bundles, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
-    slow = f"Bearer {add_key(keys, 'slow', requests_per_second=0.5)}"
+    slow = f"Bearer {add_key(keys, 'slow', requests_per_second=0.01)}"
     free = f"Bearer {add_key(keys, 'free')}"
     with serve(bundles, "plain", state=tmp_path, keys=str(keys)) as running:
         assert ask(running, authorization=slow).status_code == 200
         refused = ask(running, authorization=slow)
         assert (refused.status_code, refused.json()["code"]) == (429, "request.too_fast")
         assert refused.headers["ratelimit-policy"] == '"requests";q=1;w=1'
-        assert 1 <= int(refused.headers["retry-after"]) <= 2
+        assert 1 <= int(refused.headers["retry-after"]) <= 100
         assert all(ask(running, authorization=free).status_code == 200 for _ in range(5))  # control
         page = CLIENT.get(running.url + "/v2/models/plain", headers={"authorization": slow})
         assert page.status_code == 200  # pages cost nothing
     with serve(
-        bundles, "plain", state=tmp_path, sections={"models": {"plain": ModelConfig(requests_per_second=1.0)}}
+        bundles, "plain", state=tmp_path, sections={"models": {"plain": ModelConfig(requests_per_second=0.01)}}
     ) as running:
         assert sorted(ask(running).status_code for _ in range(3)) == [200, 429, 429]
 

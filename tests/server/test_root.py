@@ -17,6 +17,7 @@ import httpx
 import pytest
 from tests.models import images
 from tests.serving import Bundles, command, serve
+from tests.stalls import PATIENT_SECONDS, wait_until
 
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerKey
@@ -134,7 +135,7 @@ def test_a_trap_in_place_of_the_manifest_is_refused_at_once(bundles: Bundles, tm
     started = time.monotonic()
     with pytest.raises(BundleError):
         assemble(config(tmp_path), [copy], [bundles.owner.public])
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_a_host_may_tighten_and_not_loosen(bundles: Bundles, tmp_path: Path) -> None:
@@ -157,28 +158,42 @@ def test_a_host_may_tighten_and_not_loosen(bundles: Bundles, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_graceful_stop_finishes_what_is_in_flight(bundles: Bundles, tmp_path: Path, number: signal.Signals) -> None:
-    with command(bundles, "metered", tmp_path) as (server, ready):
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f"[limits]\nstop_seconds = {PATIENT_SECONDS}\n")
+    with command(bundles, "metered", tmp_path, "--config", str(settings)) as (server, ready):
         parts = urlsplit(ready["url"])
         body = json.dumps(
             {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.5] * 64}]}
         ).encode()
-        head = f"POST /v2/models/metered/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        address = parts.hostname or "", parts.port or 0
         with (
-            socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection,
-            socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10),  # idle: must not hold it up
+            socket.create_connection(address, timeout=PATIENT_SECONDS) as connection,
+            socket.create_connection(address, timeout=PATIENT_SECONDS),  # idle: must not hold it up
         ):
-            connection.sendall(head + body[:100])
-            time.sleep(0.3)
+            begin(connection, len(body))
+            connection.sendall(body[:100])
             start = time.monotonic()
             server.send_signal(number)
-            time.sleep(0.3)
-            with pytest.raises(httpx.ConnectError):
-                httpx.get(f"{ready['url']}/v2/health/live")
+            wait_until(lambda: not listens(ready["url"]))
             assert server.poll() is None
             connection.sendall(body[100:])
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        assert server.wait(timeout=10) == 0
-        assert time.monotonic() - start < 5
+        assert server.wait(timeout=PATIENT_SECONDS) == 0
+        assert time.monotonic() - start < PATIENT_SECONDS / 2
+
+
+def begin(connection: socket.socket, length: int) -> None:
+    """A request of which the server has the head, and waits for the body."""
+    head = f"POST /v2/models/metered/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n"
+    connection.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+    assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def listens(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v2/health/live").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_a_stop_does_not_wait_for_ever(bundles: Bundles, tmp_path: Path) -> None:
@@ -186,13 +201,13 @@ def test_a_stop_does_not_wait_for_ever(bundles: Bundles, tmp_path: Path) -> None
     settings.write_text("[limits]\nstop_seconds = 0.5\n")
     with command(bundles, "metered", tmp_path, "--config", str(settings)) as (server, ready):
         parts = urlsplit(ready["url"])
-        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
-            connection.sendall(b"POST /v2/models/metered/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
-            time.sleep(0.3)
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENT_SECONDS) as connection:
+            begin(connection, 9)
+            connection.sendall(b"half")
             start = time.monotonic()
             server.send_signal(signal.SIGTERM)
-            assert server.wait(timeout=10) == 0
-            assert 0.3 < time.monotonic() - start < 5
+            assert server.wait(timeout=PATIENT_SECONDS) == 0
+            assert 0.3 < time.monotonic() - start < PATIENT_SECONDS / 2
 
 
 def test_a_stop_under_load_loses_no_answer(bundles: Bundles, tmp_path: Path) -> None:
@@ -221,9 +236,9 @@ def test_a_stop_under_load_loses_no_answer(bundles: Bundles, tmp_path: Path) -> 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
-        assert answered.wait(10)
+        assert answered.wait(PATIENT_SECONDS)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=15) == 0
+        assert server.wait(timeout=PATIENT_SECONDS) == 0
         for thread in threads:
             thread.join()
     assert set(broken) <= {"ReadError", "RemoteProtocolError", "WriteError"}

@@ -16,6 +16,7 @@ import pytest
 from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 from tests.serving import Served, budget, serve
 from tests.simulated import Simulated, serve_simulated
+from tests.stalls import PATIENT_SECONDS, wait_until
 
 from garrison.attest.evidence import Evidence
 from garrison.crypto.owner import OwnerKey
@@ -235,16 +236,14 @@ def test_too_many_requests_for_evidence_are_told_to_come_again(sealed: dict[str,
         show = enclave.service.evidence
 
         def held(nonce: bytes, capabilities: dict[str, str]) -> Evidence:
-            gate.wait(10)
+            assert gate.wait(PATIENT_SECONDS)
             return show(nonce, capabilities)
 
         enclave.service.evidence = held  # type: ignore[assignment,method-assign]
         url = f"{served.url}{ATTESTATION}?nonce={NONCE}"
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(httpx.get, url, timeout=20) for _ in range(6)]
-            until = time.monotonic() + 8
-            while time.monotonic() < until and sum(one.done() for one in asked) < 3:
-                time.sleep(0.02)
+            asked = [pool.submit(httpx.get, url, timeout=PATIENT_SECONDS) for _ in range(6)]
+            wait_until(lambda: sum(one.done() for one in asked) == 3)
             assert httpx.get(f"{served.url}/v2/health/live").status_code == 200  # the loop is free meanwhile
             gate.set()
             statuses = sorted(one.result().status_code for one in asked)

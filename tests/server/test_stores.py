@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.server.databases import Database, postgres, redis_or_valkey
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.errors import ConfigError, GarrisonError, UnavailableError
 from garrison.server.budgets import BudgetBook
-from garrison.server.stores import STORES, in_words, open_store, scheme_of
+from garrison.server.stores import STORES, in_words, open_store, scheme_of, sqlite
 from garrison.server.stores.base import DOWN_SECONDS, MOST_SECONDS, Lease, Store, lease_size
-from garrison.server.stores.sqlite import SqliteStore
+from garrison.server.stores.sqlite import FILE_NAME, SqliteStore
 
 ALICE, BOB = ("m", "alice", "ever"), ("m", "bob", "ever")
 HERE = {"sqlite": "", "postgres": "postgresql", "redis": "redis"}
@@ -311,6 +314,24 @@ def test_a_postgres_that_was_emptied_is_not_used() -> None:
                 counts.lease(ALICE, 5, 0, 10)
             time.sleep(DOWN_SECONDS + 0.1)
         store.close()
+
+
+def test_who_opens_a_new_store_waits_for_another_who_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Front workers start side by side; SQLite itself refuses the second at once."""
+    with (
+        ThreadPoolExecutor(1) as pool,
+        contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(sqlite, "_OPENING_SECONDS", 0.1)
+        with pytest.raises(ConfigError, match="locked"):
+            SqliteStore(tmp_path)
+        monkeypatch.setattr(sqlite, "_OPENING_SECONDS", PATIENT_SECONDS)
+        opening = pool.submit(SqliteStore, tmp_path)
+        time.sleep(0.2)
+        assert not opening.done()
+        other.execute("ROLLBACK")
+        opening.result().close()
 
 
 @pytest.mark.parametrize("url", ["mysql://a/b", "postgresql", "file:///etc/passwd", "redis:localhost", " "])

@@ -18,6 +18,7 @@ import pytest
 from tests.models import images
 from tests.server.pki import Authority, Pair
 from tests.serving import Bundles, Served, command, serve
+from tests.stalls import again_after_a_stall
 
 from garrison.config import ServerConfig
 from garrison.errors import ConfigError
@@ -92,31 +93,35 @@ def test_a_client_notices_another_server(https: Served, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [False, True], ids=["granian", "names"])
+@again_after_a_stall
 def test_who_never_finishes_the_handshake_is_shown_out(
     bundles: Bundles, authority: Authority, server_pair: Pair, tmp_path: Path, names: bool
 ) -> None:
-    """The web server itself would wait for ever. Who has brought a request stays, however long its answer takes."""
+    """The web server itself would wait for longer. Who has brought a request stays, however long its answer takes."""
     files = settings(server_pair, authority) | {"tls_client_names": True} if names else settings(server_pair)
     context = authority.trusting(authority.issue("alice", "alice"))
-    limits = Limits(header_read_seconds=1.0)
-    with serve(bundles, "plain", state=tmp_path, limits=limits, **files) as running:
+    limits = Limits(header_read_seconds=1.5)
+    with (
+        serve(bundles, "plain", state=tmp_path, limits=limits, **files) as running,
+        contextlib.ExitStack() as connections,
+    ):
         address = urlsplit(running.url).hostname, urlsplit(running.url).port
-        idle = [socket.create_connection(address) for _ in range(50)]
+        slow = connections.enter_context(
+            context.wrap_socket(socket.create_connection(address), server_hostname="127.0.0.1")
+        )
+        slow.send(b"POST /v2/models/plain/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n")
+        idle = [connections.enter_context(socket.create_connection(address)) for _ in range(50)]
         for connection in idle[::2]:
             connection.send(b"\x16\x03\x01")  # a handshake begins
-        slow = context.wrap_socket(socket.create_connection(address), server_hostname="127.0.0.1")
-        slow.send(b"POST /v2/models/plain/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n")
         began = time.monotonic()
         assert ask(running, context).status_code == 200  # they keep nobody out
         for connection in idle:
-            connection.settimeout(10)
+            connection.settimeout(8)
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(1000)[1:3] in {b"", b"\x03\x03"}  # closed, perhaps with an alert
-            connection.close()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 8
         slow.send(b"not a req")
         assert slow.recv(100).startswith(b"HTTP/1.1 400")
-        slow.close()
 
 
 @pytest.mark.parametrize("names", [False, True], ids=["admission", "names"])
@@ -189,7 +194,7 @@ def test_several_front_workers_name_callers_by_certificate_and_read_keys_again(
         assert codes(key) == {200}
         new = rotate_key(file, "alice", overlap=dt.timedelta(0))
         process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while codes(new) != {200} and time.monotonic() < deadline:
             time.sleep(0.05)
         assert codes(new) == {200}
@@ -228,7 +233,7 @@ def test_large_bodies_pass_and_keep_alive_holds(
                 answer = client.post(f"{running.url}/v2/models/plain/infer", content=body, headers=sent)
                 assert answer.status_code == 200
             assert len(names._names) == 1  # one connection carried them all
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while names._names and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not names._names

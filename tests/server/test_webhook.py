@@ -9,11 +9,12 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.stalls import again_after_a_stall, wait_until
 
 from garrison.config import OperationsConfig
 from garrison.errors import ConfigError
@@ -56,13 +57,6 @@ def receiver() -> Iterator[Receiver]:
     thread.join()
 
 
-def wait_for(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not done() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert done()
-
-
 def test_the_signature_is_that_of_the_standards_own_example() -> None:
     secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     found = sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b'{"test": 2432232314}')
@@ -72,7 +66,7 @@ def test_the_signature_is_that_of_the_standards_own_example() -> None:
 def test_an_event_arrives_signed(receiver: Receiver) -> None:
     webhook = Webhook(receiver.url, SECRET)
     webhook.send("drift.alarm", {"model": "m"})
-    wait_for(lambda: webhook.sent == 1)
+    wait_until(lambda: webhook.sent == 1)
     webhook.close()
     ((headers, body),) = receiver.came
     assert json.loads(body)["data"] == {"model": "m"}
@@ -85,7 +79,7 @@ def test_what_is_not_taken_is_sent_again_under_the_same_id(receiver: Receiver) -
     receiver.statuses = [503, 429]
     webhook = Webhook(receiver.url, SECRET, pauses=(0.01, 0.01, 0.01))
     webhook.send("drift.alarm", {})
-    wait_for(lambda: webhook.sent == 1)
+    wait_until(lambda: webhook.sent == 1)
     webhook.close()
     assert len(receiver.came) == 3
     assert len({headers["webhook-id"] for headers, _ in receiver.came}) == 1
@@ -96,7 +90,7 @@ def test_what_is_refused_for_good_is_given_up(receiver: Receiver, statuses: list
     receiver.statuses = statuses
     webhook = Webhook(receiver.url, SECRET, pauses=(0.01, 0.01))
     webhook.send("drift.alarm", {})
-    wait_for(lambda: webhook.dropped == 1)
+    wait_until(lambda: webhook.dropped == 1)
     webhook.close()
     assert webhook.sent == 0
 
@@ -105,10 +99,10 @@ def test_a_receiver_that_is_away_holds_up_nobody_and_the_queue_is_bounded() -> N
     webhook = Webhook("http://127.0.0.1:9/", SECRET, pauses=(60.0,) * 5)
     for number in range(MOST_WAITING + 50):
         webhook.send("drift.alarm", {"number": number})
-    wait_for(lambda: webhook.dropped >= 49)
+    wait_until(lambda: webhook.dropped >= 49)
     start = time.monotonic()
     webhook.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # and not the 60 seconds until it would try again
 
 
 @pytest.mark.parametrize(
@@ -185,14 +179,16 @@ class Drip:
         (b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n", 1, 0),
     ],
 )
+@again_after_a_stall
 def test_a_receiver_that_drips_is_left_in_time(head: bytes, sent: int, dropped: int) -> None:
     """Each read comes back at once, so no bound for a step ends it; where a status came, it counts."""
-    drip = Drip(head)
-    webhook = Webhook(drip.url, SECRET, pauses=(), most_seconds=0.2)
-    webhook.send("drift.alarm", {})
-    wait_for(lambda: (webhook.sent, webhook.dropped) == (sent, dropped))
-    webhook.close()
-    drip.close()
+    with (
+        contextlib.closing(Drip(head)) as drip,
+        contextlib.closing(Webhook(drip.url, SECRET, pauses=(), most_seconds=0.2)) as webhook,
+    ):
+        webhook.send("drift.alarm", {})
+        wait_until(lambda: webhook.sent + webhook.dropped > 0)
+        assert (webhook.sent, webhook.dropped) == (sent, dropped)
 
 
 def test_the_control_without_the_bound_it_is_waited_for() -> None:
@@ -202,5 +198,5 @@ def test_the_control_without_the_bound_it_is_waited_for() -> None:
     time.sleep(0.5)
     assert (webhook.sent, webhook.dropped) == (0, 0)
     drip.close()
-    wait_for(lambda: webhook.dropped == 1)
+    wait_until(lambda: webhook.dropped == 1)
     webhook.close()

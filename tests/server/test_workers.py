@@ -30,7 +30,7 @@ from garrison.server.auth import add_key, revoke_key
 from garrison.server.root import assemble
 
 WORKERS = 3
-SECONDS = 15.0
+SECONDS = 60.0
 
 
 def children(process: int) -> list[int]:
@@ -100,9 +100,15 @@ def test_a_budget_is_exact_over_all_workers(bundles: Bundles, tmp_path: Path, is
         assert running.ready["workers"] == WORKERS
         lock = threading.Lock()
 
+        def asked() -> int:
+            """Who finds the store in use for a second is told to come again, and nothing was charged."""
+            found: list[int] = []
+            wait_until(lambda: found.append(running.infer().status_code) or found[-1] != 503)  # type: ignore[func-returns-value]
+            return found[-1]
+
         def ask() -> None:
             for _ in range(20):
-                status = running.infer().status_code
+                status = asked()
                 with lock:
                     told[status] += 1
 
@@ -111,13 +117,13 @@ def test_a_budget_is_exact_over_all_workers(bundles: Bundles, tmp_path: Path, is
             thread.start()
         for thread in threads:
             thread.join()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         while told[200] < 100 and time.monotonic() < end:  # blocks that lie unused elsewhere come back
-            told[running.infer().status_code] += 1
+            told[asked()] += 1
             time.sleep(0.1)
         assert told[200] == 100, told
         assert set(told) == {200, 429}
-        assert running.infer().status_code == 429
+        assert asked() == 429
 
 
 @pytest.mark.slow
@@ -233,7 +239,7 @@ def test_a_graceful_stop_ends_all_and_gives_budgets_back(bundles: Bundles, tmp_p
         assert running.infer(7).status_code == 200
         everybody = children(running.server.pid)
         running.server.send_signal(signal.SIGTERM)
-        _, said = running.server.communicate(timeout=20)
+        _, said = running.server.communicate(timeout=60)
         assert running.server.returncode == 0
         assert "Traceback" not in said
         assert not any(map(runs, everybody))

@@ -27,7 +27,8 @@ from garrison.upstream.target import Target
 
 PATH = "/v2/models/guarded/infer"
 CHAIN = (BOUNDS, SCORE, misinform(0.6), RELEASE)
-QUICK = Limits(upstream_seconds=2.0)
+PATIENT = Limits(upstream_seconds=30.0)
+"""No server here is that slow, unless a test says so."""
 
 
 def mlp_triton(**more: Any) -> Triton:
@@ -67,7 +68,7 @@ def seal_guard(
 
 
 @contextmanager
-def gateway(sealed: Sealed, url: str, state: Path, limits: Limits = QUICK, **server: Any) -> Iterator[Served]:
+def gateway(sealed: Sealed, url: str, state: Path, limits: Limits = PATIENT, **server: Any) -> Iterator[Served]:
     """A gateway before the server at `url`."""
     settings = ServerConfig(port=0, isolation="none", state=str(state), upstream=url, **server)
     assembly = assemble(Config(server=settings, limits=limits), [sealed.path], [sealed.owner.public])

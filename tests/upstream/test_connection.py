@@ -6,6 +6,7 @@ import socket
 import time
 
 import pytest
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.errors import GarrisonError, UnavailableError, UpstreamError
 from garrison.protocol.http_messages import Request, Response
@@ -45,7 +46,7 @@ def read(answer: bytes, *, most: int = 64, pieces: int = 1) -> Found:
     with ours, theirs:
         ours.setblocking(False)
         asked = Connection(ours)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENT_SECONDS
         assert asked.begin(ASK, "/x", [("host", "h")], deadline)
         assert theirs.recv(4096) == (
             b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\nbody"
@@ -91,7 +92,7 @@ def test_an_answer_may_be_read_in_several_goes(answer: bytes, size: int) -> None
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        asked, deadline = Connection(ours), time.monotonic() + 10
+        asked, deadline = Connection(ours), time.monotonic() + PATIENT_SECONDS
         assert asked.begin(ASK, "/x", [("host", "h")], deadline)
         goes = 0
         found: Response | type[GarrisonError] | None = None
@@ -127,7 +128,7 @@ def test_who_waits_for_an_answer_gives_up_at_the_deadline() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        asked, deadline = Connection(ours), time.monotonic() + 0.2
+        asked, deadline = Connection(ours), time.monotonic() + PATIENT_SECONDS
         assert asked.begin(ASK, "/x", [("host", "h")], deadline)
         theirs.sendall(HEAD)
         for _ in range(3):
@@ -135,4 +136,4 @@ def test_who_waits_for_an_answer_gives_up_at_the_deadline() -> None:
             with pytest.raises(WaitingError):
                 asked.finish(deadline, 64, until=time.monotonic() + 1e-3)
         with pytest.raises(UnavailableError):
-            asked.finish(deadline, 64)
+            asked.finish(time.monotonic() + 0.1, 64)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 from tests.serving import Served
-from tests.upstream.guards import CHAIN, PATH, QUICK, entry_of, gateway, infer, mlp_triton, seal_guard
+from tests.upstream.guards import CHAIN, PATH, PATIENT, entry_of, gateway, infer, mlp_triton, seal_guard
 from tests.upstream.triton import Triton, serving
 
 from garrison.client import Client
@@ -147,7 +147,7 @@ def test_another_model_than_sealed_for_stops_the_start(sealed: Sealed, tmp_path:
 
 
 def start(path: Path, sealed: Sealed, **server: Any) -> None:
-    config = Config(server=ServerConfig(port=0, state=str(path / "state"), **server), limits=QUICK)
+    config = Config(server=ServerConfig(port=0, state=str(path / "state"), **server), limits=PATIENT)
     assemble(config, [sealed.path], [sealed.owner.public]).close()
 
 

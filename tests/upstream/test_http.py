@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.errors import ConfigError, GarrisonError, PlaintextKeyError, UnavailableError, UpstreamError
 from garrison.protocol.http_messages import Request
@@ -84,13 +85,13 @@ def connections(url: str, most_bytes: int = 1000, most: int = 4) -> Iterator[Con
 
 def test_a_connection_is_kept() -> None:
     with scripted(answering(OK, OK, OK)) as url, connections(url) as found:
-        assert [found.ask(ASK, 5.0).body for _ in range(3)] == [b"hi"] * 3
+        assert [found.ask(ASK, PATIENT_SECONDS).body for _ in range(3)] == [b"hi"] * 3
         assert found.opened == 1
 
 
 def test_a_kept_connection_that_has_ended_is_opened_anew() -> None:
     with scripted(answering(OK)) as url, connections(url) as found:
-        assert [found.ask(ASK, 5.0).status for _ in range(3)] == [200] * 3
+        assert [found.ask(ASK, PATIENT_SECONDS).status for _ in range(3)] == [200] * 3
         assert found.opened == 3
 
 
@@ -102,7 +103,7 @@ def test_questions_side_by_side_keep_their_order() -> None:
             stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n" + name)
 
     with scripted(script) as url, connections(url) as found:
-        answers = found.ask_many([Request("GET", f"/{k}") for k in range(10)], 5.0)
+        answers = found.ask_many([Request("GET", f"/{k}") for k in range(10)], PATIENT_SECONDS)
         assert [a.body.decode() for a in answers] == [f"/{k}" for k in range(10)]
         assert found.opened == 4
 
@@ -111,13 +112,13 @@ def test_chunks_are_joined_and_a_length_is_not_needed() -> None:
     chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
     script = answering(chunked, b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nend")
     with scripted(script) as url, connections(url) as found:
-        assert [found.ask(ASK, 5.0).body for _ in range(2)] == [b"abc", b"end"]
+        assert [found.ask(ASK, PATIENT_SECONDS).body for _ in range(2)] == [b"abc", b"end"]
 
 
 def dripping(stream: socket.socket, number: int) -> None:
     """A byte now and then: each comes in time, the whole never does."""
     stream.recv(65536)
-    for byte in OK * 100:
+    for byte in OK * 1000:
         stream.sendall(bytes([byte]))
         time.sleep(0.02)
 
@@ -133,7 +134,7 @@ def test_a_deadline_holds_for_the_whole_exchange(script: Script) -> None:
         started = time.monotonic()
         with pytest.raises(UnavailableError, match="in time"):
             found.ask(ASK, 0.4)
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 15.0  # what drips takes much longer
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_a_deadline_holds_for_the_whole_exchange(script: Script) -> None:
 def test_what_is_no_answer_is_refused_and_not_told(answer: bytes, kind: type[GarrisonError]) -> None:
     with scripted(answering(answer)) as url, connections(url) as found:
         with pytest.raises(kind) as error:
-            found.ask(ASK, 5.0)
+            found.ask(ASK, PATIENT_SECONDS)
         assert "SMTP" not in str(error.value)
         assert "aaa" not in str(error.value)
 
@@ -164,7 +165,7 @@ def test_what_is_no_answer_is_refused_and_not_told(answer: bytes, kind: type[Gar
 def test_more_than_the_answer_ends_the_connection() -> None:
     """Bytes that nobody asked for must not become the next request's answer."""
     with scripted(answering(OK + OK, OK)) as url, connections(url) as found:
-        assert [found.ask(ASK, 5.0).status for _ in range(2)] == [200, 200]
+        assert [found.ask(ASK, PATIENT_SECONDS).status for _ in range(2)] == [200, 200]
         assert found.opened == 2
 
 
@@ -172,7 +173,7 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with connections(url) as found, pytest.raises(UnavailableError, match="cannot be reached"):
-        found.ask(ASK, 5.0)
+        found.ask(ASK, PATIENT_SECONDS)
 
 
 def test_the_key_is_not_shown_in_the_open_beyond_this_machine() -> None:
@@ -197,7 +198,7 @@ def test_the_key_is_shown_and_stays_out_of_messages() -> None:
 
     with scripted(script) as url:
         found = Connections(url, key="secret-key", most_bytes=100, most=1)
-        found.ask(ASK, 5.0)
+        found.ask(ASK, PATIENT_SECONDS)
         found.close()
     assert b"authorization: Bearer secret-key\r\n" in seen[0].replace(b"Authorization", b"authorization")
     with pytest.raises(ConfigError) as error:
@@ -263,10 +264,10 @@ def test_https_needs_a_certificate_that_holds(certificate: Path) -> None:
     with scripted(script) as url:
         url = url.replace("http:", "https:")
         found = Connections(url, authorities=certificate, most_bytes=400_000, most=1)
-        assert [len(found.ask(ASK, 5.0).body) for _ in range(2)] == [2, 300_000]
+        assert [len(found.ask(ASK, PATIENT_SECONDS).body) for _ in range(2)] == [2, 300_000]
         assert found.opened == 1
         found.close()
         with connections(url) as strict, pytest.raises(UpstreamError, match="certificate"):
-            strict.ask(ASK, 5.0)
+            strict.ask(ASK, PATIENT_SECONDS)
     with pytest.raises(ConfigError, match="certificates"):
         Connections(url, authorities=certificate.parent / "none", most_bytes=1, most=1)

@@ -137,7 +137,7 @@ def test_sealed_requests_the_whole_way_through_death_and_a_new_enclave(
             before = enclave.card.public_key
             (program,) = outside.keeper._programs
             program.process.kill()
-            wait_until(lambda: enclave.ready and enclave.card.public_key != before, 20)
+            wait_until(lambda: enclave.ready and enclave.card.public_key != before)
             check()
             before = enclave.card.public_key
             outside.terminate()
@@ -145,7 +145,7 @@ def test_sealed_requests_the_whole_way_through_death_and_a_new_enclave(
             with pytest.raises(UnavailableError):
                 enclave.call([question(x)])
             outside.run()
-            wait_until(lambda: enclave.ready and enclave.card.public_key != before, 20)
+            wait_until(lambda: enclave.ready and enclave.card.public_key != before)
             check()
 
 

@@ -19,6 +19,7 @@ import pytest
 from tests.enclave.workers import enclave, question, wait_until
 from tests.models import BOUNDS, CLASSES, RELEASE, Sealed, images, seal_mlp
 from tests.serving import Served, budget
+from tests.stalls import again_after_a_stall
 
 from garrison.client import Client
 from garrison.config import Config, ServerConfig
@@ -84,8 +85,9 @@ def test_what_is_too_long_for_the_pipe_is_not_sent_and_harms_nothing(sealed: Sea
         assert started.process_id == worker
 
 
+@again_after_a_stall
 def test_a_worker_that_hangs_is_ended(sealed: Sealed) -> None:
-    with enclave(sealed, limits=Limits(enclave_seconds=0.5)) as started:
+    with enclave(sealed, limits=Limits(enclave_seconds=1.0)) as started:
         stuck = started.process_id
         os.kill(stuck, signal.SIGSTOP)
         with pytest.raises(UnavailableError):

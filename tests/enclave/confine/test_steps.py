@@ -84,9 +84,9 @@ from pathlib import Path
 from garrison.enclave.confine.namespaces import own_namespaces
 server = socket.create_server(("127.0.0.1", 0))
 port = server.getsockname()[1]
-before = tried(lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close())
+before = tried(lambda: socket.create_connection(("127.0.0.1", port), timeout=20).close())
 steps = own_namespaces(by_user_namespace=os.geteuid() != 0)
-after = tried(lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close())
+after = tried(lambda: socket.create_connection(("127.0.0.1", port), timeout=20).close())
 say(steps=steps, before=before, after=after)
 """
 

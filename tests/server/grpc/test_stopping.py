@@ -17,7 +17,7 @@ from garrison.server.grpc import make_grpc
 from garrison.server.held import HeldBytes
 
 pytest.importorskip("grpc")
-SECONDS = 20
+SECONDS = 60
 
 
 def test_stopping_while_another_one_begins_ends(
