@@ -27,6 +27,7 @@ import numpy.typing as npt
 from benchmarks.streams import Stream
 
 from benchmarks import detection, streams
+from garrison.confidence import upper_limit
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors.accounts import Accounts
 from garrison.guard.detectors.base import Detector
@@ -36,7 +37,6 @@ from garrison.guard.watching.book import Armed
 from garrison.guard.watching.remembered import Settings
 from garrison.guard.watching.state import Rows, WatchState
 from garrison.hardening.fits import USUAL
-from garrison.hardening.measures import upper_limit
 
 CALLERS = 100
 IN_TIME = 1_500

@@ -53,6 +53,13 @@ PARTS = (
         needs=(SEED / "hardened", SEED / "training" / "calibration.npz", SEED / "bundle", SEED / "owner.pub"),
         made_by="theft",
     ),
+    Part(
+        "detectors",
+        "what the detectors take of a row",
+        ("-m", "benchmarks.detection", "--cost"),
+        needs=(SEED / "hardened", SEED / "training" / "calibration.npz", SEED / "bundle", SEED / "owner.pub"),
+        made_by="theft",
+    ),
     Part("sealed", "a sealed request against a plain one", ("-m", "benchmarks.sealed_requests")),
     Part("middleware", "the guard inside a FastAPI app", ("-m", "benchmarks.middleware_cost")),
     Part("gateway", "what a gateway adds, at 1 and 32 connections", ("-m", "benchmarks.gateway_cost")),

@@ -1,6 +1,10 @@
 """Which detector names which thief, after how many of its rows, and how many honest callers are alarmed; for docs/detectors and docs/benchmarks.md.
 
     python -m benchmarks.streams && python -m benchmarks.detection [--callers 600] [--all] [--out out/bench/detection.json]
+    python -m benchmarks.detection --cost
+
+`--cost` says instead what they cost, and needs no streams: processor time a row of `watch` with all of them, digests and secret projection included (lower quartile, median and upper quartile of 20 blocks of 50 batches, other
+memory gone through between two batches as a model does it), and of each alone, where nothing waits and nothing is shared.
 
 Detectors are calibrated as `garrison harden` does it, on the calibration rows of out/bench/seed-0, and kept in out/bench/detectors.json. Thieves' rows and honest callers are those
 of `benchmarks.streams`; the callers' rows are of the test split, which neither training nor calibration saw. An entry is how many rows the thief had asked of its own
@@ -19,18 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from benchmarks.bare_runtime import REFERENCE_US, runtime_us
 from benchmarks.streams import SEED, SHIFTS, Stream
 
 from benchmarks import streams
 from garrison import datasets
 from garrison.audit.detection.prada import prada
+from garrison.confidence import upper_limit
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors.base import Detector, Seen
 from garrison.guard.watching.book import Alarm, Armed
 from garrison.guard.watching.remembered import Settings
 from garrison.guard.watching.state import Rows, WatchState
 from garrison.hardening.fits import FITTERS, USUAL
-from garrison.hardening.measures import upper_limit
 from garrison.hardening.scoring import open_session, score
 from garrison.hardening.watching import calibrate_watch, joined, sums, take_rows
 from garrison.types import Array, BoolArray, DefenseSpec
@@ -147,9 +153,8 @@ def honest(detectors: Mapping[str, Detector], count: int) -> dict[str, Any]:
     }
 
 
-def cost(detectors: Mapping[str, Detector], asked: int) -> dict[str, float]:
+def cost(detectors: Mapping[str, Detector], pool: Seen, asked: int) -> dict[str, float]:
     """Microseconds of processor time a row, in batches of 32 rows of 32 callers who have asked so many rows before; the median of many batches."""
-    pool = seen_of(streams.load("test-plain"))
     width = pool.projection.shape[1]
     found = {}
     for name, detector in detectors.items():
@@ -170,12 +175,12 @@ def cost(detectors: Mapping[str, Detector], asked: int) -> dict[str, float]:
     return found
 
 
-def together(detectors: Mapping[str, Detector], asked: int) -> dict[str, list[float]]:
+def together(detectors: Mapping[str, Detector], pool: Seen, asked: int) -> dict[str, list[float]]:
     """Microseconds of processor time a row that `watch` takes with all of them, of callers who have asked so many rows before: quartiles over many blocks.
 
     The caches are as a model leaves them: before each batch, other memory is gone through.
     """
-    pool, facts = streams.load("test-plain"), streams.opened().manifest.facts()
+    facts = streams.opened().manifest.facts()
     x = datasets.load("fashion-mnist", "test").x.reshape(-1, *facts.inputs[0].shape)
     armed = tuple(Armed(name, detector, 1, shadow=False) for name, detector in detectors.items())
     values = np.repeat((1 - pool.probability[:, None]) / (len(facts.labels) - 1), len(facts.labels), axis=1)
@@ -256,9 +261,16 @@ def main() -> None:
     width = 32
     sizes = {n: sum(c.size for c in d.columns(width).values()) for n, d in detectors.items()}
     if given.cost:
-        each = {str(asked): cost(detectors, asked) for asked in (100, LATE)}
-        watch = {str(asked): together(detectors, asked) for asked in (100, LATE)}
-        print(json.dumps({"each": each, "together": watch, "bytes": sizes}, indent=1))
+        pool = seen_of(streams.make_honest("test", "plain"))
+        each = {str(asked): cost(detectors, pool, asked) for asked in (100, LATE)}
+        watch = {str(asked): together(detectors, pool, asked) for asked in (100, LATE)}
+        found = {
+            "each": each,
+            "together": watch,
+            "bytes": sizes,
+            "runtime_us": runtime_us(onnx.load(SEED / "hardened" / "model.onnx")),
+        }
+        print(json.dumps(found | {"runtime_us_where_the_bound_was_set": REFERENCE_US}, indent=1))
         return
     thresholds = {name: d.threshold for name, d in detectors.items()}
     whole: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}

@@ -44,12 +44,12 @@ from garrison.bundle.key_files import read_private_key
 from garrison.bundle.reader import VerifiedBundle, verify
 from garrison.bundle.secret import read_secret, secret_path
 from garrison.client import Client
+from garrison.confidence import upper_limit
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.errors import UnavailableError
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors.base import Detector
-from garrison.hardening.measures import upper_limit
 from garrison.hardening.scoring import open_session, score
 from garrison.hardening.watching import calibrate_watch, sums
 from garrison.sealing.inputs import rows_from_arrays

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import uvloop
+from benchmarks.bare_runtime import REFERENCE_US, runtime_us
 from benchmarks.streams import SEED
 
 from benchmarks import detection
@@ -61,7 +61,7 @@ from garrison.server.memory import settle
 from garrison.server.questions import rate_limits, read_message, write_answer
 from garrison.types import Array, DefenseSpec, Task
 
-CALLERS, BLOCK, REFERENCE_US = 32, 6, 11.5
+CALLERS, BLOCK = 32, 6
 MUST = {"signature": 4.0, "guard": 8.0, "detectors": 6.0, "drift": 3.0, "ledger": 4.0}
 ARMS = ("nothing", *MUST)
 NO_DISK = "ledger-without-disk"
@@ -164,21 +164,6 @@ def batches(seed: int, count: int) -> Iterator[list[tuple[str, bytes, int]]]:
     for number in range(seed * count, (seed + 1) * count):
         rows = [np.ascontiguousarray(x[order[number % len(x)]]).reshape(1, 1, 28, 28) for order in orders]
         yield [(f"key {k}", *encode_request({"image": row})) for k, row in enumerate(rows)]
-
-
-def runtime_us(model: onnx.ModelProto) -> float:
-    """The bare runtime at batch 32, microseconds an image."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    x = np.random.default_rng(0).random((CALLERS, 1, 28, 28), dtype=np.float32)
-    found = []
-    for _ in range(40):
-        begun = time.process_time()
-        for _ in range(5):
-            session.run(["probabilities"], {"image": x})
-        found.append((time.process_time() - begun) / (5 * CALLERS) * 1e6)
-    return statistics.median(found)
 
 
 async def measure(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:

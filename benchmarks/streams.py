@@ -226,7 +226,8 @@ def _moved(x: Array, down: int, across: int) -> Array:
     return found
 
 
-def _make_honest(split: str, how: str) -> Stream:
+def make_honest(split: str, how: str) -> Stream:
+    """What is seen of the rows of a split, shifted; see `load`."""
     if split == "calibration":
         with np.load(SEED / "training" / "calibration.npz") as held:
             x = held["x"]
@@ -297,7 +298,7 @@ def work(seeds: int, only: list[str]) -> Iterator[tuple[str, Callable[[], Stream
     for split in SPLITS:
         for how in SHIFTS:
             if not only or split in only:
-                yield f"{split}-{how}", lambda split=split, how=how: _make_honest(split, how)  # type: ignore[misc]
+                yield f"{split}-{how}", lambda split=split, how=how: make_honest(split, how)  # type: ignore[misc]
     for seed in range(seeds):
         for name in ATTACKS:
             for defended in (False, True):

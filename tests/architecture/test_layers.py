@@ -13,11 +13,12 @@ import pytest
 import garrison
 
 SOURCE = Path(garrison.__file__).parent
-BASE = {"errors", "types", "limits"}
+BASE = {"errors", "types", "limits", "confidence"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": {"errors"},
     "limits": {"errors"},
+    "confidence": set(),
     "npz": BASE,
     "datasets": BASE,
     "config": BASE,

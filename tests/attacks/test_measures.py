@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from garrison.attacks import measures
 
@@ -70,9 +69,3 @@ def test_the_interval_is_named_by_the_number_of_seeds() -> None:
     assert three.interval == "t over 3 seeds, 95 %"
     assert three.value == pytest.approx(0.75)
     assert three.high == pytest.approx(0.75 + 4.302653 * 0.25 / np.sqrt(3), abs=1e-6)
-
-
-def test_the_upper_end_of_clopper_and_pearson_is_the_beta_quantile() -> None:
-    for events, of, alpha in ((0, 59, 0.05), (0, 80, 0.025), (1, 100, 0.05), (17, 60, 0.01), (59, 60, 0.05)):
-        assert measures.at_most(events, of, alpha) == pytest.approx(stats.beta.ppf(1 - alpha, events + 1, of - events))
-    assert measures.at_most(0, 0, 0.05) == measures.at_most(7, 7, 0.05) == 1.0

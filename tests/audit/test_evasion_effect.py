@@ -20,13 +20,13 @@ from garrison.attacks.oracle import LabelsOnly
 from garrison.audit.targets import HttpTarget, ServiceTarget, unguarded
 from garrison.bundle.reader import verify
 from garrison.client import Client
+from garrison.confidence import upper_limit
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerKey
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors.base import Seen
 from garrison.hardening.export import victim_graph
 from garrison.hardening.fits import Honest
-from garrison.hardening.measures import upper_limit
 from garrison.hardening.shifts import shifted
 from garrison.hardening.watching import look, simulated_callers, sums
 from garrison.sealing.formats import read_source

@@ -153,27 +153,6 @@ def wilson(events: int, of: int, what: str, *, z: float = 1.959964) -> Estimate:
     return Estimate(found, low if events else 0.0, high if events < of else 1.0, f"Wilson over {of} {what}, 95 %")
 
 
-def at_most(events: int, of: int, alpha: float) -> float:
-    """The share that is exceeded with a confidence of alpha at most, after so many events of so many tries; 1 after none.
-
-    Clopper and Pearson, Biometrika 1934, one-sided: the share at which so few events have the chance alpha.
-    """
-    if events >= of:
-        return 1.0
-    low, high = events / of, 1.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if _so_few(events, of, middle) > alpha else (low, middle)
-    return high
-
-
-def _so_few(events: int, of: int, share: float) -> float:
-    """The chance of at most so many events, each with a chance above 0 and below 1."""
-    ways = (math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1) for k in range(events + 1))
-    logs = (w + k * math.log(share) + (of - k) * math.log1p(-share) for k, w in enumerate(ways) if share < 1.0)
-    return math.fsum(math.exp(v) for v in logs)
-
-
 def share(where: BoolArray) -> float:
     """Share of true rows; 0 for no rows."""
     return float(np.mean(where)) if len(where) else 0.0

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from garrison.confidence import LEVEL, lower_limit, upper_limit
 from garrison.errors import CalibrationError
 from garrison.guard.defenses import energy, max_probability
 from garrison.guard.defenses.adaptive_misinformation import NEGLIGIBLE, alpha
-from garrison.hardening.measures import LEVEL, lower_limit, upper_limit
 from garrison.types import FEATURE_SCORES, Array, BoolArray, FloatArray
 
 ScoreName = Literal["max-probability", "energy", "mahalanobis", "knn"]

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from garrison.confidence import upper_limit
 from garrison.guard.detectors.base import MOST_ROWS, Column, Detector, Seen
 from garrison.guard.pipeline import Pipeline, Progress
 from garrison.guard.watching.sketch import Sketch
 from garrison.hardening.fits import FITTERS, USUAL, Honest
-from garrison.hardening.measures import upper_limit
 from garrison.hardening.scoring import Report, silent
 from garrison.hardening.shifts import shifted
 from garrison.hardening.strange import strange_rows

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from garrison.bundle.manifest import InputSpec, input_facts
+from garrison.confidence import upper_limit
 from garrison.errors import CalibrationError, ConfigError, MissingExtraError
 from garrison.guard.defenses.feature_squeezing import FeatureSqueezing
 from garrison.guard.defenses.randomized_smoothing import RandomizedSmoothing
@@ -19,7 +20,6 @@ from garrison.guard.defenses.schema import Schema
 from garrison.guard.pipeline import load_defense
 from garrison.guard.squeezing import disagreement
 from garrison.hardening.calibration import allowed_events, rows_needed
-from garrison.hardening.measures import upper_limit
 from garrison.hardening.schema import learned
 from garrison.hardening.scoring import open_session, score
 from garrison.runtime.runner import VALUES_OUTPUT

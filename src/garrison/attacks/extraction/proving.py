@@ -25,9 +25,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from garrison.attacks import measures
 from garrison.attacks.extraction.leaves import Tree
 from garrison.attacks.oracle import MeteredOracle
+from garrison.confidence import upper_limit
 from garrison.types import FloatArray
 
 _ROWS = 60
@@ -143,7 +143,7 @@ class Prover:
         """The largest share of inputs drawn so to which the tree as found answers otherwise than the service, one-sided 95 %; 1 where
         none was asked since it was last mended."""
         alpha = _ALPHA / (self._checks * (self._checks + 1)) if self._checks else 1.0
-        return measures.at_most(self.wrong[draw], self.asked[draw], alpha)
+        return upper_limit(self.wrong[draw], self.asked[draw], 1 - alpha)
 
     def _point(self, draw: Draw) -> FloatArray:
         space, rng = self.tree.space, self.rng

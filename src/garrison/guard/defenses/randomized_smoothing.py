@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from garrison.confidence import lower_limit
 from garrison.errors import GuardError
 from garrison.guard.base import Marks as RowMarks
 from garrison.guard.base import Noise, RowDefense, Verdict, View, codes_of
@@ -27,7 +28,6 @@ from garrison.guard.defenses.release import RADIUS
 from garrison.types import Array, FloatArray, ModelFacts, Phase, Task
 
 MOST_COPIES = 2_000
-_HALVINGS = 60
 
 
 class RandomizedSmoothing(RowDefense, frozen=True):
@@ -117,22 +117,4 @@ class RandomizedSmoothing(RowDefense, frozen=True):
 @lru_cache(maxsize=16)
 def limits(copies: int, alpha: float) -> tuple[float, ...]:
     """By the number of votes, 0 to `copies`, the lower confidence limit of a class's share (Clopper and Pearson 1934), one-sided, 1 - alpha."""
-    return tuple(_lower(votes, copies, alpha) for votes in range(copies + 1))
-
-
-def _lower(votes: int, copies: int, alpha: float) -> float:
-    """The share at which so many votes or more have the chance alpha."""
-    if votes == 0:
-        return 0.0
-    low, high = 0.0, 1.0
-    counts = np.arange(votes, copies + 1)
-    ways = np.array(
-        [math.lgamma(copies + 1) - math.lgamma(k + 1) - math.lgamma(copies - k + 1) for k in counts.tolist()]
-    )
-    for _ in range(_HALVINGS):
-        p = (low + high) / 2
-        if not 0 < p < 1:
-            break
-        chance = float(np.exp(ways + counts * math.log(p) + (copies - counts) * math.log1p(-p)).sum())
-        low, high = (p, high) if chance < alpha else (low, p)
-    return low
+    return tuple(lower_limit(votes, copies, 1 - alpha) for votes in range(copies + 1))
