@@ -41,6 +41,10 @@ class Access:
     insecure_plaintext: bool = False
     tls: ssl.SSLContext | None = None
 
+    def options(self) -> dict[str, Any]:
+        """For a `Client`, or what opens one."""
+        return {"api_key": self.api_key, "insecure_plaintext": self.insecure_plaintext, "tls": self.tls}
+
 
 def access_options(command: _Command) -> _Command:
     """Put these options on a command, which gets them together, as `access`."""

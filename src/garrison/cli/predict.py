@@ -65,9 +65,7 @@ def predict(
         check_writable(out)  # before rows are charged
     with Client(
         url,
-        api_key=access.api_key,
-        insecure_plaintext=access.insecure_plaintext,
-        tls=access.tls,
+        **access.options(),
         caller=caller,
         model=model,
         version=version,

@@ -136,14 +136,7 @@ def _opened(
             if name.startswith(("http://", "https://")):
                 access: Access = given["access"]
                 client = stack.enter_context(
-                    Client(
-                        name,
-                        api_key=access.api_key,
-                        insecure_plaintext=access.insecure_plaintext,
-                        tls=access.tls,
-                        caller=given["caller"],
-                        model=given["model"],
-                    )
+                    Client(name, **access.options(), caller=given["caller"], model=given["model"])
                 )
                 found[name] = HttpTarget(client, name, marked.classes)
             elif Path(name).is_dir():

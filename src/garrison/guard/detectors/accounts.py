@@ -197,15 +197,13 @@ class Accounts(Detector, frozen=True, dict=True):
         turn = (first - begin) % MOST
         early = turn < np.arange(len(place))  # a row of this block, which took the slot
         whose = np.where(early, place[np.minimum(turn, len(place) - 1)], owner[first])
-        self.remember(place, projection, shared)
+        _keep(place, x, own, shared)
         return Beside(found, whose, np.minimum(number, MOST))
 
     def remember(self, place: IntArray, projection: FloatArray, shared: Mapping[str, Array]) -> None:
         """Remember rows far out, at most `MOST`."""
         x = whole(projection, self.unit)
-        slot = (int(shared["count"][0]) + np.arange(len(place))) % MOST
-        shared["rows"][slot], shared["square"][slot], shared["owner"][slot] = x, np.vecdot(x, x), place
-        shared["count"][0] += len(place)
+        _keep(place, x, np.vecdot(x, x), shared)
 
     def _near(
         self, seen: Seen, rows: IntArray, liable: BoolArray, nats: FloatArray, shared: Mapping[str, Array]
@@ -264,6 +262,13 @@ def _scratch(block: int) -> tuple[FloatArray, BoolArray]:
     if found is None:
         found = _held.room = np.empty((_BLOCK, MOST), np.float32), np.empty((_BLOCK, MOST), np.bool_)
     return found[0][:block], found[1][:block]
+
+
+def _keep(place: IntArray, x: FloatArray, own: FloatArray, shared: Mapping[str, Array]) -> None:
+    """Remember whole numbers and their squared lengths in the place of those who came first."""
+    slot = (int(shared["count"][0]) + np.arange(len(place))) % MOST
+    shared["rows"][slot], shared["square"][slot], shared["owner"][slot] = x, own, place
+    shared["count"][0] += len(place)
 
 
 def _among_themselves(apart: FloatArray, place: IntArray, slot: IntArray, x: FloatArray, own: FloatArray) -> None:

@@ -137,7 +137,7 @@ def _entry(request: Waiting, reply: Reply) -> Entry:
     return Entry(
         request.caller,
         outcome.rows,
-        OK if outcome.code == OK else outcome.code,
+        OK if outcome.code == OK else outcome.code,  # the very object, else msgspec would not leave it out
         asked,
         told,
         request.nonce,
