@@ -39,7 +39,6 @@ SMOKE = Settings(
     guard_rounds=1,
     peer_rounds=dict.fromkeys(MODELS, 1),
     throughput_rounds=1,
-    capacity_rounds=1,
     latency_rounds=1,
     starts=1,
     seconds=1.0,

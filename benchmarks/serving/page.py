@@ -120,14 +120,20 @@ def draw(records: Sequence[Record], arms: Sequence[Arm], file: Path) -> bool:
     return True
 
 
+_LEAST_US = 10.0
+
+
 def _panel(panel: Any, records: Sequence[Record], arms: Sequence[Arm], model: str) -> None:
     for k, arm in enumerate(arms):
         found = Spread.of(values(records, "peers", model, 32, arm.name, processor))
         if found is None:
             continue
         ends = [[found.median - found.low], [found.high - found.median]]
-        panel.barh(k, found.median, xerr=ends, color="#2a6f97" if arm in OURS else "#adb5bd")
+        bar = panel.barh(k, found.median, xerr=ends, color="#2a6f97" if arm in OURS else "#adb5bd")
+        panel.bar_label(bar, [f"{found.median:,.0f}"], padding=4, fontsize=8)
     panel.set_xscale("log")
+    panel.set_xlim(_LEAST_US, 8 * panel.get_xlim()[1])  # one beginning for all panels, and room for the numbers
+    panel.xaxis.set_minor_formatter("")
     panel.set_yticks(range(len(arms)), [arm.title for arm in arms])
     panel.invert_yaxis()
     panel.set_xlabel("processor us a request, 32 connections")

@@ -7,13 +7,12 @@ several sittings: each starts the servers anew, so that no figure hangs on how t
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.serve_lenet import SERVER_CORE, free_port, pinned
@@ -49,14 +48,14 @@ class Settings:
     guard_arms: tuple[str, ...] = ("unguarded", "guarded")
     guard_rounds: int = 40
     guard_seconds: float = 1.0
-    sitting_rounds: dict[str, int] = field(default_factory=lambda: {"guard": 10, "latency": 5})
+    sitting_rounds: dict[str, int] = field(default_factory=lambda: {"guard": 10, "latency": 10})
     peer_rounds: dict[str, int] = field(default_factory=lambda: {"lenet": 5, "mlp": 3, "resnet18": 2})
     throughput_rounds: int = 40
-    capacity_rounds: int = 3
-    latency_rounds: int = 15
+    latency_rounds: int = 30
     starts: int = 7
     seconds: float = 2.0
     large_seconds: float = 4.0
+    capacity_seconds: float = 1.0
     latency_seconds: float = 1.5
     warm_seconds: float = 1.0
 
@@ -90,7 +89,7 @@ class Run:
     def _steps(self) -> int:
         s = self.settings
         peers = sum(s.peer_rounds[model] for model in s.models) * len(CONNECTIONS) if s.peers else 0
-        latency = s.capacity_rounds + 3 * s.latency_rounds if s.latency_rounds else 0
+        latency = 2 * 3 * s.latency_rounds
         return s.guard_rounds * len(CONNECTIONS) + peers + s.throughput_rounds + latency + s.starts
 
     def everything(self) -> None:
@@ -160,31 +159,31 @@ class Run:
             if self._skip([key for _, key in keys]):
                 continue
             with self._servers(OURS, "lenet") as (servers, failed):
-                self._capacity(servers, failed)
                 for name, key in keys:
                     if not self._skip([key]):
                         self._half_load(name, key, servers, failed)
 
-    def _capacity(self, servers: Sequence[Server], failed: dict[str, str]) -> None:
-        """How many requests a second each of Garrison's servers answers: what half load is half of."""
-        for k in range(self.settings.capacity_rounds):
-            key = Key("capacity", "lenet", CONNECTIONS[0], k)
-            if not self._skip([key]):
-                self._round(key, servers, failed, self.settings.guard_seconds)
-
     def _half_load(self, name: str, key: Key, servers: Sequence[Server], failed: dict[str, str]) -> None:
-        rates = values(self.book.records, "capacity", key.model, key.connections, name, rate_of)
+        """One block: what the arm can do just now, then both servers at half of it."""
         pair = {name, "unguarded"}
         mine = {arm: why for arm, why in failed.items() if arm in pair}
-        if not rates:
-            why = mine.get(name, "its throughput is not known")
-            self.book.add([_record(key, name, failure=why)])
-            self.progress.step(f"{key.stage}, round {key.round + 1}: not measured, {why}")
+        load = HALF * self._capacity(name, key, servers, mine)
+        if load:
+            both = [server for server in servers if server.arm.name in pair]
+            self._round(key, both, mine, self.settings.latency_seconds, load)
             return
-        load = HALF * statistics.median(rates)
-        self._round(
-            key, [server for server in servers if server.arm.name in pair], mine, self.settings.latency_seconds, load
-        )
+        why = mine.get(name, "its throughput is not known")
+        self.book.add([_record(key, name, failure=why)])
+        self.progress.step(f"{key.stage}, round {key.round + 1}: not measured, {why}")
+
+    def _capacity(self, name: str, block: Key, servers: Sequence[Server], failed: dict[str, str]) -> float:
+        """Requests a second that the arm answers, 0 if none. Measured before each block: a shared machine's speed changes by a third in minutes."""
+        key = replace(block, stage=f"capacity-{name}")
+        if not self._skip([key]):
+            arm = [server for server in servers if server.arm.name == name]
+            why = {arm: why for arm, why in failed.items() if arm == name}
+            self._round(key, arm, why, self.settings.capacity_seconds)
+        return max((r.rate for r in self.book.records if r.key == key and r.arm == name), default=0.0)
 
     def start(self) -> None:
         """From the command to the first good answer, guarded and isolated, on all cores."""

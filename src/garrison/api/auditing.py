@@ -6,15 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from garrison.api.keys import Trust, trusted
-from garrison.audit.cache import TrialCache
-from garrison.audit.data import Progress, load_data, silent
-from garrison.audit.holding import holding
+from garrison.audit.data import Progress, silent
+from garrison.audit.folder import audit_into, check_folder
 from garrison.audit.opening import Opening, open_arms
 from garrison.audit.plan import Plan, load_plan
-from garrison.audit.report import FORMATS
 from garrison.audit.report.content import Report
-from garrison.audit.report.write import kept_in, load_format, write_report
-from garrison.audit.run import run_audit as run
 
 
 def run_audit(
@@ -46,17 +42,20 @@ def run_audit(
         FolderInUseError: another audit writes into `out`.
         AuditError, BundleError, ConfigError: it cannot be done as asked.
     """
-    for name in FORMATS:
-        load_format(name)  # a missing package shows now, and not after the work
+    check_folder(Path(out))  # now, and not after the work
     chosen = plan if isinstance(plan, Plan) else load_plan(str(plan))
     opened = replace(opening or Opening(), arms=chosen.arms)
     with open_arms(str(target), trusted(trust), opened) as arms:
-        facts, own = arms.defended.facts, _path(in_distribution)
-        rows = load_data(chosen, facts, test=_path(test), surrogate=_path(surrogate), in_distribution=own)
-        kept = kept_in(Path(out))
-        with holding(kept):
-            found = run(chosen, arms, rows, cache=TrialCache(kept), cpu_threads=cpu_threads, report=report)
-            write_report(found, Path(out))
+        found, _ = audit_into(
+            Path(out),
+            chosen,
+            arms,
+            test=_path(test),
+            surrogate=_path(surrogate),
+            in_distribution=_path(in_distribution),
+            cpu_threads=cpu_threads,
+            report=report,
+        )
     return found
 
 

@@ -11,17 +11,13 @@ import click
 from rich.table import Table as Grid
 from rich.text import Text
 
-from garrison.audit import data
 from garrison.audit.arms import Arms
-from garrison.audit.cache import TrialCache
-from garrison.audit.holding import holding
+from garrison.audit.folder import audit_into, check_folder
 from garrison.audit.opening import Opening, open_arms
 from garrison.audit.pace import Pace, clones_of, spoken, workload
 from garrison.audit.plan import Plan, filling, load_plan, shipped_plans, within
-from garrison.audit.report import FORMATS, evasion, grid, tables
+from garrison.audit.report import evasion, grid, tables
 from garrison.audit.report.content import Report
-from garrison.audit.report.write import check_target, kept_in, load_format, write_report
-from garrison.audit.run import run_audit
 from garrison.audit.targets import ReleaseChoice
 from garrison.cli.access import Access, access_options, caller_option
 from garrison.cli.numbers import FiniteRange
@@ -114,9 +110,7 @@ def audit(target: str | None, as_json: bool, **given: Any) -> None:
     Ask only services that are yours, or whose owner agreed.
     """
     options = _Options(**given)
-    for name in FORMATS:
-        load_format(name)  # a missing package shows now, and not after the work
-    check_target(options.out)
+    check_folder(options.out)  # now, and not after the work
     plan = filling(load_plan(options.plan), options.fill)
     plan = within(plan, queries=options.queries, usd=options.usd, minutes=options.minutes)
     if target is None and options.reference is None:
@@ -139,18 +133,16 @@ def audit(target: str | None, as_json: bool, **given: Any) -> None:
 def _audited(plan: Plan, arms: Arms, options: _Options) -> tuple[Report, tuple[Path, ...]]:
     """The report, and where it was written."""
     with progress("audit") as say:
-        say("data", 0.0)
-        rows = data.load_data(
+        return audit_into(
+            options.out,
             plan,
-            arms.defended.facts,
+            arms,
             test=options.test,
             surrogate=options.surrogate,
             in_distribution=options.in_distribution,
+            cpu_threads=options.threads,
+            report=say,
         )
-        kept = kept_in(options.out)
-        with holding(kept):
-            report = run_audit(plan, arms, rows, cache=TrialCache(kept), cpu_threads=options.threads, report=say)
-            return report, write_report(report, options.out)
 
 
 def _announce(plan: Plan, arms: Arms, threads: int) -> None:

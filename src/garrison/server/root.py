@@ -32,7 +32,6 @@ from garrison.server.auth import Authenticator
 from garrison.server.budgets import BudgetBook
 from garrison.server.client_names import LOOPBACK, NamedConnections
 from garrison.server.grpc import Beside, make_grpc
-from garrison.server.half_open import HalfOpen
 from garrison.server.hosting import Hosting, make_model
 from garrison.server.launching import check_exposure, check_models, launch_all, state_folder, stop_all
 from garrison.server.ledger.ledger import Ledger, open_ledger
@@ -96,8 +95,6 @@ class Assembly:
                 enclave.sweep()
         if self.ledger is not None:
             self.ledger.tidy()
-        if self.rsgi.half_open is not None:
-            self.rsgi.half_open.sweep()
         if self.book is not None:
             try:
                 self.book.give_back_idle()
@@ -314,8 +311,6 @@ async def _listen(assembly: Assembly, listener: socket.socket, connections: int)
     """The web server at the listener, or behind what ends TLS there."""
     seconds, tls = assembly.config.limits.header_read_seconds, assembly.tls
     if assembly.names is None or tls is None:
-        if tls is not None:
-            assembly.rsgi.half_open = HalfOpen(listener.getsockname()[1], seconds)
         return make_server(assembly.rsgi, listener, seconds, connections, tls)
     inner = listen(LOOPBACK, 0)
     address = inner.getsockname()[:2]

@@ -33,7 +33,6 @@ from garrison.protocol.messages import Reply
 from garrison.server.admission import Admission
 from garrison.server.app import App, Route, write_evidence
 from garrison.server.batching import Batcher
-from garrison.server.half_open import HalfOpen
 from garrison.server.held import HeldBytes
 from garrison.server.hosting import Model
 from garrison.server.http_errors import Answer, answer_of, error_answer
@@ -77,7 +76,6 @@ class RsgiApp:
 
     Attributes:
         in_flight: requests that are being answered.
-        half_open: is told who has brought a request, where somebody wants to know.
         held: what their bodies take.
         tracing: see `garrison.server.tracing`; None for no traces.
     """
@@ -92,14 +90,11 @@ class RsgiApp:
         self._waiting: dict[asyncio.Future[Reply], Any] = {}
         self._watches: set[asyncio.Task[None]] = set()
         self.in_flight = 0
-        self.half_open: HalfOpen | None = None
         self._errors: dict[str, int] = {}
         self.tracing: Any = None
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         self.in_flight += 1
-        if self.half_open is not None:
-            self.half_open.note(scope.client)
         try:
             answer = await self._answer(scope, protocol)
             if scope.method == "HEAD":

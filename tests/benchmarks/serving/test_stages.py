@@ -16,7 +16,6 @@ SETTINGS = Settings(
     peers=(),
     guard_rounds=5,
     latency_rounds=3,
-    capacity_rounds=2,
     sitting_rounds={"guard": 2, "latency": 2},
 )
 
@@ -70,17 +69,21 @@ def test_the_quick_bench_lets_all_of_garrisons_servers_take_turns(tmp_path: Path
     assert run.started[0] == ["unguarded", "guarded", "isolated", "sealed"]
 
 
-def test_half_load_is_half_of_what_the_arm_itself_can_do(tmp_path: Path) -> None:
+def test_half_load_is_half_of_what_the_arm_itself_could_do_just_before(tmp_path: Path) -> None:
     run = Dry(tmp_path)
     run.latency()
     loads = {key.stage: load for key, load in run.rounds}
     assert loads == {
-        "capacity": 0.0,
+        "capacity-guarded": 0.0,
         "latency-guarded": 4_000.0,
+        "capacity-isolated": 0.0,
         "latency-isolated": 3_000.0,
+        "capacity-sealed": 0.0,
         "latency-sealed": 2_000.0,
     }
-    assert [key.stage for key, _ in run.rounds].count("capacity") == 2
+    assert [(key.stage, key.round) for key, _ in run.rounds if key.stage.endswith("sealed")] == [
+        (f"{what}-sealed", k) for k in range(3) for what in ("capacity", "latency")
+    ]
     assert [key.round for key, _ in run.rounds if key.stage == "latency-sealed"] == [0, 1, 2]
     assert len(run.started) == 2
 
