@@ -15,7 +15,7 @@ from tests.stalls import PATIENT_SECONDS
 from garrison.enclave import lines as lines_module
 from garrison.enclave.conversation import Conversation
 from garrison.enclave.lines import Lines
-from garrison.enclave.talk import Answered, Attest, Call, FromHost, FromWorker, Start
+from garrison.enclave.talk import LONG_BYTES, Answered, Attest, Call, FromHost, FromWorker, Start
 from garrison.errors import FrameError, IsolationError, UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
@@ -102,6 +102,22 @@ def test_each_pipe_gets_its_own_answers(count: int) -> None:
             assert made.ask(k) == []
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_long_bodies_arrive_whole_and_in_order(count: int) -> None:
+    with inside(count) as made:
+        bodies = [bytes([k]) * (LONG_BYTES * k) for k in range(5)]
+        for k in range(1 + count):
+            assert made.ask(k, *bodies, b"short") == [*bodies, b"short"]
+
+
+def test_a_front_worker_that_lies_about_a_long_body_harms_no_other() -> None:
+    with inside(2) as made:
+        made.talks[1]._pipe.send(Call([Ask("caller", -1, b"")], {7: 4}), [b"lies"])
+        assert made.ask(2, b"x") == [b"x"]
+        with pytest.raises(FrameError):
+            made.ask(1, b"x")
+
+
 def test_what_waits_on_several_pipes_is_one_batch() -> None:
     with inside(3) as made:
         made.echo.free.clear()
@@ -185,5 +201,5 @@ def test_a_pipe_in_use_takes_no_second_batch_and_a_long_one_is_for_another_threa
         assert made.talks[1].begin(call(b"b").asks) is None
         made.echo.free.set()
         assert len(asked.result()) == 1
-        assert made.talks[1].begin(call(b"x" * (1 << 20)).asks) is None
+        assert made.talks[1].begin(call(bytes(made.talks[1]._at_once_bytes)).asks) is None
         assert made.ask(1, b"x" * (1 << 19)) == [b"x" * (1 << 19)]

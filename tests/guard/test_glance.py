@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 
+import msgspec
 import numpy as np
 import pytest
+from tests.guard.detectors.tiny import Tiny
 
-from garrison.guard.base import FEW_ROWS, KEEP, RowDefense, View
+from garrison.guard.base import FEW_ROWS, KEEP, REFUSE, RowDefense, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.defenses.adaptive_misinformation import AdaptiveMisinformation
 from garrison.guard.defenses.bounds import Bounds
@@ -15,6 +17,11 @@ from garrison.guard.defenses.budget import Budget
 from garrison.guard.defenses.deceptive_misinformation import DeceptiveMisinformation
 from garrison.guard.defenses.label_preserving_misinformation import LabelPreservingMisinformation
 from garrison.guard.defenses.max_probability import MaxProbability
+from garrison.guard.defenses.sanctions import Sanctions
+from garrison.guard.watching.book import REFUSE as REFUSED
+from garrison.guard.watching.book import Armed
+from garrison.guard.watching.remembered import Settings as WatchSettings
+from garrison.guard.watching.state import Rows, WatchState
 from garrison.types import Array, Batch, Caller, FloatArray, InputFacts, ModelFacts, RawScores, Task
 
 CLASSES, FEATURES = 4, 6
@@ -28,6 +35,7 @@ GLANCING: tuple[RowDefense, ...] = (
     AdaptiveMisinformation(tau=TAU, constant_time=True),
     DeceptiveMisinformation(tau=TAU),
     LabelPreservingMisinformation(tau=TAU),
+    Sanctions(),
 )
 ODD = (0.0, 1.0, -0.0, 0.5, np.nan, np.inf, -np.inf, -1e-7, float(np.nextafter(np.float32(1), np.float32(2))))
 
@@ -101,3 +109,15 @@ def test_bounds_sees_no_odd_value_as_good_at_any_position(value: float, place: i
         view_of(x.reshape(1, 2, 3), np.zeros((1, CLASSES), np.float32), np.zeros(1), 1, facts(missing=True)), {}
     )
     assert (seen is not None) == (0 <= np.float32(value) <= 1)
+
+
+def test_sanctions_glances_as_long_as_nobody_is_alarmed() -> None:
+    armed = Armed("tiny", Tiny(threshold=2.0), REFUSED, shadow=False)
+    state = WatchState(WatchSettings((armed,), 3600.0, 64, 0), facts(missing=False))
+    x, values = np.zeros((1, 2, 3), np.float32), np.full((1, CLASSES), 1 / CLASSES, np.float32)
+    view = msgspec.structs.replace(view_of(x, values, np.zeros(1), 9, facts(missing=False)), state=state)
+    for strange, glanced in ((False, True), (True, True), (True, False)):
+        state.observe(["a"], np.zeros(1, np.intp), Rows({}, values, np.full(1, 0.1 if strange else 0.9), values))
+        state.settle()
+        assert agree(Sanctions(), view) == glanced
+    assert Sanctions()(view).codes.tolist() == [REFUSE]

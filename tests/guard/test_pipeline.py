@@ -9,8 +9,10 @@ import pytest
 from tests.guard.conftest import KEY, make_batch, make_facts, make_inputs, make_scores
 
 from garrison.errors import GuardError
-from garrison.guard.base import Marks, RowDefense, Settings, View
+from garrison.guard.base import FEW_ROWS, Marks, RowDefense, Settings, View
 from garrison.guard.defenses import DEFENSES
+from garrison.guard.defenses.budget import Budget
+from garrison.guard.defenses.max_probability import MaxProbability
 from garrison.guard.defenses.release import Release
 from garrison.guard.failing import DEFENSE_FAILED
 from garrison.guard.override import UnsafeGuardOverride
@@ -164,3 +166,25 @@ def test_an_override_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         assert UnsafeGuardOverride((RELEASE,), "a test").use() == (RELEASE,)
     assert "overridden" in caplog.text
     assert "a test" in caplog.text
+
+
+def test_only_what_looks_at_callers_glances_at_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    glanced: list[str] = []
+    for kind in (Budget, MaxProbability):
+
+        def glance(self: RowDefense, view: View, settings: Settings, plain: Any = kind.glance) -> Any:
+            glanced.append(self.name)
+            return plain(self, view, settings)
+
+        monkeypatch.setattr(kind, "glance", glance)
+    pipeline = Pipeline((DefenseSpec(name="budget", parameters={"rows": 100}), SCORE, RELEASE), make_facts(), KEY)
+    for rows, expected in ((FEW_ROWS, ["budget", "max-probability"]), (FEW_ROWS + 1, ["budget"])):
+        glanced.clear()
+        progress = Progress.begin(make_batch(make_inputs(rows), remaining=rows))
+        pipeline.admit(progress)
+        pipeline.answer(progress, make_scores(rows))
+        assert glanced == expected
+        assert not any(progress.refused)
+        asked_much = Progress.begin(make_batch(make_inputs(rows), remaining=rows - 1))
+        pipeline.admit(asked_much)
+        assert asked_much.refused == [Budget.reason]

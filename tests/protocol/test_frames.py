@@ -235,3 +235,66 @@ def test_who_ends_is_told_from_who_lies(ends: Ends) -> None:
         with pytest.raises(FrameError) as raised:
             channel(near).receive()
         assert not isinstance(raised.value, GoneError)
+
+
+def test_what_stands_behind_a_message_is_taken_as_it_is(ends: Ends) -> None:
+    one, other = ends
+    far = channel(other)
+    one.send(Number(2), [b"first", b"", b"second"])
+    one.send(Note("next"))
+    assert far.receive() == Number(2)
+    assert [far.take(length) for length in (5, 0, 6)] == [b"first", b"", b"second"]
+    assert far.receive() == Note("next")
+
+
+@pytest.mark.parametrize("sizes", [(1 << 22,), (1 << 18, 1 << 18, 3, 1 << 20)])
+def test_long_bytes_behind_a_message_arrive_whole(sizes: tuple[int, ...]) -> None:
+    near, far = socket.socketpair()
+    behind = [bytes([k]) * size for k, size in enumerate(sizes)]
+    found: list[bytes] = []
+    with near, far:
+        one, other = channel(near, 1 << 24), channel(far, 1 << 24)
+        one.bound(PATIENT_SECONDS)
+
+        def read() -> None:
+            other.receive()
+            found.extend(other.take(size) for size in sizes)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        one.send(Number(1), behind)
+        thread.join(PATIENT_SECONDS)
+    assert found == behind
+
+
+def test_what_stands_behind_counts_for_the_limit_on_both_sides(ends: Ends) -> None:
+    one, other = ends
+    with pytest.raises(LimitError, match="longer than the 4096 that may be sent"):
+        one.send(Number(1), [bytes(MOST)])
+    one.send(Number(1), [bytes(MOST // 2)])
+    far = channel(other)
+    far.receive()
+    assert len(far.take(MOST // 2)) == MOST // 2
+    with pytest.raises(FrameError, match="behind it"):
+        far.take(MOST // 2)
+    with pytest.raises(FrameError):
+        far.receive()
+
+
+def test_nothing_stands_behind_a_message_that_has_not_come(ends: Ends) -> None:
+    with pytest.raises(FrameError, match="at most 0"):
+        ends[0].take(1)
+
+
+def test_whether_a_message_is_there_to_its_last_byte() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        one, frame = channel(near), framed(msgspec.msgpack.encode(Number(7)))
+        for end in range(len(frame)):
+            assert not one.is_whole(), f"{end} bytes are there"
+            far.send(frame[end : end + 1])
+        assert one.is_whole()
+        assert one.receive() == Number(7)
+        assert not one.is_whole()
+        far.close()
+        assert one.is_whole(), "nothing will come"

@@ -8,7 +8,16 @@ import pytest
 from garrison.crypto.canonical import canonical_json
 from garrison.crypto.signing import AnswerSigner
 from garrison.errors import ProofError
-from garrison.protocol.statement import Proof, Statement, StatementWriter, sign_batch, verify_answer
+from garrison.protocol import statement
+from garrison.protocol.statement import (
+    Proof,
+    Statement,
+    StatementWriter,
+    digests_in,
+    sign_batch,
+    sign_encoded,
+    verify_answer,
+)
 
 
 def statements(n: int) -> list[Statement]:
@@ -76,3 +85,28 @@ def test_a_statement_that_is_written_short_is_the_canonical_one(nonce: str, upst
     request, answer = hashlib.sha256(b"q").hexdigest(), hashlib.sha256(b"a").hexdigest()
     whole = canonical_json(Statement(request, answer, "m" * 64, "%d" * 32, 17, nonce, upstream))
     assert StatementWriter("m" * 64, "%d" * 32, upstream).write(b"q", b"a", 17, nonce) == whole
+
+
+@pytest.mark.parametrize("nonce", ["", "n" * 43, "n" * 70_000])
+@pytest.mark.parametrize("n", [1, 5])
+def test_digests_are_read_out_of_a_proof_wherever_they_stand(
+    nonce: str, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = hashlib.sha256(b"q").hexdigest(), hashlib.sha256(b"a").hexdigest()
+    writer = StatementWriter("m" * 64, "g" * 64)
+    written = [writer.write(b"q", b"a", 17, nonce)] * n
+    turned = [msgspec.json.encode(msgspec.json.decode(one), order="sorted") for one in written]
+    decoded: list[bytes] = []
+    read_proof = statement.read_proof
+    monkeypatch.setattr(statement, "read_proof", lambda proof: decoded.append(proof) or read_proof(proof))  # type: ignore[func-returns-value]
+    assert [digests_in(proof) for proof in sign_encoded(written, AnswerSigner().sign)] == [digests] * n
+    assert len(decoded) == (n if len(nonce) > 65_535 else 0)
+    decoded.clear()
+    assert [digests_in(proof) for proof in sign_encoded(turned, AnswerSigner().sign)] == [digests] * n
+    assert len(decoded) == n
+
+
+@pytest.mark.parametrize("proof", [b"", b"garbage", b"g" * 300])
+def test_there_are_no_digests_in_garbage(proof: bytes) -> None:
+    with pytest.raises(ProofError, match="cannot be read"):
+        digests_in(proof)

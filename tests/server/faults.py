@@ -126,7 +126,7 @@ class UnderLoad:
     @property
     def enclave(self) -> int:
         """The one that answers: a child that is no front worker, older than the spare."""
-        return min(child for child in children(self.process.pid) if not is_front(child))
+        return min((child for child in children(self.process.pid) if not is_front(child)), key=started)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -216,6 +216,11 @@ def children(process: int) -> list[int]:
     for task in Path(f"/proc/{process}/task").iterdir():
         found += map(int, (task / "children").read_text().split())
     return sorted(found)
+
+
+def started(process: int) -> int:
+    """When, in ticks since the system's start. Numbers of processes begin anew some day."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def is_front(process: int) -> bool:

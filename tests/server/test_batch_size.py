@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from garrison.server.batch_size import FIRST_ROWS, RETRY_BATCHES, BatchSize
 
 
@@ -20,7 +22,7 @@ def serve(size: BatchSize, batches: int, seconds: Callable[[int], float], waitin
 def test_a_large_model_is_not_batched() -> None:
     """ResNet-18: 34 ms a row, whatever the batch."""
     size = BatchSize()
-    assert serve(size, 5, lambda rows: 0.034 * rows) == [FIRST_ROWS, 1, 2, 1, 1]
+    assert serve(size, 5, lambda rows: 0.034 * rows) == [FIRST_ROWS, 1, 2, 2, 1]
     assert set(serve(size, 200, lambda rows: 0.034 * rows)) == {1}
 
 
@@ -51,7 +53,8 @@ def test_a_single_slow_batch_is_no_reason_for_ever() -> None:
 
     size = BatchSize()
     size.note(1, gains(1))
-    size.note(2, 10.0)
+    for _ in range(2):
+        size.note(2, 10.0)
     assert size.most(256) == 1
     serve(size, RETRY_BATCHES + 20, gains)
     assert size.most(256) >= 16
@@ -63,5 +66,16 @@ def test_a_small_queue_teaches_nothing_wrong() -> None:
     for _ in range(50):
         size.note(1, 0.034)
     assert size.most(256) == 2
-    size.note(2, 0.068)
+    for _ in range(2):
+        size.note(2, 0.068)
     assert size.most(256) == 1
+
+
+@pytest.mark.parametrize(("second", "most"), [(0.002, 256), (0.0125, FIRST_ROWS // 2)])
+def test_the_first_batch_of_a_size_finds_cold_caches_and_bounds_nothing(second: float, most: int) -> None:
+    size = BatchSize()
+    size.note(FIRST_ROWS, 0.0125)
+    size.note(FIRST_ROWS // 2, 0.002)
+    assert size.most(256) == FIRST_ROWS
+    size.note(FIRST_ROWS, second)
+    assert size.most(256) == most

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
 
 import pytest
 from tests.server.batches import FREE, Echo, batcher, waiting
@@ -15,6 +18,7 @@ from tests.stalls import PATIENT_SECONDS
 from garrison.errors import UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Reply
+from garrison.server import arrival
 from garrison.server.batching import INLINE_SECONDS, Batcher
 
 
@@ -207,36 +211,75 @@ def test_a_model_that_breaks_answers_everybody_and_goes_on(caplog: pytest.LogCap
     assert "could not be answered or charged" in caplog.text
 
 
+@pytest.mark.parametrize(("seconds", "looks"), [(1e-4, True), (1.0, False)], ids=["cheap", "dear"])
+def test_nobody_is_looked_out_for_where_more_rows_do_not_pay(seconds: float, looks: bool) -> None:
+    async def main() -> None:
+        with batcher(Echo()) as queue:
+            for rows in (1, 2, 4, 8, 16) * 2:
+                queue._size._by_size[rows] = seconds
+                queue._size.note(rows, seconds * rows)
+            queue._expected = 8
+            replies = [queue.submit(waiting(k)) for k in range(2)]
+            assert queue._still_coming() == looks
+            await asyncio.gather(*replies)
+
+    asyncio.run(main())
+
+
 class Elsewhere:
     """Computes on a thread of its own, as an enclave's process does. Where nobody holds the model, it is done before it is asked whether it is."""
 
     def __init__(self, echo: Echo) -> None:
         self.echo = echo
         self.waited: list[tuple[float, bool]] = []
+        self.cheap: list[bool] = []
+        self.read_by: list[int] = []
+        self.whole = True
+        self._done = os.eventfd(0)
 
-    def begin(self, asks: Sequence[Ask]) -> Elsewhere:
+    def begin(self, asks: Sequence[Ask], *, cheap: bool) -> Elsewhere:
         self._found: list[Reply] = []
-        self._thread = threading.Thread(target=lambda: self._found.extend(self.echo(asks)))
+        self._thread = threading.Thread(target=self._compute, args=(asks,))
         self._thread.start()
+        self.cheap.append(cheap)
         if self.echo.go.is_set():
             self._thread.join()
         return self
+
+    def _compute(self, asks: Sequence[Ask]) -> None:
+        self._found += self.echo(asks)
+        os.eventfd_write(self._done, 1)
 
     def wait(self, seconds: float) -> bool:
         self._thread.join(seconds)
         self.waited.append((seconds, not self._thread.is_alive()))
         return self.waited[-1][1]
 
+    def fileno(self) -> int:
+        return self._done
+
+    def is_whole(self) -> bool:
+        return self.whole
+
     def result(self) -> list[Reply]:
         self._thread.join()
+        os.eventfd_read(self._done)
+        self.read_by.append(threading.get_ident())
         return self._found
+
+    def close(self) -> None:
+        os.close(self._done)
+
+
+class NoThread(Executor):
+    def submit(self, *_: object, **__: object) -> Future[Any]:
+        raise AssertionError("no thread is needed")
 
 
 def test_an_enclave_that_is_slow_without_warning_does_not_stop_the_loop() -> None:
     async def main() -> None:
-        place = Elsewhere(Echo())
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
+        with closing(Elsewhere(Echo())) as place:
+            queue = Batcher(place.echo, FREE, NoThread(), Limits(), place.begin)
             assert (await queue.submit(waiting(0))).code == ""
             queue._size.note(1, INLINE_SECONDS / 10)  # whatever the first took here
             for k in range(1, 3):
@@ -253,5 +296,73 @@ def test_an_enclave_that_is_slow_without_warning_does_not_stop_the_loop() -> Non
             place.echo.go.set()
             assert (await slow).body == b"4"
             assert len(place.waited) == 4
+
+    asyncio.run(main())
+
+
+def test_an_enclave_that_is_known_to_be_slow_is_awaited_as_clients_are() -> None:
+    async def main() -> None:
+        with closing(Elsewhere(Echo(held=True))) as place:
+            queue = Batcher(place.echo, FREE, NoThread(), Limits(), place.begin)
+            queue._size.note(1, 100 * INLINE_SECONDS)
+            slow = [queue.submit(waiting(k)) for k in range(2)]
+            await place.echo.computing()
+            assert queue.busy
+            assert not place.waited
+            place.echo.go.set()
+            assert [(await reply).body for reply in slow] == [b"0", b"1"]
+            assert (await queue.submit(waiting(2))).body == b"2"
+            assert not place.cheap[0]
+            assert set(place.read_by) == {threading.get_ident()}
+
+    asyncio.run(main())
+
+
+def test_an_enclave_that_takes_very_long_is_left_to_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with closing(Elsewhere(Echo(held=True))) as place, ThreadPoolExecutor(max_workers=1) as worker:
+            queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
+            queue._size.note(1, 100 * INLINE_SECONDS)
+            slow = queue.submit(waiting(0))
+            await place.echo.computing()
+            queue.sweep()  # not long yet
+            monkeypatch.setattr(arrival, "THREAD_SECONDS", 0.0)
+            queue.sweep()
+            queue.sweep()  # a thread waits already
+            for _ in range(10):  # the loop is free
+                await asyncio.sleep(0.001)
+            assert not slow.done()
+            place.echo.go.set()
+            assert (await slow).body == b"0"
+            assert threading.get_ident() not in place.read_by
+            assert (await queue.submit(waiting(1))).body == b"1"
+
+    asyncio.run(main())
+
+
+def test_the_rest_of_an_answer_is_left_to_a_thread() -> None:
+    async def main() -> None:
+        with closing(Elsewhere(Echo())) as place, ThreadPoolExecutor(max_workers=1) as worker:
+            queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
+            queue._size.note(1, 100 * INLINE_SECONDS)
+            place.whole = False
+            assert (await queue.submit(waiting(0))).body == b"0"
+            assert threading.get_ident() not in place.read_by
+
+    asyncio.run(main())
+
+
+def test_an_enclave_that_dies_meanwhile_is_told_as_such() -> None:
+    class Dying(Elsewhere):
+        def result(self) -> list[Reply]:
+            super().result()
+            raise UnavailableError("being started anew")
+
+    async def main() -> None:
+        with closing(Dying(Echo())) as place:
+            queue = Batcher(place.echo, FREE, NoThread(), Limits(), place.begin)
+            queue._size.note(1, 100 * INLINE_SECONDS)
+            for k in range(2):
+                assert (await queue.submit(waiting(k))).code == "unavailable"
 
     asyncio.run(main())

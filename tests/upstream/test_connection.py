@@ -18,6 +18,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 ANSWERS = (
     HEAD + b"content-length: 2\r\n\r\nhi",
     HEAD + b"Content-Length: 2\r\nServer: a b\r\nInference-Header-Content-Length: 1\r\n\r\nhi",
+    HEAD + b"date: Sun, 22 Nov 2026 09:36:41 GMT\r\nx: a: b:c\r\ncontent-length: 2\r\n\r\nhi",
     HEAD + b"content-length: 0\r\n\r\n",
     HEAD + b"content-length: 2\r\n\r\nhi and more",
     HEAD + b"content-length: 2\r\ncontent-length: 2\r\n\r\nhi",

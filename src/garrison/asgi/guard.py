@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -66,9 +66,8 @@ class TurnedDownError(GarrisonError):
         self.headers = headers
 
 
-@dataclass(slots=True, eq=False)
-class Asking:
-    """One request on its way: what became of it so far, and what its caller has left."""
+class Asking(msgspec.Struct, eq=False):
+    """One request on its way: what became of it so far, and what its caller has left. A struct, as one is made for every request."""
 
     progress: Progress
     left: Left
@@ -121,11 +120,12 @@ class AppGuard:
         self._limits = limits
         self._lock = asyncio.Lock()
         self._wrong: Misinformation | None = None
-        self._row_seconds = 0.0
+        # So many are done on this thread, where no other call is under way: a chain expects one at a time.
+        self._quick_rows = limits.inline_rows
         if any(defense.needs_key for defense in self._pipeline.defenses):
             graph = manifest.misinformation or manifest.graph  # a network of its own, or a head on the model's graph
             self._wrong = Misinformation(verified, graph, limits.compute_rows)
-            self._row_seconds = _seconds(self._wrong, verified)
+            self._quick_rows = min(limits.inline_rows, int(INLINE_SECONDS / _seconds(self._wrong, verified)))
         budget = self._pipeline.find(Budget.name)
         rows, period, distinct = (
             (budget.rows, budget.period, budget.distinct) if isinstance(budget, Budget) else (0, "", 0)
@@ -156,7 +156,7 @@ class AppGuard:
         rows = len(next(iter(inputs.values())))
         batch = Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (left.rows,), (left.fresh,))
         asking = Asking(Progress.begin(batch), left)
-        if self._is_quick(rows):
+        if rows <= self._quick_rows and not self._lock.locked():
             self._look(asking.progress)
         else:
             await self._aside(self._look, asking.progress)
@@ -176,8 +176,9 @@ class AppGuard:
             TurnedDownError: the answer must not leave.
         """
         progress = asking.progress
-        answer = self._checked(values, progress.batch.rows)
-        if self._is_quick(progress.batch.rows):
+        rows = progress.batch.rows
+        answer = self._checked(values, rows)
+        if rows <= self._quick_rows and not self._lock.locked():
             released = self._release(progress, answer)
         else:
             released = await self._aside(self._release, progress, answer)
@@ -190,11 +191,6 @@ class AppGuard:
     def close(self) -> None:
         if self._book is not None:
             self._book.close()
-
-    def _is_quick(self, rows: int) -> bool:
-        """Whether so many rows are done on this thread: one call at a time, as a chain expects it."""
-        short = rows <= self._limits.inline_rows and rows * self._row_seconds <= INLINE_SECONDS
-        return short and not self._lock.locked()
 
     async def _aside(self, call: Callable[..., Result], *more: Any) -> Result:
         """On another thread, when no other call is under way."""
@@ -244,10 +240,10 @@ class AppGuard:
 
     async def _charge(self, asking: Asking) -> None:
         progress = asking.progress
-        caller, budget = progress.batch.callers[0].id, self._budget
+        caller, budget, rows = progress.batch.callers[0].id, self._budget, progress.batch.rows
         if not budget.rows:
             return
-        wants = [(caller, progress.batch.rows)]
+        wants = [(caller, rows)]
         news: list[tuple[str, int]] = []
         fresh: list[bool] = []
         if self._distinct is not None:
@@ -262,7 +258,7 @@ class AppGuard:
             raise TurnedDownError(
                 BudgetExhaustedError.code, detail, self._limits_told.headers(Left(0, 0), refused=True)
             )
-        asking.left = asking.left.after(progress.batch.rows, news[0][1] if news else 0)
+        asking.left = asking.left.after(rows, news[0][1] if news else 0)
         if self._distinct is not None:
             self._distinct.learn(progress.batch, progress.refused)
 

@@ -7,6 +7,7 @@ there already, as it nearly always is.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -58,7 +59,9 @@ class BodyReader:
         if task is None:
             raise GarrisonError("a request is answered outside a task")
         before = task.cancelling()
-        self._watch(task, task.get_loop())
+        self._reading[task] = time.monotonic() + self._limits.body_read_seconds
+        if self._timer is None or self._loop is not task.get_loop():
+            self._watch(task)
         try:
             message = await receive()
             if message["type"] != "http.request":
@@ -78,20 +81,20 @@ class BodyReader:
             self._reading.pop(task, None)
             self._overdue.discard(task)
 
-    def _watch(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is not loop:  # an app that is started again, on another one
-            self._loop, self._timer, self._reading = loop, None, {}
-        self._reading[task] = loop.time() + self._limits.body_read_seconds
-        if self._timer is None:
-            self._timer = loop.call_later(self._sweep_seconds, self._sweep)
+    def _watch(self, task: asyncio.Task[Any]) -> None:
+        """Look at all bodies now and then, from the first on; anew where an app is started again, on another loop."""
+        loop = task.get_loop()
+        if self._loop is not loop:
+            self._loop, self._reading = loop, {task: self._reading[task]}
+        self._timer = loop.call_later(self._sweep_seconds, self._sweep)
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = time.monotonic()
         for task in [task for task, deadline in self._reading.items() if deadline <= now]:
             del self._reading[task]
             self._overdue.add(task)
             task.cancel()
+        loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._sweep_seconds, self._sweep) if self._reading else None
 
 

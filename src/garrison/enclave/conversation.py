@@ -14,7 +14,6 @@ from garrison.enclave.talk import (
     AskDrift,
     Attest,
     Attested,
-    Call,
     Clear,
     Cleared,
     DriftTold,
@@ -31,6 +30,7 @@ from garrison.enclave.talk import (
     Witnessed,
     most_answer_bytes,
     most_call_bytes,
+    parted,
     raised_again,
 )
 from garrison.errors import FrameError
@@ -59,6 +59,12 @@ class Asked:
     def wait(self, seconds: float) -> bool:
         return self._conversation.wait(seconds)
 
+    def fileno(self) -> int:
+        return self._conversation.fileno()
+
+    def is_whole(self) -> bool:
+        return self._conversation.is_whole()
+
     def result(self) -> list[Reply]:
         return self._conversation.replies(self._conversation.finish(), self._asks)
 
@@ -84,6 +90,9 @@ class Conversation:
         )
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
+        # Not the pipe itself: a loop would have it block no more. It is closed with the last who may watch it, not with the pipe.
+        self._epoll = select.epoll()
+        self._epoll.register(connection, select.EPOLLIN)
         self._at_once_bytes = send_buffer_bytes(connection)
         self.bound(seconds)
 
@@ -108,7 +117,10 @@ class Conversation:
         Raises:
             FrameError, GarrisonError: as `ask` does.
         """
-        return self.replies(self.ask(Call(list(asks))), len(asks))
+        with self._lock:
+            self._send(*parted(asks))
+            answer = self._receive()
+        return self.replies(answer, len(asks))
 
     def attest(self, nonce: bytes) -> Evidence:
         """Fresh evidence.
@@ -196,7 +208,7 @@ class Conversation:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            self._send(Call(list(asks)))
+            self._send(*parted(asks))
         except BaseException:
             self._lock.release()
             raise
@@ -205,6 +217,14 @@ class Conversation:
     def wait(self, seconds: float) -> bool:
         """Whether something is there to be read, or comes within that time."""
         return bool(self._poll.poll(seconds * 1000.0))
+
+    def fileno(self) -> int:
+        """See `garrison.enclave.host.Pending`."""
+        return self._epoll.fileno()
+
+    def is_whole(self) -> bool:
+        """Whether `finish` would not wait."""
+        return self._pipe.is_whole()
 
     def finish(self) -> FromWorker:
         """The answer to what `begin` sent.
@@ -235,9 +255,9 @@ class Conversation:
         self._broken(error)
         return error
 
-    def _send(self, message: FromHost) -> None:
+    def _send(self, message: FromHost, behind: Sequence[bytes] = ()) -> None:
         try:
-            self._pipe.send(message)
+            self._pipe.send(message, behind)
         except FrameError as error:
             self._broken(error)
             raise

@@ -136,6 +136,14 @@ class Pending(Protocol):
         """Whether the answer is there, or comes within that time."""
         ...
 
+    def fileno(self) -> int:
+        """Of a file that an event loop can watch, open for as long as this is there: readable when some of the answer is there, or will be none."""
+        ...
+
+    def is_whole(self) -> bool:
+        """Whether `result` would not block."""
+        ...
+
     def result(self) -> list[Reply]:
         """The answer; blocks.
 
@@ -145,12 +153,21 @@ class Pending(Protocol):
         ...
 
 
+class Begin(Protocol):
+    """See `Elsewhere.begin`."""
+
+    def __call__(self, asks: Sequence[Ask], *, cheap: bool) -> Pending | None: ...
+
+
 @runtime_checkable
 class Elsewhere(Protocol):
     """An enclave that computes while its caller does something else."""
 
-    def begin(self, asks: Sequence[Ask]) -> Pending | None:
+    def begin(self, asks: Sequence[Ask], *, cheap: bool) -> Pending | None:
         """Begin to answer a batch, waiting no longer than a cheap one takes; None where that cannot be now.
+
+        Args:
+            cheap: it is expected to be one.
 
         Raises:
             UnavailableError: the enclave has died, or is being started anew; nothing was answered.

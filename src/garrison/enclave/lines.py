@@ -22,6 +22,7 @@ from garrison.enclave.talk import (
     failure,
     most_answer_bytes,
     most_call_bytes,
+    whole,
 )
 from garrison.errors import FrameError, GarrisonError, LimitError
 from garrison.limits import Limits
@@ -70,7 +71,7 @@ class Lines:
         first: Pipe = Channel(self._first, FROM_HOST, **sizes)
         if self._ready is None:
             while True:
-                _send(first, _answered(service.answer, first.receive()))
+                _send(first, _answered(service.answer, _received(first)))
         pipes: dict[int, Pipe] = {
             line.fileno(): Channel(line, FROM_HOST, **sizes, seconds=LINE_SECONDS) for line in self._others
         }
@@ -88,12 +89,28 @@ class Lines:
         for descriptor, _ in ready:
             pipe = pipes[descriptor]
             try:
-                messages.append((pipe, pipe.receive()))
+                messages.append((pipe, _received(pipe)))
             except FrameError:
                 if pipe is first:
                     raise
                 del pipes[descriptor]
         return messages
+
+
+def _received(pipe: Pipe) -> FromHost:
+    """The next message, with what stands behind it.
+
+    Raises:
+        FrameError: the other side has gone, or lies; the pipe is closed.
+    """
+    message = pipe.receive()
+    if not isinstance(message, Call):
+        return message
+    try:
+        return whole(message, pipe.take)
+    except FrameError:
+        pipe.close()
+        raise
 
 
 def _answers(service: Answering, messages: Sequence[tuple[Pipe, FromHost]]) -> list[tuple[Pipe, FromWorker]]:

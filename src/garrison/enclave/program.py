@@ -23,6 +23,8 @@ LOG_SECONDS = 1.0
 SPARE_LINES = 32
 """Pipes beyond those of the front workers: each one who takes another's place uses one up."""
 _PYTHON_FLAGS = ("-s", "-P", "-B")
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Has the C library ask for huge pages, where the system gives them to who asks: a large model's parameters take fewer entries of the processor's tables."""
 
 
 class Running(Protocol):
@@ -87,6 +89,8 @@ def clean_environment(secret_bytes: int) -> dict[str, str]:
             "PYTHONMALLOC": "malloc",
             "GARRISON_SECRET_HEAP_BYTES": str(secret_bytes),
         }
+    else:
+        environment["GLIBC_TUNABLES"] = _HUGE_PAGES
     return environment
 
 

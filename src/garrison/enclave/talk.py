@@ -5,13 +5,14 @@ One message of the host, one of the worker, in turn. `Start` comes first and onc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from garrison.attest.evidence import Evidence
 from garrison.enclave.host import ServiceCard
-from garrison.errors import BundleError, GarrisonError, IsolationError
+from garrison.errors import BundleError, FrameError, GarrisonError, IsolationError
 from garrison.guard.drifting.report import DriftReport
 from garrison.guard.watching.book import Alarm
 from garrison.limits import MIB, Limits
@@ -20,6 +21,8 @@ from garrison.protocol.messages import Ask, Reply
 
 _REPLY_FACTOR = 4
 _ASK_OVERHEAD_BYTES = 4096
+LONG_BYTES = 1 << 15
+"""A body of so many bytes costs less where it is not put into the message, and taken out again."""
 
 
 class Start(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,10 +44,15 @@ class Start(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, k
     callers: dict[str, dict[str, Any]] = {}
 
 
-class Call(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A batch to be answered."""
+class Call(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A batch to be answered.
+
+    Attributes:
+        behind: by number, the asks whose body is long and stands behind the message, in this order, and how many bytes it has; `body` is empty there.
+    """
 
     asks: list[Ask]
+    behind: dict[int, int] = {}
 
 
 class Attest(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -146,6 +154,34 @@ FromWorker = Ready | Failed | Answered | Attested | Resumed | Taken | Listed | C
 FROM_HOST: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(FromHost)
 FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 MOST_START_BYTES = 16 * MIB
+
+
+def parted(asks: Sequence[Ask]) -> tuple[Call, list[bytes]]:
+    """A batch as it is sent: the message, and what stands behind it."""
+    long = {number: len(ask.body) for number, ask in enumerate(asks) if len(ask.body) >= LONG_BYTES}
+    if not long:
+        return Call(list(asks)), []
+    bare = [msgspec.structs.replace(ask, body=b"") if number in long else ask for number, ask in enumerate(asks)]
+    return Call(bare, long), [asks[number].body for number in long]
+
+
+def whole(call: Call, take: Callable[[int], bytes]) -> Call:
+    """A batch as it was before it was sent.
+
+    Args:
+        take: the next so many bytes of what stands behind the message.
+
+    Raises:
+        FrameError: the message lies about what stands behind it; or as `take` does.
+    """
+    if not call.behind:
+        return call
+    asks = list(call.asks)
+    for number, length in call.behind.items():
+        if not 0 <= number < len(asks) or asks[number].body:
+            raise FrameError("a batch tells of a body that none of its requests is without")
+        asks[number] = msgspec.structs.replace(asks[number], body=take(length))
+    return Call(asks)
 
 
 def most_call_bytes(limits: Limits) -> int:

@@ -58,7 +58,7 @@ WhichRows = slice | npt.NDArray[np.intp]
 KeyedNoise = Callable[[WhichRows], Sequence[Noise]]
 
 FEW_ROWS = 8
-"""Up to so many rows, new answers are made in plain Python, and defenses glance first."""
+"""Up to so many rows, new answers are made in plain Python, and defenses that look at values glance first."""
 _FEW_KEPT = 64
 
 
@@ -218,8 +218,8 @@ class RowDefense(Defense, frozen=True):
     def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
         """Where it is seen at once that `judge` minds no row: the signals that it gives. None where `judge` is to be asked.
 
-        For the few rows of a lone request, where each call of numpy costs more than the arithmetic. Only the numpy form glances, and never in shadow; a
-        contract test over the registry holds it to what `judge` says.
+        For the few rows of a lone request, where each call of numpy costs more than the arithmetic: there the numpy form glances. A defense that is not `in_graph` looks at
+        callers, and glances at every batch, in both forms. None does in shadow; a contract test over the registry holds it to what `judge` says.
         """
         return None
 

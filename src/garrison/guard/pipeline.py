@@ -273,7 +273,7 @@ class Pipeline:
     def _judge_all(self, judges: Sequence[tuple[Link, RowDefense]], progress: Progress) -> None:
         few = progress.batch.rows <= FEW_ROWS
         for link, defense in judges:
-            if few and link.glances and self._glance(link, defense, progress):
+            if link.glances and (few or not defense.in_graph) and self._glance(link, defense, progress):
                 continue
             view = self._view(progress, link)
             try:
@@ -286,7 +286,8 @@ class Pipeline:
         """Whether a defense sees at once that it minds no row."""
         p = progress
         try:
-            signals = defense.glance(View(p.batch, self.facts, p.raw, p.answer, None, p.signals), link.settings)
+            view = View(p.batch, self.facts, p.raw, p.answer, None, p.signals, state=link.state)
+            signals = defense.glance(view, link.settings)
         except Exception:  # noqa: BLE001  it is judged in full then, and what that raises is told
             return False
         if signals:

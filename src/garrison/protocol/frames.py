@@ -1,6 +1,7 @@
 """Frames over one connection between two processes: four bytes of length, then one message in MessagePack.
 
-Both sides bound the length before memory is taken for it. A frame that is too long, ends early or does not read as one of the
+Long bytes may stand behind a message as they are, and are copied by nobody but the system then; the message says how long they are. Both sides bound
+the length before memory is taken for it. A frame that is too long, ends early or does not read as one of the
 messages that are expected ends the connection: there is no way back into step with somebody who lies, and none with somebody who sends a
 byte now and then. Nothing but the types named at the start can come out of a frame; no code travels.
 """
@@ -8,9 +9,13 @@ byte now and then. Nothing but the types named at the start can come out of a fr
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -20,7 +25,8 @@ from garrison.errors import FrameError, LimitError
 LENGTH = struct.Struct(">I")
 MOST_FRAME_BYTES = 2**32 - 1
 _TIME = struct.Struct("@ll")  # struct timeval
-_WANTED_BUFFER_BYTES = 1 << 20
+_INT = struct.Struct("@i")
+_WANTED_BUFFER_BYTES = 1 << 22
 _PIECE_BYTES = 1 << 18
 
 Sent = TypeVar("Sent", bound=msgspec.Struct)
@@ -72,14 +78,18 @@ class Channel(Generic[Sent, Received]):
         self._most_sent = min(most_sent, MOST_FRAME_BYTES)
         self._most_received = min(most_received, MOST_FRAME_BYTES)
         self._seconds = float("inf") if seconds is None else seconds
+        self._left = 0
 
     def bound(self, seconds: float) -> None:
         """Change how long a message may take: in silence, and from its first part to its last."""
         bound_times(self._connection, seconds)
         self._seconds = seconds
 
-    def send(self, message: Sent) -> None:
+    def send(self, message: Sent, behind: Sequence[bytes] = ()) -> None:
         """Send one message.
+
+        Args:
+            behind: what follows it. The message says how many bytes that is, for the other side to `take`.
 
         Raises:
             LimitError: it is longer than may be. Nothing was sent, and the connection is as it was.
@@ -88,13 +98,18 @@ class Channel(Generic[Sent, Received]):
         frame = bytearray(LENGTH.size)
         self._encoder.encode_into(message, frame, LENGTH.size)
         length = len(frame) - LENGTH.size
-        if length > self._most_sent:
-            raise LimitError(f"a message of {length} bytes is longer than the {self._most_sent} that may be sent")
+        whole = length + sum(map(len, behind))
+        if whole > self._most_sent:
+            raise LimitError(f"a message of {whole} bytes is longer than the {self._most_sent} that may be sent")
         LENGTH.pack_into(frame, 0, length)
         try:
-            sent = self._connection.send(memoryview(frame)[:_PIECE_BYTES])
-            if sent < len(frame):
-                self._send_rest(memoryview(frame)[sent:])
+            if behind or len(frame) > _PIECE_BYTES:
+                parts: tuple[bytes | bytearray, ...] = (frame, *behind)
+                self._send_pieces(deque(memoryview(part) for part in parts))
+            else:
+                sent = self._connection.send(frame)
+                if sent < len(frame):
+                    self._send_pieces(deque([memoryview(frame)[sent:]]))
         except (BlockingIOError, TimeoutError) as error:
             self.close()
             raise FrameError(f"the other side of the connection does not read: {error}") from error
@@ -111,14 +126,54 @@ class Channel(Generic[Sent, Received]):
         Raises:
             FrameError: the other side has gone or is late, or its frame lies. The connection is closed.
         """
+        (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
         try:
-            (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
             if length > self._most_received:
                 raise FrameError(f"a frame announces {length} bytes; at most {self._most_received} are taken")
+            self._left = self._most_received - length
             return self._decoder.decode(self._exactly(length))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.close()
             raise FrameError("a frame holds none of the messages that may come") from error
+        except FrameError:
+            self.close()
+            raise
+
+    def is_whole(self) -> bool:
+        """Whether `receive` would not wait: the next message is there to its last byte, or none will come."""
+        try:
+            head = self._connection.recv(LENGTH.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if len(head) < LENGTH.size:
+                return not head
+            (there,) = _INT.unpack(fcntl.ioctl(self._connection, termios.FIONREAD, bytes(_INT.size)))
+        except OSError:  # nothing, or the system does not tell
+            return False
+        return bool(there >= LENGTH.size + LENGTH.unpack(head)[0])
+
+    def take(self, length: int) -> bytes:
+        """What stands behind the message that came last: the next so many bytes of it.
+
+        Raises:
+            FrameError: as `receive` does; also where it would be longer, with its message, than a message may be.
+        """
+        if not 0 <= length <= self._left:
+            self.close()
+            raise FrameError(f"a frame announces {length} bytes behind it; at most {self._left} are taken")
+        self._left -= length
+        return self._exactly(length)
+
+    def close(self) -> None:
+        """Also wakes a thread that waits for a message."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def _exactly(self, length: int) -> bytes:
+        late = time.monotonic() + self._seconds
+        try:
+            # All of it in one call, mostly: into memory that nobody has to clear first, or to copy from.
+            data = self._connection.recv(length, socket.MSG_WAITALL) if length else b""
+            return data if len(data) == length else self._with_rest(data, length, late)
         except (BlockingIOError, TimeoutError) as error:
             self.close()
             raise FrameError(f"nothing comes over the connection: {error}") from error
@@ -129,33 +184,37 @@ class Channel(Generic[Sent, Received]):
             self.close()
             raise
 
-    def close(self) -> None:
-        """Also wakes a thread that waits for a message."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+    def _with_rest(self, data: bytes, length: int, late: float) -> bytes:
+        parts, filled = [data], len(data)
+        while filled < length:
+            if not parts[-1]:
+                raise GoneError(f"the connection ended after {filled} of {length} bytes")
+            if time.monotonic() > late:
+                raise FrameError(f"after {self._seconds:g} s only {filled} of {length} bytes had come")
+            parts.append(self._connection.recv(length - filled, socket.MSG_WAITALL))
+            filled += len(parts[-1])
+        return b"".join(parts)
 
-    def _exactly(self, length: int) -> bytearray:
-        data = bytearray(length)
-        filled = self._connection.recv_into(data) if length else 0
-        if filled < length:
-            self._receive_rest(memoryview(data), filled)
-        return data
-
-    def _receive_rest(self, view: memoryview, filled: int) -> None:
-        late = time.monotonic() + self._seconds
-        count = filled
-        while filled < len(view):
-            if not count:
-                raise GoneError(f"the connection ended after {filled} of {len(view)} bytes")
-            count = self._connection.recv_into(view[filled:])
-            filled += count
-            if filled < len(view) and time.monotonic() > late:
-                raise FrameError(f"after {self._seconds:g} s only {filled} of {len(view)} bytes had come")
-
-    def _send_rest(self, rest: memoryview) -> None:
+    def _send_pieces(self, rest: deque[memoryview]) -> None:
         late = time.monotonic() + self._seconds
         while rest:
-            rest = rest[self._connection.send(rest[:_PIECE_BYTES]) :]
-            if rest and time.monotonic() > late:
-                raise FrameError(f"after {self._seconds:g} s {len(rest)} bytes had not been read")
+            one = len(rest) == 1  # a confined process may send one part, and not several
+            sent = self._connection.send(rest[0][:_PIECE_BYTES]) if one else self._connection.sendmsg(_piece(rest))
+            while rest and sent >= len(rest[0]):
+                sent -= len(rest.popleft())
+            if rest:
+                rest[0] = rest[0][sent:]
+                if time.monotonic() > late:
+                    raise FrameError(f"after {self._seconds:g} s {sum(map(len, rest))} bytes had not been read")
+
+
+def _piece(parts: Iterable[memoryview]) -> list[memoryview]:
+    """The beginning, at most `_PIECE_BYTES` of it."""
+    found: list[memoryview] = []
+    room = _PIECE_BYTES
+    for part in parts:
+        found.append(part[:room])
+        room -= len(found[-1])
+        if not room:
+            break
+    return found

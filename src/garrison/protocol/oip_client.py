@@ -136,15 +136,16 @@ def _json_data(name: str, values: Array) -> list[Any]:
 
 def _tensor(tensor: _OutputTensor, body: bytes, start: int, size: int | None) -> Array:
     dtype = NUMPY_DTYPES.get(tensor.datatype)
-    wrong = not 0 < len(tensor.shape) <= _MOST_DIMENSIONS or any(not 0 <= n <= len(body) for n in tensor.shape)
+    shape = tensor.shape
+    wrong = not 0 < len(shape) <= _MOST_DIMENSIONS or min(shape) < 0 or max(shape) > len(body)
     if dtype is None or wrong:
         raise ServiceError(f"the answer's output {tensor.name[:64]!r} has an unknown datatype or an impossible shape")
-    count = math.prod(tensor.shape)
+    count = math.prod(shape)
     if size is None:
         return _from_json(tensor, dtype, count)
     if size != count * dtype.itemsize or start + size > len(body):
         raise ServiceError(f"the answer's output {tensor.name[:64]!r} has a binary size that does not fit its shape")
-    return np.frombuffer(body, dtype, count, start).reshape(tensor.shape).copy()
+    return np.frombuffer(body, dtype, count, start).reshape(shape).copy()
 
 
 def _from_json(tensor: _OutputTensor, dtype: np.dtype[Any], count: int) -> Array:
@@ -159,7 +160,9 @@ def _from_json(tensor: _OutputTensor, dtype: np.dtype[Any], count: int) -> Array
 
 
 def _uncertain(answer: _Answer) -> tuple[int, ...]:
-    text = (answer.parameters or {}).get(UNCERTAIN_PARAMETER, "")
+    if answer.parameters is None:
+        return ()
+    text = answer.parameters.get(UNCERTAIN_PARAMETER, "")
     try:
         return tuple(int(row) for row in text.split(",") if row)
     except (AttributeError, ValueError) as error:

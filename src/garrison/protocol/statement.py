@@ -10,6 +10,7 @@ What a valid proof does *not* say: that the answer is f(x). The guard may have a
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -21,10 +22,9 @@ from garrison.errors import ProofError
 _LABEL = b"garrison signed answers v1\0"
 _RECEIPT = b"garrison receipt v1\0"
 _LEAF, _NODE = b"\0", b"\1"
-_FIRST, _SECOND = b'{"request":"', '","answer":"'
-_MOST_FRONT = 32
-_HEX_DIGITS = 64
-_FRONT = len(_FIRST) + len(_SECOND) + 2 * _HEX_DIGITS
+_FIRST, _SECOND = b'{"request":"', b'","answer":"'
+_FRONT = struct.Struct(f"4x{len(_FIRST)}s64s{len(_SECOND)}s64s")
+"""How a proof begins whose statement is of `StatementWriter`: 4 bytes of MessagePack, and the digests of request and answer after what announces them."""
 
 
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -114,11 +114,10 @@ def digests_in(proof: bytes) -> tuple[str, str]:
     Raises:
         ProofError: it cannot be read.
     """
-    start = proof.find(_FIRST, 0, _MOST_FRONT)
-    if start >= 0:
-        found = proof[start + len(_FIRST) : start + _FRONT].decode("ascii")
-        if found[_HEX_DIGITS:-_HEX_DIGITS] == _SECOND:
-            return found[:_HEX_DIGITS], found[-_HEX_DIGITS:]
+    if len(proof) >= _FRONT.size:
+        first, request, second, answer = _FRONT.unpack_from(proof)
+        if first == _FIRST and second == _SECOND:
+            return request.decode("ascii"), answer.decode("ascii")
     statement = read_proof(proof)[1]
     return statement.request, statement.answer
 

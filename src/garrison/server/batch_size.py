@@ -2,7 +2,8 @@
 
 A small model gains much from a batch, a large one little or nothing, and there a batch only makes everybody wait for everybody. Which it
 is, is learned while serving: seconds a row, by size, in powers of two. A size that has not been seen is tried when there is enough
-waiting; a size that gains less than `GAIN` over half of it is not used, and tried again now and then.
+waiting; a size that gains less than `GAIN` over half of it is not used, and tried again now and then. It is tried twice: the first batch of a
+size finds cold caches, and may take several times as long as the next.
 
 Batches that are done within `CHEAP_SECONDS` are not bounded.
 """
@@ -30,6 +31,7 @@ class BatchSize:
 
     def __init__(self) -> None:
         self._by_size: dict[int, float] = {}
+        self._seen_once: set[int] = set()
         self._since_retry = 0
         self._most, self._bounded = FIRST_ROWS, True
         self._latest: float | None = None
@@ -45,6 +47,10 @@ class BatchSize:
         size = 1 << (max(int(rows), 1).bit_length() - 1)
         measured, known = seconds / max(rows, 1.0), self._by_size.get(size)
         self._latest = self._by_size[size] = measured if known is None else min(measured, known * _FORGET)
+        if known is None:
+            self._seen_once.add(size)
+        else:
+            self._seen_once.discard(size)
         self._since_retry += 1
         if self._bounded and self._since_retry >= RETRY_BATCHES:
             self._since_retry = 0
@@ -70,6 +76,6 @@ class BatchSize:
             return size, True  # only larger ones were seen, and they are not cheap
         while (twice := self._by_size.get(2 * size)) is not None:
             if twice > GAIN * here:
-                return size, True
+                return (2 * size if 2 * size in self._seen_once else size), True
             size, here = 2 * size, twice
         return 2 * size, 2 * size * here > CHEAP_SECONDS

@@ -2,8 +2,9 @@
 
 The requests that consecutive turns of the event loop bring form a batch: nothing waits for a window to pass, and a request that nobody can
 join is answered before the loop's turn ends. A batch that is cheap is
-computed on the loop's own thread, which saves two thread switches; any other goes to the worker's threads, so that the loop
-goes on answering. One batch a model is computed at a time; what comes meanwhile forms the next. Callers take turns
+computed on the loop's own thread, which saves two thread switches. Any other is sent to the enclave's process, whose answer the loop awaits as it awaits its
+clients (`garrison.server.arrival`); where the model is in this process, or the pipe cannot take the batch now, it goes to the worker's threads, so that the
+loop goes on answering. One batch a model is computed at a time; what comes meanwhile forms the next. Callers take turns
 (`garrison.server.waiting`), and a batch is no larger than pays (`garrison.server.batch_size`).
 
 Invariants: an answer leaves only after its rows are charged, and where a ledger is kept, after its entry is on the disk; a request whose client has
@@ -19,16 +20,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import TypeVar
 
-from garrison.enclave.host import Pending
+from garrison.enclave.host import Begin
 from garrison.errors import BudgetExhaustedError, UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
+from garrison.server.arrival import Arrival
 from garrison.server.batch_size import CHEAP_SECONDS, BatchSize
-from garrison.server.delivering import failed, failure, finish, hold_back, is_sendable, unsendable
+from garrison.server.delivering import failed, failure, finish, hold_back, unsendable
+from garrison.server.job import Job, summed
 from garrison.server.ledger.recorder import Recorder
-from garrison.server.model_budget import Left, ModelBudget
+from garrison.server.model_budget import ModelBudget
 from garrison.server.tally import ModelCount
 from garrison.server.waiting import FairQueue, Waiting
 
@@ -39,32 +43,8 @@ LOOK_SECONDS = 0.0001
 """So long after a request came, clients of the batch before are looked out for."""
 
 Call = Callable[[Sequence[Ask]], list[Reply]]
-Begin = Callable[[Sequence[Ask]], Pending | None]
 Result = TypeVar("Result")
-_ANY = Left(-1, -1)
 _NO_TIME = "the model had no time for this request within the time that its client waits; try again"
-
-
-class _Job:
-    """A batch on its way.
-
-    Attributes:
-        pending: asked of the enclave already.
-        left: what each caller had left when it began.
-        answered: what the enclave said; not charged yet.
-        fresh: for each request whether its new rows were granted; None where they are not charged yet.
-    """
-
-    __slots__ = ("answered", "batch", "fresh", "left", "pending", "rows", "started")
-
-    def __init__(self, batch: list[Waiting]) -> None:
-        self.batch = batch
-        self.rows = sum(request.rows for request in batch)
-        self.started = time.perf_counter()
-        self.pending: Pending | None = None
-        self.left: dict[str, Left] = {}
-        self.answered: list[Reply] | None = None
-        self.fresh: list[bool] | None = None
 
 
 class Batcher:
@@ -105,6 +85,7 @@ class Batcher:
         self._look_until = 0.0
         self._working = False
         self._task: asyncio.Task[None] | None = None
+        self._arrival: Arrival | None = None
         self._asides: deque[asyncio.Future[None]] = deque()
         self._aside_last = False
         self._owed: list[tuple[str, int]] = []
@@ -159,6 +140,8 @@ class Batcher:
     def sweep(self) -> None:
         """Answers those who have waited too long; to be called now and then."""
         self._dismiss(self._queue.sweep())
+        if self._arrival is not None:
+            self._arrival.sweep()
         if self._recorder is not None:
             self._recorder.sweep(self._limits.queue_seconds)
 
@@ -226,7 +209,7 @@ class Batcher:
         if late:
             self._dismiss(late)
         if batch:
-            self._answer(_Job(batch))
+            self._answer(Job(batch))
         self._write_down()
         if self._queue or self._asides:
             self._schedule()
@@ -235,10 +218,10 @@ class Batcher:
         """Whether to look at the next turn of the loop too: as long as requests come, or those whose clients were answered just now may ask again.
 
         Else the first of them gets a batch of its own, which costs nearly as much as a full one. The thread that reads HTTP is let in first: it
-        may share a core with the loop. Who asks alone waits for nobody.
+        may share a core with the loop. Who asks alone waits for nobody, and a batch that is as large as pays for no more.
         """
         waiting = len(self._queue)
-        if waiting >= min(self._expected, self._limits.inline_rows):
+        if waiting >= min(self._expected, self._limits.inline_rows, self._size.most(self._limits.compute_rows)):
             return False
         if waiting > self._seen:
             self._seen, self._look_until = waiting, time.perf_counter() + LOOK_SECONDS
@@ -247,13 +230,30 @@ class Batcher:
         os.sched_yield()
         return True
 
-    def _answer(self, job: _Job) -> None:
-        replies = self._at_once(job) if self._is_quick(job.rows) else None
+    def _answer(self, job: Job) -> None:
+        quick = self._is_quick(job.rows)
+        replies = self._at_once(job, cheap=quick) if quick or self._begin is not None else None
         if replies is not None:
             self._finish(job.batch, replies)
             return
         self._working = True
+        if job.pending is not None and job.answered is None:
+            self._arrival = Arrival(job.pending.fileno(), partial(self._arrived, job))
+        else:
+            self._leave_to_thread(job)
+
+    def _leave_to_thread(self, job: Job) -> None:
         self._task = asyncio.get_running_loop().create_task(self._aside(job))
+
+    def _arrived(self, job: Job, there: bool) -> None:  # noqa: FBT001  a callback
+        """An enclave has answered, or is so slow, also in the middle of its answer, that a thread is to wait for it."""
+        self._arrival = None
+        replies = self._settled(job) if there and job.pending is not None and job.pending.is_whole() else None
+        if replies is None:
+            self._leave_to_thread(job)
+            return
+        self._finish(job.batch, replies)
+        self._rest()
 
     def _finish(self, batch: list[Waiting], replies: list[Reply]) -> None:
         if self._recorder is None:
@@ -283,31 +283,43 @@ class Batcher:
             return False
         return rows * (known or 0.0) <= INLINE_SECONDS
 
-    def _at_once(self, job: _Job) -> list[Reply] | None:
-        """Answer and charge a batch without waiting; None where that cannot be, and what is left is for another thread."""
+    def _at_once(self, job: Job, *, cheap: bool) -> list[Reply] | None:
+        """Answer and charge a batch without waiting, but for an enclave where it is cheap; None where that cannot be, and what is left is for later or another thread."""
         try:
             left = self._budget.left_at_once({request.caller for request in job.batch})
             if left is None:
                 return None
             job.left = left
-            asks = [_ask(request, left[request.caller]) for request in job.batch]
-            if self._begin is not None:
-                job.pending = self._begin(asks)
-                if job.pending is None or not job.pending.wait(INLINE_SECONDS):
+            asks = job.asks()
+            if self._begin is None:
+                job.answered = self._call(asks)
+            else:
+                job.pending = self._begin(asks, cheap=cheap)
+                if job.pending is None or not (cheap and job.pending.wait(INLINE_SECONDS)):
                     return None
-            job.answered = self._call(asks) if job.pending is None else job.pending.result()
+        except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
+            return None if job.spoilt() else failure(job.batch, error)
+        return self._settled(job)
+
+    def _settled(self, job: Job) -> list[Reply] | None:
+        """Take what a model has answered, and charge it, without waiting; None where that cannot be."""
+        try:
+            if job.answered is None and job.pending is not None:
+                job.answered = job.pending.result()
+            if job.answered is None:
+                return None
             self._size.note(job.rows, time.perf_counter() - job.started)
             if self._owed:
                 return None
-            job.fresh = self._budget.charge_fresh_at_once(_news(job.batch, job.answered))
+            job.fresh = self._budget.charge_fresh_at_once(job.news(job.answered))
             if job.fresh is None:
                 return None
-            granted = self._budget.charge_at_once(_wants(job.batch, job.answered))
+            granted = self._budget.charge_at_once(job.wants(job.answered))
             return None if granted is None else self._charged(job, job.answered, job.fresh, granted)
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
-            return None if _spoilt(job) else failure(job.batch, error)
+            return failure(job.batch, error)
 
-    async def _aside(self, job: _Job) -> None:
+    async def _aside(self, job: Job) -> None:
         replies = failed(job.batch)
         try:
             replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._work, job)
@@ -315,7 +327,7 @@ class Batcher:
             self._finish(job.batch, replies)
             self._rest()
 
-    def _work(self, job: _Job) -> list[Reply]:
+    def _work(self, job: Job) -> list[Reply]:
         """What is left to do for a batch, on a thread that may wait; never raises. Nothing else is computed for this model meanwhile."""
         try:
             replies = job.answered
@@ -324,30 +336,30 @@ class Batcher:
                     replies = job.pending.result()
                 else:
                     job.left = {caller: self._budget.left(caller) for caller in {r.caller for r in job.batch}}
-                    replies = self._call([_ask(r, job.left[r.caller]) for r in job.batch])
+                    replies = self._call(job.asks())
                 self._size.note(job.rows, time.perf_counter() - job.started)
-            fresh = self._charge_fresh(_news(job.batch, replies)) if job.fresh is None else job.fresh
-            return self._charged(job, replies, fresh, self._budget.charge(_wants(job.batch, replies)))
+            fresh = self._charge_fresh(job.news(replies)) if job.fresh is None else job.fresh
+            return self._charged(job, replies, fresh, self._budget.charge(job.wants(replies)))
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
-            return self._without(job, spoilt) if (spoilt := _spoilt(job)) else failure(job.batch, error)
+            return self._without(job, spoilt) if (spoilt := job.spoilt()) else failure(job.batch, error)
 
-    def _without(self, job: _Job, spoilt: set[Waiting]) -> list[Reply]:
+    def _without(self, job: Job, spoilt: set[Waiting]) -> list[Reply]:
         """A batch of which nothing was sent because of some of its requests: these are refused alone."""
         others = [request for request in job.batch if request not in spoilt]
-        replies = iter(self._work(_Job(others)) if others else ())
+        replies = iter(self._work(Job(others)) if others else ())
         return [unsendable() if request in spoilt else next(replies) for request in job.batch]
 
     def _charge_fresh(self, news: list[tuple[str, int]]) -> list[bool]:
         """Charge new rows, and those of earlier batches that could not be: to the enclave they are not new any more."""
-        owed = _summed(self._owed)  # the disk may fail for long: one entry a caller, not one a request
+        owed = summed(self._owed)  # the disk may fail for long: one entry a caller, not one a request
         self._owed = [*owed, *news]
         granted = self._budget.charge_fresh(self._owed)  # may raise; then they are owed
         self._owed = []
         return granted[len(owed) :]
 
-    def _charged(self, job: _Job, replies: list[Reply], fresh: list[bool], granted: list[bool]) -> list[Reply]:
+    def _charged(self, job: Job, replies: list[Reply], fresh: list[bool], granted: list[bool]) -> list[Reply]:
         if self._budget.counts:
-            _note_left(job, replies)
+            job.note_left(replies)
         if all(fresh) and all(granted):
             return replies
         good = [a and b for a, b in zip(fresh, granted, strict=True)]
@@ -358,41 +370,3 @@ class Batcher:
         code, budget = BudgetExhaustedError.code, self._budget
         detail = f"the caller's budget of {budget.in_words()} does not cover this request"
         return Reply(code, detail, b"", -1, b"", Outcome(code=code, rows=0))
-
-
-def _ask(request: Waiting, left: Left) -> Ask:
-    r = request
-    return Ask(r.caller, left.allowed, r.body, r.json_bytes, r.nonce, r.sealed, left.fresh, r.work, r.form)
-
-
-def _spoilt(job: _Job) -> set[Waiting]:
-    """Those requests for which a batch could not be handed to the enclave; none where it was handed over, or there is another reason."""
-    if job.pending is not None or job.answered is not None:
-        return set()
-    return {request for request in job.batch if not is_sendable(_ask(request, job.left.get(request.caller, _ANY)))}
-
-
-def _wants(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
-    return [(request.caller, reply.outcome.rows) for request, reply in zip(batch, replies, strict=True)]
-
-
-def _summed(wants: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    found: dict[str, int] = {}
-    for caller, rows in wants:
-        if rows:
-            found[caller] = found.get(caller, 0) + rows
-    return list(found.items())
-
-
-def _news(batch: list[Waiting], replies: list[Reply]) -> list[tuple[str, int]]:
-    return [(request.caller, reply.outcome.distinct) for request, reply in zip(batch, replies, strict=True)]
-
-
-def _note_left(job: _Job, replies: list[Reply]) -> None:
-    """What each caller has left after each of its requests."""
-    left = job.left
-    for request, reply in zip(job.batch, replies, strict=True):
-        before, outcome = left[request.caller], reply.outcome
-        if outcome.rows:
-            before = left[request.caller] = before.after(outcome.rows, outcome.distinct)
-        request.left = before

@@ -71,7 +71,7 @@ class LineEnclave:
     def call(self, asks: Sequence[Ask]) -> list[Reply]:
         return self._present().call(asks)
 
-    def begin(self, asks: Sequence[Ask]) -> Asked | None:
+    def begin(self, asks: Sequence[Ask], *, cheap: bool) -> Asked | None:  # noqa: ARG002  it sends, and waits for nothing
         return self._present().begin(asks)
 
     def witness(self, ledger: bytes, at: int, head: bytes, start: bytes = b"", bodies: bytes = b"") -> SignedCheckpoint:

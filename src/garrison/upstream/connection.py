@@ -18,7 +18,7 @@ import h11
 
 from garrison.errors import UnavailableError, UpstreamError
 from garrison.protocol.http_messages import Request, Response
-from garrison.upstream.stream import receive, send
+from garrison.upstream.stream import arrivals_at, receive, send
 
 _HEAD_BYTES = 32 * 1024
 _MOST_HEADS, _MOST_PLAIN_HEAD = 64, 4096
@@ -26,6 +26,7 @@ _PLAIN = re.compile(
     rb"HTTP/1\.1 200 [ -~]{0,64}((?:\r\n[a-zA-Z0-9-]{1,64}: [!-~](?:[ -~]{0,1022}[!-~])?){1,32})\r\n\r\n", re.ASCII
 )
 """A head in which nothing is folded, empty, doubtful or out of ASCII."""
+_LINE = re.compile(r"\r\n([^:]+): ([^\r]+)")
 _FRAMING = frozenset({"transfer-encoding", "connection", "upgrade", "trailer"})
 """Headers that change where an answer ends, or whether another may follow: h11's."""
 _MOST_DIGITS = 15
@@ -43,12 +44,16 @@ class WaitingError(BaseException):
 
 
 class Connection:
-    """One connection, one exchange at a time."""
+    """One connection, one exchange at a time.
+
+    Attributes:
+        reusable: whether another exchange can follow.
+    """
 
     def __init__(self, stream: socket.socket) -> None:
-        self._stream = stream
+        self._stream, self._arrivals = stream, arrivals_at(stream)
         self._heads: dict[tuple[str, str, tuple[tuple[str, str], ...]], bytes] = {}
-        self._method, self._reusable, self._fresh = "", False, True
+        self._method, self.reusable, self._fresh = "", False, True
         self._data, self._deadline = b"", NEVER
         self._rest: list[bytes] = []
 
@@ -57,7 +62,7 @@ class Connection:
         sent = (*headers, *question.headers.items())
         key = question.method, target, sent
         head = self._heads.get(key)
-        self._reusable, self._data = False, b""
+        self.reusable, self._data = False, b""
         self._rest.clear()
         if head is None:
             if len(self._heads) >= _MOST_HEADS:
@@ -111,7 +116,7 @@ class Connection:
 
     def _more(self) -> bytes:
         """What comes next; kept, for an answer that is read in several goes."""
-        part = receive(self._stream, self._deadline)
+        part = receive(self._stream, self._arrivals, self._deadline)
         self._rest.append(part)
         return part
 
@@ -120,7 +125,7 @@ class Connection:
         found = _PLAIN.match(self._data, 0, _MOST_PLAIN_HEAD)
         if found is None or self._method == "HEAD":
             return None
-        lines = [line.split(": ", 1) for line in found[1].decode("ascii").split("\r\n")[1:]]
+        lines = _LINE.findall(found[1].decode("ascii"))
         headers = {name.lower(): value for name, value in lines}
         length = headers.get("content-length", "")
         if (
@@ -132,8 +137,9 @@ class Connection:
         end = found.end() + int(length)
         if int(length) > most:
             raise UpstreamError(LONG)
-        self._up_to(end)
-        self._reusable = len(self._data) == end  # else there is an answer that nobody asked for
+        if len(self._data) < end:
+            self._up_to(end)
+        self.reusable = len(self._data) == end  # else there is an answer that nobody asked for
         return Response(200, headers, self._data[found.end() : end])
 
     def _up_to(self, end: int) -> None:
@@ -141,7 +147,7 @@ class Connection:
         parts, size = [self._data], len(self._data)
         try:
             while size < end:
-                part = receive(self._stream, self._deadline)
+                part = receive(self._stream, self._arrivals, self._deadline)
                 if not part:
                     raise UpstreamError(DROPPED)
                 parts.append(part)
@@ -177,24 +183,19 @@ class Connection:
         if head is None:
             raise UpstreamError(BROKEN)
         done = http.our_state is h11.DONE and http.their_state is h11.DONE
-        self._reusable = done and not http.trailing_data[0]
+        self.reusable = done and not http.trailing_data[0]
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
         return Response(head.status_code, headers, b"".join(parts))
 
     def _first(self) -> bytes:
         """The first bytes of an answer; empty where a kept connection has ended."""
         try:
-            data = receive(self._stream, self._deadline)
+            data = receive(self._stream, self._arrivals, self._deadline)
         except ConnectionError:
             data = b""
         if not data and self._fresh:  # nobody is known to be at fault; but whoever asks again is dropped again
             raise UpstreamError(DROPPED)
         return data
-
-    @property
-    def reusable(self) -> bool:
-        """Whether another exchange can follow."""
-        return self._reusable
 
     def close(self) -> None:
         self._stream.close()

@@ -13,9 +13,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import msgspec
 
 from garrison.errors import ConfigError, PlaintextKeyError, UnavailableError, UpstreamError
 from garrison.limits import Limits
@@ -70,14 +72,13 @@ def parse_url(url: str) -> Address:
     return Address(parts.hostname, port or _PORTS[parts.scheme], parts.scheme == "https", parts.path.rstrip("/"))
 
 
-@dataclass(slots=True, eq=False)
-class Asked:
+class Asked(msgspec.Struct, eq=False):
     """Exchanges under way, each over a connection of its own."""
 
     questions: Sequence[Request]
     deadline: float
-    begun: list[Connection] = field(default_factory=list)
-    found: list[Response] = field(default_factory=list)
+    begun: list[Connection] = []
+    found: list[Response] = []
 
     def close(self) -> None:
         """Nobody waits for the answers any more."""
@@ -206,7 +207,7 @@ class Connections:
             question = asked.questions[number]
             asked.begun[number].close()
             asked.begun[number] = self._open(asked.deadline)
-            asked.begun[number].begin(question, self._target(question), self._headers, asked.deadline)
+            asked.begun[number].begin(question, self.address.path + question.path, self._headers, asked.deadline)
             response = asked.begun[number].finish(asked.deadline, self._most_bytes, until)
         if response is None:
             raise UpstreamError(DROPPED)
@@ -216,17 +217,14 @@ class Connections:
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is not None:
-            if connection.begin(question, self._target(question), self._headers, deadline):
+            if connection.begin(question, self.address.path + question.path, self._headers, deadline):
                 return connection
             connection.close()
         connection = self._open(deadline)
-        if not connection.begin(question, self._target(question), self._headers, deadline):
+        if not connection.begin(question, self.address.path + question.path, self._headers, deadline):
             connection.close()
             raise UnavailableError(DOWN)
         return connection
-
-    def _target(self, question: Request) -> str:
-        return self.address.path + question.path
 
     def _open(self, deadline: float) -> Connection:
         address = self.address

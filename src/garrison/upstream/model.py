@@ -147,8 +147,7 @@ def is_ready(connections: Connections, model: str, version: str, seconds: float)
 Parts = Sequence[Mapping[str, Array]]
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(msgspec.Struct, frozen=True, eq=False):
     """A question under way: the rows of each request, its id, and the exchanges."""
 
     parts: Parts
@@ -218,8 +217,11 @@ class UpstreamModel:
         parts: Parts = [inputs]
         if rows > most:
             parts = [{n: x[i : i + most] for n, x in inputs.items()} for i in range(0, rows, most)]
-        ids = [f"garrison-{next(self._numbers)}" for _ in parts]
-        return parts, [self._question(part, number) for part, number in zip(parts, ids, strict=True)], ids
+        questions, ids = [], []
+        for part in parts:
+            ids.append(f"garrison-{next(self._numbers)}")
+            questions.append(self._question(part, ids[-1]))
+        return parts, questions, ids
 
     def _joined(self, responses: Sequence[Response], parts: Parts, ids: Sequence[str]) -> FloatArray:
         found = [

@@ -104,7 +104,7 @@ class UpstreamScorer:
         return RawScores(values, logits, self._misinformation(inputs))
 
     def _ask(self, inputs: dict[str, Array]) -> FloatArray:
-        begun = self._left_over(inputs)
+        begun = None if self._left is None else self._left_over(inputs, *self._left)
         if begun is None:
             begun = self._model.begin(inputs)
         if begun is None:
@@ -115,11 +115,9 @@ class UpstreamScorer:
             self._left = inputs, begun
             raise
 
-    def _left_over(self, inputs: dict[str, Array]) -> Begun | None:
+    def _left_over(self, inputs: dict[str, Array], rows: dict[str, Array], begun: Begun) -> Begun | None:
         """The question that is under way, where it is this one."""
-        if self._left is None:
-            return None
-        (rows, begun), self._left = self._left, None
+        self._left = None
         if all(rows[name].tobytes() == x.tobytes() for name, x in inputs.items()):
             return begun
         begun.asked.close()

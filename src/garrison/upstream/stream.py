@@ -46,16 +46,23 @@ def send(stream: socket.socket, data: bytes, deadline: float) -> None:
             _wait(stream, select.POLLIN, deadline)
 
 
-def receive(stream: socket.socket, deadline: float) -> bytes:
+def arrivals_at(stream: socket.socket) -> select.poll:
+    """What `receive` waits on; made once a connection."""
+    found = select.poll()
+    found.register(stream, select.POLLIN)
+    return found
+
+
+def receive(stream: socket.socket, arrivals: select.poll, deadline: float) -> bytes:
     """What comes next; empty at the connection's end.
 
     Raises:
         TimeoutError: nothing comes by the deadline.
         OSError: the connection has ended.
     """
-    tls = isinstance(stream, ssl.SSLSocket)
-    if not tls:  # of TLS there may be something left that has been read already
-        _wait(stream, select.POLLIN, deadline)
+    # Of TLS there may be something left that has been read already.
+    if not isinstance(stream, ssl.SSLSocket) and not arrivals.poll(left(deadline) * 1000):
+        raise TimeoutError("the deadline has passed")
     while True:
         try:
             return stream.recv(READ_BYTES)

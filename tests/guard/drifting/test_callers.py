@@ -21,6 +21,19 @@ def test_each_callers_rows_are_counted_apart_and_fade() -> None:
     assert top.rows.tolist() == [6, 2]
 
 
+def test_rows_of_who_is_not_told_apart_are_nobodys() -> None:
+    top, rng = TopCallers(2, 4), np.random.default_rng(0)
+    told = top.places_of(["ann", "bob"], np.array([1, 1]))
+    place = np.append(told, len(top))[rng.integers(0, 3, 50)]
+    codes = np.stack([rng.integers(0, 2, 50), rng.integers(2, 4, 50)])
+    top.add(place, codes, kept=0.5, each=0.01)
+    for mine in told:
+        counts = np.bincount(codes[:, place == mine].ravel(), minlength=4)
+        np.testing.assert_allclose(top.shares[mine], 0.01 * counts, rtol=1e-6)
+    assert top.shares.shape == (2, 4)
+    assert top.rows.sum() == (place < 2).sum() < 50
+
+
 def test_a_crowd_of_strangers_does_not_push_out_who_asks_most() -> None:
     top, rng = TopCallers(4, 4), np.random.default_rng(0)
     for turn in range(200):

@@ -305,3 +305,21 @@ def test_what_is_written_is_let_go_of_before_more_comes(tmp_path: Path) -> None:
     assert written.wait(PATIENT_SECONDS)
     wait(lambda: gone() is None)
     writer.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_writer_that_has_ended_takes_no_more_questions(tmp_path: Path, fails: bool) -> None:
+    def sync(_: int) -> None:
+        if fails and threading.current_thread().name == "garrison-ledger":
+            raise RuntimeError("a defect")
+
+    writer = Writer(tmp_path / "ledger", segment_bytes=1 << 20, segment_seconds=1e9, sync=sync)
+    assert writer.why_not() == ""
+    if fails:
+        writer.put(lambda chain: chain.add(Stop(chain.seq, writer.now())), lambda _: None)
+    else:
+        writer.close()
+    wait(lambda: writer.why_not() == "the ledger is not written any more")
+    if fails:
+        writer.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from io import UnsupportedOperation
 
 from garrison.attest.evidence import Evidence
 from garrison.bundle.reader import verify
@@ -34,6 +35,12 @@ class Done:
         self._replies = replies
 
     def wait(self, seconds: float) -> bool:  # noqa: ARG002
+        return True
+
+    def fileno(self) -> int:
+        raise UnsupportedOperation("nothing is to come any more")
+
+    def is_whole(self) -> bool:
         return True
 
     def result(self) -> list[Reply]:
@@ -78,10 +85,10 @@ class Gateway(ServiceHere):
         """Whether the other server answered when it was last asked."""
         return self._scorer.reachable
 
-    def begin(self, asks: Sequence[Ask]) -> Pending | None:
+    def begin(self, asks: Sequence[Ask], *, cheap: bool) -> Pending | None:
         """The answers, where the other server has them within `SHORT_SECONDS`: it is waited for here no longer. Another thread costs several times
         what the hop does; where it must be, it waits for the same answer, and the request is not sent twice."""
-        if not self._repeatable:
+        if not (cheap and self._repeatable):
             return None
         self._scorer.until = time.monotonic() + SHORT_SECONDS
         try:

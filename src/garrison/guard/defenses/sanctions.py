@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from garrison.guard.base import REFUSE, CodeArray, Marks, RowDefense, Settings, 
 from garrison.guard.watching.book import REFUSE as REFUSED
 from garrison.guard.watching.book import THROTTLE
 from garrison.guard.watching.state import WatchState
-from garrison.types import Phase
+from garrison.types import FloatArray, Phase
 
 THROTTLED = "request.throttled"
 ALARMED = "guard.alarmed"
@@ -40,6 +41,10 @@ class Sanctions(RowDefense, frozen=True):
     def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
         codes = self(view).codes
         return Marks(refuse=codes == REFUSE)
+
+    def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
+        state = view.state
+        return {} if not isinstance(state, WatchState) or state.quiet else None
 
     def __call__(self, view: View) -> Verdict:
         batch, state = view.batch, view.state

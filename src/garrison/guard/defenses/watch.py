@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from garrison.errors import GuardError
-from garrison.guard.base import REPLACE, Defense, RowDefense, Verdict, View, raise_not_tighter
+from garrison.guard.base import REPLACE, Defense, RowDefense, Verdict, View, kept, raise_not_tighter
 from garrison.guard.defenses.projection import Projection
 from garrison.guard.detectors import DETECTORS
 from garrison.guard.detectors.base import MOST_BYTES, MOST_ROWS, Detector
@@ -109,9 +109,9 @@ class Watch(RowDefense, frozen=True):
             raise GuardError(f"{self.name} keeps state and runs after the model")
         view.state.book.in_shadow = view.shadow
         silent = _observe(view.state, view, view.raw.values)
-        codes = np.zeros(view.batch.rows, dtype=np.uint8)
         if silent is None:
-            return Verdict(codes)
+            return Verdict(kept(view.batch.rows))
+        codes = np.zeros(view.batch.rows, dtype=np.uint8)
         if view.shadow:
             codes[silent] = REPLACE  # to be counted
             return Verdict(codes)

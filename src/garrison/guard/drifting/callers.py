@@ -35,7 +35,8 @@ class TopCallers:
         self.names = [""] * most
         self.weight = np.zeros(most)
         self.rows: IntArray = np.zeros(most, np.int64)
-        self._own: FloatArray = np.zeros((most, bins), np.float32)
+        self._own: FloatArray = np.zeros((most + 1, bins), np.float32)
+        """The last line is of all who are not told apart: nobody reads it."""
         self._fade = 1.0
         self._places: dict[str, int] = {}
 
@@ -45,7 +46,7 @@ class TopCallers:
     @property
     def shares(self) -> FloatArray:
         """What each contributes to the sketch of all, shape (most, bins)."""
-        return self._own * np.float32(self._fade)
+        return self._own[:-1] * np.float32(self._fade)
 
     def places_of(self, names: Sequence[str], counts: IntArray) -> npt.NDArray[np.intp]:
         """Where some callers stand, `len(self)` for those who are not told apart.
@@ -79,21 +80,17 @@ class TopCallers:
             kept: share that stays.
             each: what a row counts.
         """
-        most, bins = self._own.shape
+        lines, bins = self._own.shape
         self.weight *= kept
         self._fade *= kept
         if self._fade < _LEAST_FADE:
             self._own *= np.float32(self._fade)
             self._fade = 1.0
-        rows = np.bincount(place, minlength=most + 1)[:most]
-        there = np.flatnonzero(rows)
-        number = np.full(most + 1, len(there))
-        number[there] = np.arange(len(there))
-        counts = np.bincount((codes + number[place] * bins).ravel(), minlength=(len(there) + 1) * bins)
-        own = counts[: len(there) * bins].reshape(len(there), bins)
-        self._own[there] += own.astype(np.float32) * np.float32(each / self._fade)
-        self.weight[there] += each * rows[there]
-        self.rows[there] += rows[there]
+        # One by one: a histogram of all bins of all callers would be mostly zeros, and push what others need out of the processor's caches.
+        np.add.at(self._own.reshape(-1), (codes + place * bins).ravel(), np.float32(each / self._fade))
+        rows = np.bincount(place, minlength=lines)[:-1]
+        self.weight += each * rows
+        self.rows += rows
 
     def forget(self, name: str) -> None:
         place = self._places.pop(name, None)
@@ -112,7 +109,7 @@ class TopCallers:
             raise ValueError("other places than there are")
         self.names = list(names)
         self._places = {name: place for place, name in enumerate(names) if name}
-        self.weight[:], self.rows[:], self._own[:] = weight, rows, shares
+        self.weight[:], self.rows[:], self._own[:-1] = weight, rows, shares
         self._fade = 1.0
 
     def _least(self, held: set[int]) -> int:

@@ -113,7 +113,7 @@ class Writer:
         self._failure: _Failure | None = None
         self._busy_since: float | None = None
         self._rotate_from = 0.0
-        self._ending = False
+        self._ending = self._ended = False
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="garrison-ledger", daemon=True)
         self._thread.start()
@@ -131,9 +131,7 @@ class Writer:
             return f"the ledger cannot be written: {failure.error}"
         if since is not None and time.monotonic() - since > STALL_SECONDS:
             return "the ledger's disk does not answer"
-        if not self._thread.is_alive():
-            return "the ledger is not written any more"
-        return ""
+        return "the ledger is not written any more" if self._ended else ""
 
     def put(self, make: Make, done: Done, requests: int = 0) -> None:
         """Have something written. Waits for nothing. `requests`: how many are held back where it cannot be."""
@@ -192,16 +190,19 @@ class Writer:
         sync_folder(self.path)
 
     def _work(self) -> None:
-        while not self._ending:
-            waiting = self._next()
-            if self._failure is not None and not self._repair():
-                self._hold(waiting)
-            elif waiting:
-                self._rotate_if_due()
-                self._commit(waiting)
-            waiting.clear()  # what was written is let go of now, and not when more comes
-        if self._failure is not None:
-            self._repair()
+        try:
+            while not self._ending:
+                waiting = self._next()
+                if self._failure is not None and not self._repair():
+                    self._hold(waiting)
+                elif waiting:
+                    self._rotate_if_due()
+                    self._commit(waiting)
+                waiting.clear()  # what was written is let go of now, and not when more comes
+            if self._failure is not None:
+                self._repair()
+        finally:
+            self._ended = True  # asked for at each question; to ask the thread itself takes 0.6 us
 
     def _next(self) -> list[_Item]:
         """All that is waiting; while the disk fails, nothing after a while."""
