@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+import msgspec
 import pytest
 from tests.stalls import PATIENT_SECONDS
 
@@ -165,6 +167,46 @@ def test_a_pipe_that_stops_in_the_middle_is_given_up(monkeypatch: pytest.MonkeyP
         assert made.ask(2, b"x") == [b"x"]
         assert time.monotonic() - start < PATIENT_SECONDS / 2
         assert made.ends[1].recv(1) == b""
+
+
+def test_who_sends_bodies_a_byte_now_and_then_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: their time is that of one message."""
+    monkeypatch.setattr(lines_module, "LINE_SECONDS", 0.2)
+    asks, went_on = 200, threading.Event()
+    with inside(2) as made:
+        message = msgspec.msgpack.encode(Call([Ask("c", -1, b"")] * asks, dict.fromkeys(range(asks), 2)))
+
+        def drip() -> None:
+            made.ends[1].sendall(struct.pack(">I", len(message)) + message)
+            with suppress(OSError):
+                for _ in range(2 * asks):
+                    made.ends[1].send(b"x")
+                    time.sleep(0.1)
+                went_on.set()
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        time.sleep(0.05)
+        start = time.monotonic()
+        assert made.ask(2, b"x") == [b"x"]
+        assert time.monotonic() - start < PATIENT_SECONDS
+        dripping.join()
+        assert not went_on.is_set()
+
+
+def test_a_pipe_that_is_closed_here_is_noticed_by_who_watches_it() -> None:
+    with inside(1) as made:
+        made.echo.free.clear()
+        asked = made.talks[1].begin(call(b"a").asks)
+        assert asked is not None
+        assert asked.fileno() != made.ends[1].fileno()  # which a loop would have block no more
+        watching = select.poll()
+        watching.register(asked.fileno(), select.POLLIN)
+        assert not watching.poll(0)
+        made.talks[1].close()
+        assert watching.poll(PATIENT_SECONDS * 1000)
+        assert asked.is_whole()  # none will come
+        made.echo.free.set()
 
 
 def test_who_does_not_read_his_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from tests.stalls import PATIENT_SECONDS
 from garrison.errors import UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Reply
-from garrison.server import arrival
+from garrison.server import arrival, batching
 from garrison.server.batching import INLINE_SECONDS, Batcher
 
 
@@ -323,12 +324,9 @@ def test_an_enclave_that_takes_very_long_is_left_to_a_thread(monkeypatch: pytest
         with closing(Elsewhere(Echo(held=True))) as place, ThreadPoolExecutor(max_workers=1) as worker:
             queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
             queue._size.note(1, 100 * INLINE_SECONDS)
+            monkeypatch.setattr(arrival, "THREAD_SECONDS", 0.0)
             slow = queue.submit(waiting(0))
             await place.echo.computing()
-            queue.sweep()  # not long yet
-            monkeypatch.setattr(arrival, "THREAD_SECONDS", 0.0)
-            queue.sweep()
-            queue.sweep()  # a thread waits already
             for _ in range(10):  # the loop is free
                 await asyncio.sleep(0.001)
             assert not slow.done()
@@ -348,6 +346,57 @@ def test_the_rest_of_an_answer_is_left_to_a_thread() -> None:
             place.whole = False
             assert (await queue.submit(waiting(0))).body == b"0"
             assert threading.get_ident() not in place.read_by
+
+    asyncio.run(main())
+
+
+def test_a_cheap_answer_that_is_only_begun_does_not_hold_the_loop() -> None:
+    async def main() -> None:
+        with closing(Elsewhere(Echo())) as place, ThreadPoolExecutor(max_workers=1) as worker:
+            queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
+            place.whole = False
+            assert (await queue.submit(waiting(0))).body == b"0"
+            assert place.cheap == [True]
+            assert threading.get_ident() not in place.read_by
+
+    asyncio.run(main())
+
+
+def test_where_nothing_can_be_watched_a_thread_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    async def main() -> None:
+        with closing(Elsewhere(Echo())) as place, ThreadPoolExecutor(max_workers=1) as worker:
+            queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
+            queue._size.note(1, 100 * INLINE_SECONDS)
+            monkeypatch.setattr(batching, "when_readable", full)
+            for k in range(2):
+                assert (await queue.submit(waiting(k))).body == b"%d" % k
+            assert place.read_by[0] != threading.get_ident()
+
+    asyncio.run(main())
+
+
+def test_the_end_waits_for_the_answer_that_is_awaited_and_begins_nothing_more() -> None:
+    async def main() -> None:
+        with closing(Elsewhere(Echo(held=True))) as place:
+            queue = Batcher(place.echo, FREE, NoThread(), Limits(), place.begin)
+            queue._size.note(1, 100 * INLINE_SECONDS)
+            awaited = queue.submit(waiting(0))
+            await place.echo.computing()
+            after = queue.submit(waiting(1))
+            ending = asyncio.ensure_future(queue.close())
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+            assert not ending.done()
+            place.echo.go.set()
+            await ending
+            assert (await awaited).body == b"0"
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+            assert not after.done()
+            assert len(place.read_by) == 1
 
     asyncio.run(main())
 

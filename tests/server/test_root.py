@@ -15,16 +15,21 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from msgspec import structs
 from tests.models import images
 from tests.serving import Bundles, command, serve
 from tests.stalls import PATIENT_SECONDS, wait_until
 
-from garrison.config import Config, ServerConfig
+from garrison.config import Config, LedgerConfig, ServerConfig
 from garrison.crypto.owner import OwnerKey
+from garrison.enclave.backends.process import ProcessEnclave
 from garrison.errors import BundleError, ChangedFileError, ConfigError, GuardError, KeyFileError, UntrustedKeyError
+from garrison.limits import Limits
+from garrison.protocol.oip_client import encode_request
 from garrison.server.launching import check_exposure
 from garrison.server.listening import listen
-from garrison.server.root import assemble
+from garrison.server.questions import LENGTH_HEADER
+from garrison.server.root import assemble, background
 
 
 def config(tmp_path: Path, guard: dict[str, dict[str, Any]] | None = None, **server: Any) -> Config:
@@ -208,6 +213,35 @@ def test_a_stop_does_not_wait_for_ever(bundles: Bundles, tmp_path: Path) -> None
             server.send_signal(signal.SIGTERM)
             assert server.wait(timeout=PATIENT_SECONDS) == 0
             assert 0.3 < time.monotonic() - start < PATIENT_SECONDS / 2
+
+
+def test_a_stop_while_an_answer_is_awaited_comes_to_its_end(bundles: Bundles, tmp_path: Path) -> None:
+    """The ledger has last words for the enclave then, over the pipe in which the answer will lie."""
+    ledger, limits = LedgerConfig(folder=str(tmp_path / "ledger")), Limits(stop_seconds=0.1)
+    here = structs.replace(config(tmp_path, isolation="process"), ledger=ledger, limits=limits)
+    assembly = assemble(here, bundles.paths("plain"), [bundles.owner.public])
+    enclave, ended = assembly.enclaves[0], threading.Event()
+    assert isinstance(enclave, ProcessEnclave)
+    body, length = encode_request({"image": images(2)})
+
+    def work() -> None:
+        with background(assembly) as url:
+            good = httpx.post(f"{url}/v2/models/plain/infer", content=body, headers={LENGTH_HEADER: str(length)})
+            assert good.status_code == 200
+            address = urlsplit(url).hostname, urlsplit(url).port
+            os.kill(enclave.process_id, signal.SIGSTOP)
+            with socket.create_connection(address) as gone:
+                gone.sendall(
+                    f"POST /v2/models/plain/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+                    f"{LENGTH_HEADER}: {length}\r\n\r\n".encode()
+                    + body
+                )
+                wait_until(lambda: assembly.hosting.default("plain").batcher._working)
+            threading.Timer(0.5, os.kill, (enclave.process_id, signal.SIGCONT)).start()
+        ended.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert ended.wait(2 * PATIENT_SECONDS)
 
 
 def test_a_stop_under_load_loses_no_answer(bundles: Bundles, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ class Guarded:
 
     def _address_of(self, scope: Scope) -> str:
         client = scope.get("client")
-        return self._by_address.identify(None, f"{client[0]}:{client[1]}" if client else "").name
+        return self._by_address.caller(None, f"{client[0]}:{client[1]}" if client else "")
 
     async def _caller_of(self, scope: Scope, caller: CallerOf) -> str:
         found = caller(scope)

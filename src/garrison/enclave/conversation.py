@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 from garrison.attest.evidence import Evidence
@@ -41,7 +43,7 @@ from garrison.protocol.checkpoint import SignedCheckpoint
 from garrison.protocol.frames import Channel, GoneError, send_buffer_bytes
 from garrison.protocol.messages import Ask, Reply
 
-_ASK_BYTES = 256
+_ASK_BYTES = 1024
 """What an ask takes beside its body, at most: short words and one number."""
 
 Pipe = Channel[FromHost, FromWorker]
@@ -90,9 +92,11 @@ class Conversation:
         )
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        # Not the pipe itself: a loop would have it block no more. It is closed with the last who may watch it, not with the pipe.
+        # Not the pipe itself: a loop would have it block no more. And not what is closed with the pipe: whoever watches could miss that.
+        watched = os.dup(connection.fileno())
+        weakref.finalize(self, os.close, watched)
         self._epoll = select.epoll()
-        self._epoll.register(connection, select.EPOLLIN)
+        self._epoll.register(watched, select.EPOLLIN)
         self._at_once_bytes = send_buffer_bytes(connection)
         self.bound(seconds)
 

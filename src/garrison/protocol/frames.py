@@ -26,7 +26,8 @@ LENGTH = struct.Struct(">I")
 MOST_FRAME_BYTES = 2**32 - 1
 _TIME = struct.Struct("@ll")  # struct timeval
 _INT = struct.Struct("@i")
-_WANTED_BUFFER_BYTES = 1 << 22
+_WANTED_BUFFER_BYTES, _WANTED_ELSEWHERE_BYTES = 1 << 22, 1 << 20
+"""Of a pipe on this machine; of any other connection, which may not hold as much as the system says."""
 _PIECE_BYTES = 1 << 18
 
 Sent = TypeVar("Sent", bound=msgspec.Struct)
@@ -48,7 +49,8 @@ def bound_times(connection: socket.socket, seconds: float) -> None:
 
 def send_buffer_bytes(connection: socket.socket) -> int:
     """How much an idle connection takes before somebody reads: half of the buffer, as the kernel counts what it needs itself."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WANTED_BUFFER_BYTES)
+    wanted = _WANTED_BUFFER_BYTES if connection.family == socket.AF_UNIX else _WANTED_ELSEWHERE_BYTES
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wanted)
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
 
 
@@ -59,7 +61,7 @@ class Channel(Generic[Sent, Received]):
         connection: a connected stream socket; closed at the first frame that lies.
         received: decoder of the messages that the other side may send.
         most_sent, most_received: longest message, in bytes.
-        seconds: how long a message may take once a part of it is there, or is sent; None for as long as each part comes in the time that
+        seconds: how long a message may take, with what stands behind it, once a part of it is there, or is sent; None for as long as each part comes in the time that
             `bound_times` gives. See `bound`.
     """
 
@@ -78,7 +80,9 @@ class Channel(Generic[Sent, Received]):
         self._most_sent = min(most_sent, MOST_FRAME_BYTES)
         self._most_received = min(most_received, MOST_FRAME_BYTES)
         self._seconds = float("inf") if seconds is None else seconds
-        self._left = 0
+        # Else the kernel would bound each silence alone, and who sends a byte now and then would keep one call for ever.
+        self._at_once = socket.MSG_WAITALL if connection.family == socket.AF_UNIX else 0
+        self._left, self._late = 0, float("inf")
 
     def bound(self, seconds: float) -> None:
         """Change how long a message may take: in silence, and from its first part to its last."""
@@ -126,6 +130,7 @@ class Channel(Generic[Sent, Received]):
         Raises:
             FrameError: the other side has gone or is late, or its frame lies. The connection is closed.
         """
+        self._late = time.monotonic() + self._seconds
         (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
         try:
             if length > self._most_received:
@@ -140,14 +145,16 @@ class Channel(Generic[Sent, Received]):
             raise
 
     def is_whole(self) -> bool:
-        """Whether `receive` would not wait: the next message is there to its last byte, or none will come."""
+        """Whether `receive` would not wait: the next message is there to its last byte, or none will come. Where the system does not tell, one that has begun counts."""
         try:
             head = self._connection.recv(LENGTH.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             if len(head) < LENGTH.size:
                 return not head
             (there,) = _INT.unpack(fcntl.ioctl(self._connection, termios.FIONREAD, bytes(_INT.size)))
-        except OSError:  # nothing, or the system does not tell
+        except BlockingIOError:
             return False
+        except OSError:
+            return True
         return bool(there >= LENGTH.size + LENGTH.unpack(head)[0])
 
     def take(self, length: int) -> bytes:
@@ -169,11 +176,10 @@ class Channel(Generic[Sent, Received]):
         self._connection.close()
 
     def _exactly(self, length: int) -> bytes:
-        late = time.monotonic() + self._seconds
         try:
             # All of it in one call, mostly: into memory that nobody has to clear first, or to copy from.
-            data = self._connection.recv(length, socket.MSG_WAITALL) if length else b""
-            return data if len(data) == length else self._with_rest(data, length, late)
+            data = self._connection.recv(length, self._at_once) if length else b""
+            return data if len(data) == length else self._with_rest(data, length)
         except (BlockingIOError, TimeoutError) as error:
             self.close()
             raise FrameError(f"nothing comes over the connection: {error}") from error
@@ -184,14 +190,14 @@ class Channel(Generic[Sent, Received]):
             self.close()
             raise
 
-    def _with_rest(self, data: bytes, length: int, late: float) -> bytes:
+    def _with_rest(self, data: bytes, length: int) -> bytes:
         parts, filled = [data], len(data)
         while filled < length:
             if not parts[-1]:
                 raise GoneError(f"the connection ended after {filled} of {length} bytes")
-            if time.monotonic() > late:
+            if time.monotonic() > self._late:
                 raise FrameError(f"after {self._seconds:g} s only {filled} of {length} bytes had come")
-            parts.append(self._connection.recv(length - filled, socket.MSG_WAITALL))
+            parts.append(self._connection.recv(length - filled, self._at_once))
             filled += len(parts[-1])
         return b"".join(parts)
 

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 THREAD_SECONDS = 1.0
 """What takes longer is waited for by a thread, which gives up when it has been too long."""
 
 
-class Arrival:
-    """Calls back once. To be used from the event loop alone.
+def when_readable(descriptor: int, then: Callable[[bool], None]) -> None:
+    """Call back once, on the running event loop: with True when the descriptor can be read, with False after `THREAD_SECONDS`.
 
-    Args:
-        descriptor: can be read from when the answer is there, or will never be.
-        then: called with whether it can be.
+    Raises:
+        OSError: the system cannot watch it.
     """
+    loop = asyncio.get_running_loop()
 
-    __slots__ = ("_descriptor", "_since", "_then")
+    def end(there: bool) -> None:  # noqa: FBT001  a callback
+        loop.remove_reader(descriptor)
+        late.cancel()
+        then(there)
 
-    def __init__(self, descriptor: int, then: Callable[[bool], None]) -> None:
-        self._descriptor, self._then = descriptor, then
-        self._since = time.monotonic()
-        asyncio.get_running_loop().add_reader(descriptor, self._end, True)  # noqa: FBT003  a callback's
-
-    def sweep(self) -> None:
-        """Wait no longer, where it has been long; to be called now and then."""
-        if time.monotonic() - self._since > THREAD_SECONDS:
-            self._end(False)  # noqa: FBT003  a callback's
-
-    def _end(self, there: bool) -> None:  # noqa: FBT001  a callback's
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        self._then(there)
+    loop.add_reader(descriptor, end, True)  # noqa: FBT003  a callback's
+    late = loop.call_later(THREAD_SECONDS, end, False)  # noqa: FBT003  a callback's

@@ -27,7 +27,7 @@ from garrison.enclave.host import Begin
 from garrison.errors import BudgetExhaustedError, UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
-from garrison.server.arrival import Arrival
+from garrison.server.arrival import THREAD_SECONDS, when_readable
 from garrison.server.batch_size import CHEAP_SECONDS, BatchSize
 from garrison.server.delivering import failed, failure, finish, hold_back, unsendable
 from garrison.server.job import Job, summed
@@ -38,6 +38,8 @@ from garrison.server.waiting import FairQueue, Waiting
 
 INLINE_SECONDS = CHEAP_SECONDS
 """A batch that is expected to take longer is not computed on the event loop's thread."""
+
+_END_SECONDS = 0.01
 
 LOOK_SECONDS = 0.0001
 """So long after a request came, clients of the batch before are looked out for."""
@@ -85,7 +87,7 @@ class Batcher:
         self._look_until = 0.0
         self._working = False
         self._task: asyncio.Task[None] | None = None
-        self._arrival: Arrival | None = None
+        self._closed = False
         self._asides: deque[asyncio.Future[None]] = deque()
         self._aside_last = False
         self._owed: list[tuple[str, int]] = []
@@ -140,10 +142,15 @@ class Batcher:
     def sweep(self) -> None:
         """Answers those who have waited too long; to be called now and then."""
         self._dismiss(self._queue.sweep())
-        if self._arrival is not None:
-            self._arrival.sweep()
         if self._recorder is not None:
             self._recorder.sweep(self._limits.queue_seconds)
+
+    async def close(self) -> None:
+        """Begin no further batch, and wait for the end of the one under way, or until a thread has it: before, nobody else gets a word in with the enclave."""
+        self._closed = True
+        end = time.monotonic() + 2 * THREAD_SECONDS
+        while self._working and time.monotonic() < end:
+            await asyncio.sleep(_END_SECONDS)
 
     async def between(self, call: Callable[[], Result]) -> Result:
         """Run something on the worker thread while no batch is computed. Takes turns with batches, where there are both.
@@ -193,11 +200,13 @@ class Batcher:
             self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled and not self._working:
+        if not (self._scheduled or self._working or self._closed):
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
+        if self._closed:
+            return
         if self._still_coming():
             asyncio.get_running_loop().call_soon(self._turn)
             return
@@ -238,7 +247,10 @@ class Batcher:
             return
         self._working = True
         if job.pending is not None and job.answered is None:
-            self._arrival = Arrival(job.pending.fileno(), partial(self._arrived, job))
+            try:
+                when_readable(job.pending.fileno(), partial(self._arrived, job))
+            except OSError:
+                self._leave_to_thread(job)
         else:
             self._leave_to_thread(job)
 
@@ -247,13 +259,14 @@ class Batcher:
 
     def _arrived(self, job: Job, there: bool) -> None:  # noqa: FBT001  a callback
         """An enclave has answered, or is so slow, also in the middle of its answer, that a thread is to wait for it."""
-        self._arrival = None
         replies = self._settled(job) if there and job.pending is not None and job.pending.is_whole() else None
         if replies is None:
             self._leave_to_thread(job)
             return
-        self._finish(job.batch, replies)
-        self._rest()
+        try:
+            self._finish(job.batch, replies)
+        finally:
+            self._rest()
 
     def _finish(self, batch: list[Waiting], replies: list[Reply]) -> None:
         if self._recorder is None:
@@ -295,7 +308,7 @@ class Batcher:
                 job.answered = self._call(asks)
             else:
                 job.pending = self._begin(asks, cheap=cheap)
-                if job.pending is None or not (cheap and job.pending.wait(INLINE_SECONDS)):
+                if job.pending is None or not (cheap and job.pending.wait(INLINE_SECONDS) and job.pending.is_whole()):
                     return None
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
             return None if job.spoilt() else failure(job.batch, error)
@@ -324,8 +337,10 @@ class Batcher:
         try:
             replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._work, job)
         finally:
-            self._finish(job.batch, replies)
-            self._rest()
+            try:
+                self._finish(job.batch, replies)
+            finally:
+                self._rest()
 
     def _work(self, job: Job) -> list[Reply]:
         """What is left to do for a batch, on a thread that may wait; never raises. Nothing else is computed for this model meanwhile."""

@@ -304,7 +304,11 @@ async def _serve(
             await assembly.grpc.stop(0)
         if assembly.names is not None:
             assembly.names.close()
-        assembly.close()
+        try:
+            for model in assembly.hosting:
+                await model.batcher.close()
+        finally:
+            assembly.close()
 
 
 async def _listen(assembly: Assembly, listener: socket.socket, connections: int) -> WebServer:
