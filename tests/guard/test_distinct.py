@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tests.guard.conftest import make_inputs
 
+from garrison.guard import distinct
 from garrison.guard.distinct import DistinctRows
 from garrison.types import Array, Batch, Caller
 
@@ -71,6 +72,32 @@ def test_what_a_batch_would_ask_is_looked_at_without_being_learned() -> None:
     assert seen.over(batch(x, (6,), left=1), ()) == [True]
 
 
+def test_no_more_becomes_known_than_the_limit_whatever_the_hosts_processes_say() -> None:
+    """Each of them may not have heard yet of what the others have charged."""
+    now, x = [0.0], make_inputs(30)
+    seen = DistinctRows(20, daily=True, clock=lambda: now[0])
+    free = DistinctRows()
+    for first in range(0, 30, 5):
+        asked = batch(x[first : first + 5], (5,), left=20)  # as if nothing were charged
+        assert seen.over(asked, ()) == [first >= 20]
+        assert free.over(asked, ()) == [False]  # control: the host alone lets all of it through
+        count(seen, asked, ("request.budget_exhausted",) if first >= 20 else ())
+        count(free, asked)
+    assert seen.over(batch(x[:20], (20,), left=20), ()) == [False]  # repeats
+    assert seen.over(batch(x[20:25], (5,), "b", left=20), ()) == [False]  # another caller
+    assert seen.over(batch(x[20:21], (1,), left=-1), ()) == [False]  # no limit
+    now[0] = 86_400.0
+    assert seen.over(batch(x[20:25], (5,), left=20), ()) == [False]  # the next day
+
+
+def test_callers_counts_take_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distinct, "_CALLERS", 3)
+    seen, x = DistinctRows(1), make_inputs(2)
+    for name in "abcd":
+        count(seen, batch(x[:1], (1,), name))
+    assert [seen.over(batch(x[1:], (1,), name), ()) for name in "abcd"] == [[False], [True], [True], [True]]
+
+
 def test_the_same_new_row_twice_counts_once() -> None:
     seen, x = DistinctRows(), np.repeat(make_inputs(1), 5, axis=0)
     assert seen.over(batch(x, (2, 3), left=1), ()) == [False, False]
@@ -88,4 +115,4 @@ def test_forgetting_all_makes_all_new_and_nothing_is_kept() -> None:
 @pytest.mark.parametrize("slots", [0, 2, 6, 100])
 def test_a_table_has_a_power_of_two_places(slots: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
-        DistinctRows(slots)
+        DistinctRows(slots=slots)

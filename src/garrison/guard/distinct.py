@@ -4,6 +4,9 @@ Of each row only a keyed digest of 8 bytes is kept, in a table of fixed size tha
 is never taken for one that was (but for two digests that are equal, one pair in 2^64); what was forgotten, because the table is full, or with the enclave, counts as
 new again. So every error is on the side of the budget, and nothing of this needs to be kept: the count is the host's, and durable.
 
+Several front workers ask one enclave, and none knows at once what was charged by the others: each may say that all is left. So the enclave also counts for itself
+how many rows of a caller it has made known, and makes no more known than the limit.
+
 Equal is what has equal canonical bytes: a row changed by one bit is another row.
 """
 
@@ -11,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from garrison.guard.keyed import canonical
 from garrison.types import Batch
@@ -22,15 +26,27 @@ SLOTS = 2**17
 _WAYS = 4
 _DIGEST_BYTES = 8
 _CLIENT_FAULT = "request."
+_CALLERS = 2**15
+"""So many callers' own counts are kept, the latest; of others only what the host says counts."""
+_DAY_SECONDS = 86_400
 
 
 class DistinctRows:
-    """Rows that were charged, by caller. A `garrison.guard.state.State` of which no snapshot is made. Used by one thread at a time."""
+    """Rows that were charged, by caller. A `garrison.guard.state.State` of which no snapshot is made. Used by one thread at a time.
 
-    def __init__(self, slots: int = SLOTS) -> None:
+    Args:
+        limit: most different rows of a caller that become known in one period; 0 for any number.
+        daily: whether a period is a day (UTC); else it lasts as long as this does.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, limit: int = 0, *, daily: bool = False, slots: int = SLOTS, clock: Callable[[], float] = time.time
+    ) -> None:
         if slots < _WAYS or slots & (slots - 1):
             raise ValueError(f"expected a power of two of at least {_WAYS} slots, found {slots}")
         self._slots = slots
+        self._limit, self._daily, self._clock = limit, daily, clock
         self._looked: tuple[Batch, list[int]] | None = None
         self.clear()
 
@@ -50,6 +66,8 @@ class DistinctRows:
         self._next = 0
         self._keyed = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=_DIGEST_BYTES, person=b"garrison-rows")
         self._looked = None
+        self._known: dict[str, int] = {}
+        self._day = 0.0
 
     def over(self, batch: Batch, refused: Sequence[bool]) -> list[bool]:
         """For each request whether it asks more new rows than its caller has left. Changes nothing.
@@ -59,12 +77,13 @@ class DistinctRows:
             refused: one entry a request, of what was refused before; empty for none.
         """
         found = [False] * batch.requests
-        if all(left < 0 or left >= batch.rows for left in batch.fresh):
+        all_left = self._all_left(batch)
+        if all(left < 0 or left >= batch.rows for left in all_left):
             return found
         digests = self._digests(batch)
         taken: dict[str, set[int]] = {}
         for request, (first, end) in enumerate(_spans(batch)):
-            left = batch.fresh[request]
+            left = all_left[request]
             if left < 0 or (refused and refused[request]):
                 continue
             mine = taken.setdefault(batch.callers[request].id, set())
@@ -90,10 +109,26 @@ class DistinctRows:
 
     def learn(self, batch: Batch, refused: Sequence[str | None]) -> None:
         """The rows that are charged are known from here on; to be called when nothing can go wrong with their answers any more."""
-        for _, digests in self._charged(batch, refused):
-            for digest in digests:
-                self._learn(digest)
+        for request, digests in self._charged(batch, refused):
+            new = sum([self._learn(digest) for digest in digests])
+            if new and self._limit:
+                caller = batch.callers[request].id
+                self._known[caller] = self._known.pop(caller, 0) + new  # the latest stands last
+        while len(self._known) > _CALLERS:
+            del self._known[next(iter(self._known))]
         self._looked = None
+
+    def _all_left(self, batch: Batch) -> Sequence[int]:
+        """For each request how many new rows its caller may ask; below 0 for any number."""
+        if not self._limit:
+            return batch.fresh
+        if self._daily and self._day != (day := self._clock() // _DAY_SECONDS):
+            self._day, self._known = day, {}
+        known, limit = self._known, self._limit
+        return [
+            min(left, max(limit - known.get(caller.id, 0), 0))  # below 0 would stand for no limit
+            for caller, left in zip(batch.callers, batch.fresh, strict=True)
+        ]
 
     def _charged(self, batch: Batch, refused: Sequence[str | None]) -> Iterator[tuple[int, list[int]]]:
         """The digests of each request that is counted and charged."""
@@ -126,13 +161,16 @@ class DistinctRows:
         place = digest % self._slots & -_WAYS
         return digest in self._table[place : place + _WAYS]
 
-    def _learn(self, digest: int) -> None:
+    def _learn(self, digest: int) -> bool:
+        """Whether it was new."""
         place = digest % self._slots & -_WAYS
         ways = self._table[place : place + _WAYS]
-        if digest not in ways:
-            free = ways.index(0) if 0 in ways else self._next % _WAYS
-            self._next += 1
-            self._table[place + free] = digest
+        if digest in ways:
+            return False
+        free = ways.index(0) if 0 in ways else self._next % _WAYS
+        self._next += 1
+        self._table[place + free] = digest
+        return True
 
 
 def _spans(batch: Batch) -> list[tuple[int, int]]:

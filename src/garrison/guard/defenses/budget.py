@@ -53,23 +53,23 @@ class Budget(RowDefense, frozen=True):
             raise ValueError("budget.price_per_1000_rows must be finite and not negative")
 
     def fresh_state(self, facts: ModelFacts) -> State | None:  # noqa: ARG002
-        return DistinctRows() if self.distinct else None
+        return DistinctRows(self.distinct, daily=self.period == "day") if self.distinct else None
 
     def judge(self, xp: Any, view: View, settings: Settings) -> Marks:  # noqa: ARG002
         batch = view.batch
         asks_much = batch.rows > min(
             batch.remaining
         )  # nearly never: the least that anybody has left covers all of the batch
-        news_much = bool(self.distinct and batch.fresh) and batch.rows > min(batch.fresh)
-        if not asks_much and not news_much:
+        counts_new = bool(self.distinct and batch.fresh)
+        if not asks_much and not counts_new:
             return Marks()
         over = self._over(view) if asks_much else np.zeros(batch.requests, dtype=np.bool_)
-        if news_much:
+        if counts_new:
             if not isinstance(view.state, DistinctRows):
                 raise GuardError(f"{self.name} keeps state, and has none")
             before = view.refused or (False,) * batch.requests
             over |= view.state.over(batch, [a or b for a, b in zip(before, over.tolist(), strict=True)])
-        return Marks(refuse=over[batch.request_of_row])
+        return Marks(refuse=over[batch.request_of_row]) if over.any() else Marks()
 
     def glance(self, view: View, settings: Settings) -> Mapping[str, FloatArray] | None:  # noqa: ARG002
         return {} if not self.distinct and view.batch.rows <= min(view.batch.remaining) else None
