@@ -43,6 +43,8 @@ class Part:
     made_by: str = ""
 
 
+VICTIM = (SEED / "hardened", SEED / "training" / "calibration.npz", SEED / "bundle", SEED / "owner.pub")
+
 PARTS = (
     Part("serving", "Garrison and its peers, about 25 minutes", ("-m", "benchmarks.serving"), writes=True),
     Part("request", "a guarded request, and the web server and runtime alone", ("-m", "benchmarks.serve_lenet")),
@@ -50,14 +52,14 @@ PARTS = (
         "budget",
         "what each part adds to a guarded request",
         ("-m", "benchmarks.request_budget", "--json"),
-        needs=(SEED / "hardened", SEED / "training" / "calibration.npz", SEED / "bundle", SEED / "owner.pub"),
+        needs=VICTIM,
         made_by="theft",
     ),
     Part(
         "detectors",
         "what the detectors take of a row",
         ("-m", "benchmarks.detection", "--cost"),
-        needs=(SEED / "hardened", SEED / "training" / "calibration.npz", SEED / "bundle", SEED / "owner.pub"),
+        needs=VICTIM,
         made_by="theft",
     ),
     Part("sealed", "a sealed request against a plain one", ("-m", "benchmarks.sealed_requests")),

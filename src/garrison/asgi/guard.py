@@ -120,7 +120,6 @@ class AppGuard:
         self._limits = limits
         self._lock = asyncio.Lock()
         self._wrong: Misinformation | None = None
-        # So many are done on this thread, where no other call is under way: a chain expects one at a time.
         self._quick_rows = limits.inline_rows
         if any(defense.needs_key for defense in self._pipeline.defenses):
             graph = manifest.misinformation or manifest.graph  # a network of its own, or a head on the model's graph
@@ -156,7 +155,7 @@ class AppGuard:
         rows = len(next(iter(inputs.values())))
         batch = Batch(inputs, np.zeros(rows, dtype=np.intp), (Caller(caller),), (left.rows,), (left.fresh,))
         asking = Asking(Progress.begin(batch), left)
-        if rows <= self._quick_rows and not self._lock.locked():
+        if self._is_quick(rows):
             self._look(asking.progress)
         else:
             await self._aside(self._look, asking.progress)
@@ -178,7 +177,7 @@ class AppGuard:
         progress = asking.progress
         rows = progress.batch.rows
         answer = self._checked(values, rows)
-        if rows <= self._quick_rows and not self._lock.locked():
+        if self._is_quick(rows):
             released = self._release(progress, answer)
         else:
             released = await self._aside(self._release, progress, answer)
@@ -191,6 +190,10 @@ class AppGuard:
     def close(self) -> None:
         if self._book is not None:
             self._book.close()
+
+    def _is_quick(self, rows: int) -> bool:
+        """Whether so many rows are done on this thread: one call at a time, as a chain expects it."""
+        return rows <= self._quick_rows and not self._lock.locked()
 
     async def _aside(self, call: Callable[..., Result], *more: Any) -> Result:
         """On another thread, when no other call is under way."""

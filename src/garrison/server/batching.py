@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -247,12 +248,10 @@ class Batcher:
             return
         self._working = True
         if job.pending is not None and job.answered is None:
-            try:
+            with suppress(OSError):  # where it cannot be watched, a thread waits
                 when_readable(job.pending.fileno(), partial(self._arrived, job))
-            except OSError:
-                self._leave_to_thread(job)
-        else:
-            self._leave_to_thread(job)
+                return
+        self._leave_to_thread(job)
 
     def _leave_to_thread(self, job: Job) -> None:
         self._task = asyncio.get_running_loop().create_task(self._aside(job))
@@ -262,7 +261,11 @@ class Batcher:
         replies = self._settled(job) if there and job.pending is not None and job.pending.is_whole() else None
         if replies is None:
             self._leave_to_thread(job)
-            return
+        else:
+            self._end(job, replies)
+
+    def _end(self, job: Job, replies: list[Reply]) -> None:
+        """Whatever becomes of a batch, the next has its turn."""
         try:
             self._finish(job.batch, replies)
         finally:
@@ -337,10 +340,7 @@ class Batcher:
         try:
             replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._work, job)
         finally:
-            try:
-                self._finish(job.batch, replies)
-            finally:
-                self._rest()
+            self._end(job, replies)
 
     def _work(self, job: Job) -> list[Reply]:
         """What is left to do for a batch, on a thread that may wait; never raises. Nothing else is computed for this model meanwhile."""
