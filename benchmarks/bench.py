@@ -65,6 +65,17 @@ PARTS = (
     Part("sealed", "a sealed request against a plain one", ("-m", "benchmarks.sealed_requests")),
     Part("middleware", "the guard inside a FastAPI app", ("-m", "benchmarks.middleware_cost")),
     Part("gateway", "what a gateway adds, at 1 and 32 connections", ("-m", "benchmarks.gateway_cost")),
+    Part(
+        "identity",
+        "TLS, keys and quotas",
+        ("-m", "benchmarks.identity_cost", "--rounds", "15", "--arms", "plain", "again", "tls", "key", "quota"),
+    ),
+    Part(
+        "drift",
+        "drift: what must hold, three seeds",
+        ("-m", "benchmarks.drift", "--table", "--seeds", "3", "--only", "benign,skew,cost"),
+        writes=True,
+    ),
     Part("overload", "two minutes at twice the capacity", ("-m", "benchmarks.overload")),
     Part(
         "endurance",
@@ -80,6 +91,14 @@ PARTS = (
         made_by="theft",
     ),
     Part("fuzzing", "a million malformed requests (COUNT)", ("-m", "benchmarks.fuzzing", "--table"), writes=True),
+    Part(
+        "evasion",
+        "pictures changed until they are misnamed",
+        ("-m", "benchmarks.evasion"),
+        writes=True,
+        needs=(*VICTIM, SEED / "plain"),
+        made_by="theft",
+    ),
     Part("parameters", "parameters on demand", ("benchmarks/parameters_on_demand.py",)),
     Part("theft", "five seeds from training to the clones, hours", ("-m", "benchmarks.run"), writes=True),
     Part(

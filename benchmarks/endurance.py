@@ -228,11 +228,7 @@ def page(command: str, model: str, watched: Watched, told: Told, found: dict[str
         f"{pages.made(command)}\n\nThe model: {model}. {CONNECTIONS} callers for {seconds / 60:.1f} minutes; {len(told.answered) / seconds:,.0f} "
         f"answers a second, p50 {p50:.1f} ms, p99 {p99:.1f} ms; the server's processes together used {busy:.2f} of a core, which they shared, and the load generator the other core."
     )
-    lines = ["| figure | must | measured | met |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {must} | {value} | {'yes' if met else '**no**'} |" for name, (must, value, met) in found.items()
-    ]
-    return "\n\n".join((head, "\n".join(lines), minutes_table(watched)))
+    return "\n\n".join((head, pages.verdicts(found), minutes_table(watched)))
 
 
 def endure(given: argparse.Namespace, folder: Path) -> tuple[str, bool]:

@@ -1,6 +1,6 @@
 """Square and HopSkipJump against the undefended and the defended Fashion-MNIST victim, in this process and over HTTP; for docs/benchmarks.md.
 
-    python -m benchmarks.streams --only test,calibration && python -m benchmarks.evasion [--only bundle,audit,http,benign,page] [--pictures 50]
+    python -m benchmarks.evasion [--only bundle,audit,http,benign,page] [--pictures 50]
 
 Works on the bundle of `python -m benchmarks.run` (out/bench/seed-0): the hardened victim is sealed anew with feature squeezing and with detectors that act. What is in
 out/bench/evasion already is not made again. Pictures are test rows; honest callers are those of `benchmarks.streams`, which neither training nor calibration saw.
@@ -63,7 +63,7 @@ from garrison.types import Array, DefenseSpec
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "bench" / "evasion"
-COMMAND = "python -m benchmarks.evasion"
+COMMAND = "make bench ONLY=evasion"
 CALLERS = 1_000
 HTTP: dict[str, tuple[Evasion, int, bool]] = {
     "square, probabilities": (Square(epsilon=0.06), 200, False),
@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=50)
     given = parser.parse_args()
     parts = given.only.split(",")
+    streams.make(["test", "calibration"])
     if "bundle" in parts:
         bundle()
     if "benign" in parts:

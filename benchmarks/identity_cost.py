@@ -1,11 +1,12 @@
 """Processor time that knowing who asks, TLS and quotas add to a request: LeNet-size model, binary tensors, keep-alive connections.
 
     python -m benchmarks.identity_cost                    # and --arms plain again tls
+    make bench ONLY=identity                              # the arms that wrk can drive, into docs/benchmarks.md
 
 Servers take turns, in an order that changes with each round: `plain` HTTP without keys; `again`, a second one, which shows what the measurement itself is worth; `tls`;
 `names`, TLS with client certificates that name the caller; `key`, plain with an API key; `quota`, with a key that has rows a day and requests a second; `postgres`
-and `redis`, that with the counts in such a server where one can be started. One generator of our own drives all, over TLS where the arm has it. Added is the difference
-to `plain` in the same round, over all processes of a server.
+and `redis`, that with the counts in such a server where one can be started. One generator drives all: wrk where it is installed and no arm asks for certificates of clients, which it
+does not have, else one of our own. Added is the difference to `plain` in the same round, over all processes of a server.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import json
 import random
 import re
+import shutil
 import ssl
 import statistics
 import subprocess
@@ -145,8 +147,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--isolation", default="process", choices=["process", "none"])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *STORES])
-    parser.add_argument("--generator", default="own", choices=["own", "wrk"], help="wrk has no client certificates")
-    print(json.dumps(compare(parser.parse_args()), indent=2))
+    parser.add_argument("--generator", choices=["own", "wrk"], help="wrk has no client certificates")
+    options = parser.parse_args()
+    options.generator = options.generator or ("wrk" if shutil.which("wrk") and "names" not in options.arms else "own")
+    print(json.dumps({"generator": options.generator, **compare(options)}, indent=2))
 
 
 if __name__ == "__main__":

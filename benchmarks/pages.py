@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def versions(names: tuple[str, ...] = SHOWN) -> str:
         except PackageNotFoundError:
             continue
     return ", ".join(found)
+
+
+def verdicts(found: Mapping[str, tuple[str, str, bool]]) -> str:
+    """A table: by figure, what must be, what was measured and whether that is so."""
+    lines = ["| figure | must | measured | met |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {must} | {seen} | {'yes' if met else '**no**'} |" for name, (must, seen, met) in found.items()
+    ]
+    return "\n".join(lines)
 
 
 def made(command: str) -> str:

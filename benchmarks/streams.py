@@ -310,25 +310,30 @@ def work(seeds: int, only: list[str]) -> Iterator[tuple[str, Callable[[], Stream
                     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name, make in work(given.seeds, [n for n in given.only.split(",") if n]):
-        path = given.out / f"{name}.npz"
+def make(only: list[str], seeds: int = 3, out: Path = OUT) -> None:
+    """Those that are not there yet, of these names; of all, where none is named."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, begin in work(seeds, only):
+        path = out / f"{name}.npz"
         if path.exists():
             continue
         begun = time.monotonic()
-        made = make()
+        made = begin()
         part = path.with_suffix(".part.npz")
         np.savez(part, **{f.name: getattr(made, f.name) for f in fields(Stream)})
         part.replace(path)
         print(
             f"{name}: {len(made)} rows, clone {made.clone_accuracy:.4f}, {time.monotonic() - begun:.0f} s", flush=True
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    make([name for name in given.only.split(",") if name], given.seeds, given.out)
 
 
 if __name__ == "__main__":
