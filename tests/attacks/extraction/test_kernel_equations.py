@@ -160,6 +160,20 @@ def test_rows_too_far_apart_for_the_kernel_leave_a_constant() -> None:
     assert near.loss < 0.9 * z.var(), "the control"
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_loss_is_that_of_the_weights(alike: bool) -> None:
+    """Also where all centres give one column, which is no more than one centre explains."""
+    rng = np.random.default_rng(0)
+    x, z, centres = rng.normal(size=(40, 3)), rng.normal(size=(40, 2)), rng.normal(size=(8, 3))
+    centres = centres[[0] * 8] if alike else centres
+    start, end = (search(rbf, x, z, centres, 0.3, free=True, steps=steps) for steps in (0, 5))
+    for fit in (start, end):
+        assert fit.loss == pytest.approx(((values(rbf, fit, x) - z) ** 2).mean(), rel=1e-6)
+    assert end.loss <= start.loss
+    one = search(rbf, x, z, centres[:1], 0.3, free=True, steps=0)
+    assert (start.loss == pytest.approx(one.loss)) == alike
+
+
 def test_numbers_beyond_double_precision_explain_nothing() -> None:
     x = np.random.default_rng(0).normal(size=(30, 4))
     z = x[:, :1]

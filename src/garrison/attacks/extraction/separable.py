@@ -27,6 +27,7 @@ _MOST_DAMPING = 1e12
 _FIRST_DAMPING = 1e-3
 _SOLVED = 1e-26
 _FLAT = 1e-10
+_RANK = 1e-14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,8 +109,12 @@ class _State:
                 centres, gamma, derivative, by_width, nothing, z, np.zeros((nothing.shape[1], z.shape[1])), np.inf
             )
         basis, triangle = np.linalg.qr(np.concatenate([k, np.ones((len(x), 1))], axis=1))
-        rest = z - basis @ (basis.T @ z)
-        weights = np.linalg.lstsq(triangle, basis.T @ z, rcond=1e-14)[0]
+        u, s, v = np.linalg.svd(triangle)
+        kept = s > _RANK * s[0]  # where two centres give one column, the basis of QR spans more than the columns do
+        basis = basis @ u[:, kept]
+        found = basis.T @ z
+        rest = z - basis @ found
+        weights = v[kept].T @ (found / s[kept, np.newaxis])
         loss = float((rest**2).mean())
         return cls(centres, gamma, derivative, by_width, basis, rest, weights, loss if np.isfinite(loss) else np.inf)
 
