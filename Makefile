@@ -26,10 +26,10 @@ check: $(READY)  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 test: check  ## what CI runs
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup --timeout 300
 
 test-all: check  ## also the effect tests, which take minutes
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadgroup --timeout 3600
 
 bench: $(READY)  ## the figures of docs/benchmarks.md; ONLY=serving,sealed for some parts, SKIP=theft for all others
 	$(BIN)/python -m benchmarks.bench --only "$(ONLY)" --skip "$(SKIP)"
