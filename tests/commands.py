@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from click.testing import CliRunner, Result
@@ -15,7 +17,8 @@ from garrison.types import Array
 
 
 def run(*words: str, **environment: str) -> Result:
-    return CliRunner().invoke(cli, list(words), env=environment)
+    with mock.patch.dict(os.environ):  # what a command sets for the programs that it starts ends with it
+        return CliRunner().invoke(cli, list(words), env=environment)
 
 
 def fails(kind: type[GarrisonError], *words: str) -> str:

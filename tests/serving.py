@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from garrison.types import Array, DefenseSpec
 from tests.models import BOUNDS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
 from tests.stalls import PATIENT_SECONDS
 
+DAY_SECONDS = 86_400
 LABELS_ONLY = DefenseSpec(name="release", parameters={"mode": "labels"})
 
 
@@ -72,6 +74,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     sealed = {name: seal_mlp(folder / name, owner=owner, **more) for name, more in chains.items()}
     (folder / "owner.pub").write_bytes(owner.public.pem)
     return Bundles(folder, owner, sealed)
+
+
+@pytest.fixture
+def one_day() -> None:
+    """At midnight (UTC) what a caller has left of the day begins anew: not within the test."""
+    left = DAY_SECONDS - time.time() % DAY_SECONDS
+    if left < PATIENT_SECONDS:
+        time.sleep(left)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     session_requests: int = 16_384
     """Most sealed requests within one session, after its first."""
     sessions: int = 4_096
-    """Most sessions that an enclave keeps, of all callers (about 1 KB each). Where there are so many, who has most makes room for who has least."""
+    """Most sessions that an enclave keeps, of all callers (about 2 KB each). Where there are so many, who has most makes room for who has least."""
     sessions_a_caller: int = 64
     """Most sessions of one caller; another one ends the one that this caller has not used for the longest time."""
     grpc_message_bytes: int = 4 * MIB

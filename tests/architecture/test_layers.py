@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundle": BASE | {"crypto"},
     "attest": BASE | {"crypto"},
     "protocol": BASE | {"crypto"},
-    "guard": BASE,
+    "guard": BASE | {"crypto"},
     "attacks": BASE | {"datasets"},
     "runtime": BASE | {"bundle", "crypto"},
     "upstream": BASE | {"bundle", "runtime", "protocol", "crypto"},

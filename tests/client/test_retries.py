@@ -149,22 +149,9 @@ def test_what_may_have_been_charged_is_not_asked_again(answer: Any, asynchronous
 
 
 @both
-def test_a_server_that_is_not_there_yet_is_asked_again(asynchronous: bool) -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
-    client = Client(f"http://127.0.0.1:{port}", attempts=2)
-    if not asynchronous:
-        with client, pytest.raises(UnavailableError, match="after 2 attempts"):
-            client.index()
-        return
-
-    async def main() -> None:
-        async with AsyncClient(f"http://127.0.0.1:{port}", attempts=2) as other:
-            await other.index()
-
+def test_a_server_that_is_not_there_yet_is_asked_again(asynchronous: bool, port: int) -> None:
     with pytest.raises(UnavailableError, match="after 2 attempts"):
-        asyncio.run(main())
+        ask_index(f"http://127.0.0.1:{port}", asynchronous, attempts=2)
 
 
 def test_patience_grows_and_ends() -> None:

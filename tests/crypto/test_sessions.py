@@ -41,6 +41,13 @@ def test_each_part_makes_other_keys() -> None:
     assert all(a != b for a, b in itertools.combinations(every, 2))
 
 
+def test_a_header_makes_the_same_keys_whatever_came_before() -> None:
+    keys = SessionKeys.derive(CLIENT, ENCLAVE, BINDING)
+    for header in (b"1", b"2", b"1"):
+        assert keys.request_key(header) == hmac.digest(keys.requests, header, hashlib.sha256)
+        assert keys.answer_key(header) == hmac.digest(keys.answers, header, hashlib.sha256)
+
+
 @pytest.mark.parametrize("parts", [(b"", ENCLAVE), (CLIENT, b"short"), (CLIENT + b"x", ENCLAVE[1:])])
 def test_secrets_of_another_length(parts: tuple[bytes, bytes]) -> None:
     with pytest.raises(SealedRequestError, match="32 bytes"):

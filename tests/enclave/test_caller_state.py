@@ -282,9 +282,9 @@ def test_a_defense_that_must_remember_does_not_start_without(
     bundles: Bundles, snapshot: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RepeatWatch, "must_remember", True)
-    sealed = bundles.sealed["mlp"]
+    sealed, changed = bundles.sealed["mlp"], snapshot[:-1] + bytes([snapshot[-1] ^ 1])
     with pytest.raises(StateError, match="repeat-watch does not begin without"):
-        service_of(sealed).caller_state.resume(snapshot[:-1] + b"\0", HOST_KEY)
+        service_of(sealed).caller_state.resume(changed, HOST_KEY)
     with pytest.raises(StateError, match="repeat-watch does not begin without"):
         launch_with(sealed, HOST_KEY, state=b"\x80")
     service_of(sealed).caller_state.resume(snapshot, HOST_KEY)

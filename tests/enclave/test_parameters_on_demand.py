@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import msgspec
@@ -12,6 +11,7 @@ import pytest
 from tests.enclave.test_service import ask, probabilities
 from tests.models import images, seal_mlp
 from tests.runtime.networks import rows_of, seal_named
+from tests.runtime.test_loading import loading_threads
 from tests.runtime.test_store import Outside
 
 from garrison.enclave.host import Launch, launch
@@ -94,11 +94,11 @@ def test_without_an_enclave_the_thread_ends_with_the_service(tmp_path: Path, mon
     monkeypatch.setattr(loading, "cores", lambda: 2)
     sealed = seal_named("MLP", tmp_path / "b")
     size = sum(chunk.size for chunk in sealed.bundle.manifest.graph.chunks)
-    before = threading.active_count()
+    before = loading_threads()
     enclave = launch("none", Launch(sealed.path, [sealed.owner.public], parameter_memory=size * 2 // 3))
-    assert threading.active_count() == before + 1
+    assert len(loading_threads() - before) == 1
     enclave.stop()
-    assert threading.active_count() == before
+    assert not loading_threads() - before
 
 
 def test_too_little_memory_stops_the_start(tmp_path: Path) -> None:

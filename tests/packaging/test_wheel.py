@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.models import images, seal_mlp
+from tests.stalls import PATIENT_SECONDS
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -53,24 +54,25 @@ def test_it_lists_every_command(clean: Path, tmp_path: Path) -> None:
     assert "it needs the extra 'seal'" in told.stdout
 
 
-def test_it_serves_a_sealed_bundle(clean: Path, tmp_path: Path) -> None:
+def test_it_serves_a_sealed_bundle(clean: Path, tmp_path: Path, port: int) -> None:
     sealed = seal_mlp(tmp_path / "bundle")
     trust = tmp_path / "owner.pub"
     trust.write_bytes(sealed.owner.public.pem)
     np.savez(tmp_path / "x.npz", x=images(3))
     outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [str(clean / "garrison"), "serve", str(sealed.path), "--trust", str(trust), "--port", "18473"]
+    command = [str(clean / "garrison"), "serve", str(sealed.path), "--trust", str(trust), "--port", str(port)]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=outside, stdout=log, stderr=log)
     try:
-        wait("http://127.0.0.1:18473/v2/health/ready")
-        predict = [str(clean / "garrison"), "predict", "http://127.0.0.1:18473", "x.npz", "--json"]
+        url = f"http://127.0.0.1:{port}"
+        wait(f"{url}/v2/health/ready")
+        predict = [str(clean / "garrison"), "predict", url, "x.npz", "--json"]
         answer = subprocess.run(predict, cwd=tmp_path, env=outside, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stderr
         assert json.loads(answer.stdout)
     finally:
         server.terminate()
-        assert server.wait(timeout=20) == 0
+        assert server.wait(PATIENT_SECONDS) == 0
     harden = subprocess.run(
         [str(clean / "garrison"), "harden", "m.onnx", "--data", "x.npz", "-o", "h"],
         cwd=tmp_path,

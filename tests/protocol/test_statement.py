@@ -16,6 +16,7 @@ from garrison.protocol.statement import (
     digests_in,
     sign_batch,
     sign_encoded,
+    statement_in,
     verify_answer,
 )
 
@@ -104,6 +105,18 @@ def test_digests_are_read_out_of_a_proof_wherever_they_stand(
     decoded.clear()
     assert [digests_in(proof) for proof in sign_encoded(turned, AnswerSigner().sign)] == [digests] * n
     assert len(decoded) == n
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_statement_in_a_proof_is_what_was_signed(n: int) -> None:
+    written = [canonical_json(statement) for statement in statements(n)]
+    assert [statement_in(proof) for proof in sign_encoded(written, AnswerSigner().sign)] == written
+
+
+@pytest.mark.parametrize("proof", [b"", b"garbage", b"g" * 300])
+def test_there_is_no_statement_in_garbage(proof: bytes) -> None:
+    with pytest.raises(ProofError, match="cannot be read"):
+        statement_in(proof)
 
 
 @pytest.mark.parametrize("proof", [b"", b"garbage", b"g" * 300])

@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from tests.ports import held_port
 
 _START_SECONDS = 30.0
 D = TypeVar("D", bound="Database")
@@ -28,11 +28,8 @@ class Database:
         url: where it is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -66,8 +63,8 @@ class Database:
 
 
 class Postgres(Database):
-    def __init__(self, folder: Path, programs: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, port: int, programs: Path) -> None:
+        super().__init__(folder, port)
         self._programs = programs
         self.url = f"postgresql://garrison@127.0.0.1:{self.port}/postgres"
         made = as_nobody(
@@ -107,8 +104,8 @@ class Postgres(Database):
 
 
 class Redis(Database):
-    def __init__(self, folder: Path, program: str, *settings: str) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, port: int, program: str, *settings: str) -> None:
+        super().__init__(folder, port)
         self._program, self._settings = program, settings or ("--appendonly", "yes", "--appendfsync", "always")
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
@@ -130,8 +127,8 @@ class Redis(Database):
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server, or a skipped test where there is none to start."""
     pytest.importorskip("psycopg", reason="the extra postgres is not installed")
-    with _folder() as folder:
-        yield from _running(Postgres(folder, _postgres_programs()))
+    with _folder() as folder, held_port() as port:
+        yield from _running(Postgres(folder, port, _postgres_programs()))
 
 
 @contextmanager
@@ -141,8 +138,8 @@ def redis_or_valkey(*settings: str) -> Iterator[Redis]:
     program = shutil.which("valkey-server") or shutil.which("redis-server")
     if program is None:
         pytest.skip("there is no valkey-server or redis-server on this machine")
-    with _folder() as folder:
-        yield from _running(Redis(folder, program, *settings))
+    with _folder() as folder, held_port() as port:
+        yield from _running(Redis(folder, port, program, *settings))
 
 
 def _running(database: D) -> Iterator[D]:

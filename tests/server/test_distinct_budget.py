@@ -86,6 +86,7 @@ def test_what_is_left_stands_in_every_answer_and_repeats_cost_no_distinct_rows(s
             client.predict(np.repeat(x[:1], 17, axis=0))  # 16 rows are left
 
 
+@pytest.mark.usefixtures("one_day")
 def test_a_refusal_says_when_to_come_again(sold: Bundles, tmp_path: Path) -> None:
     with serve(sold, "daily", "ever", state=tmp_path) as served:
 

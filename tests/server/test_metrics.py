@@ -119,9 +119,10 @@ def ending(server: subprocess.Popen[str]) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_counters_of_several_workers_add_up_and_outlive_one(sealed: Sealed, tmp_path: Path) -> None:
+def test_counters_of_several_workers_add_up_and_outlive_one(sealed: Sealed, tmp_path: Path, port: int) -> None:
     (tmp_path / "owner.pub").write_bytes(sealed.owner.public.pem)
-    (tmp_path / "garrison.toml").write_text('[operations]\nmetrics = "127.0.0.1:18475"\nlog = "json"\n')
+    settings = f'[operations]\nmetrics = "127.0.0.1:{port}"\nlog = "json"\n'
+    (tmp_path / "garrison.toml").write_text(settings)
     words = (
         "serve",
         str(sealed.path),
@@ -150,7 +151,7 @@ def test_counters_of_several_workers_add_up_and_outlive_one(sealed: Sealed, tmp_
                 httpx.post(f"{url}/v2/models/drifting/infer", content=body, headers=headers)
 
         def rows() -> float:
-            return value(scrape(18475)[1], "garrison_rows_total")
+            return value(scrape(port)[1], "garrison_rows_total")
 
         asked(20)
         wait_until(lambda: rows() == 40)
@@ -167,7 +168,7 @@ def test_counters_of_several_workers_add_up_and_outlive_one(sealed: Sealed, tmp_
         (told,) = ask_servers(tmp_path / "state", Wish(drift=True))
         assert told.drift[0].report.rows >= 512
         assert told.drift[0].report.ringing
-        assert value(scrape(18475)[1], "garrison_enclave_restarts_total") == 0
+        assert value(scrape(port)[1], "garrison_enclave_restarts_total") == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
     assert any("front worker" in line["message"] for line in lines)
     assert {"time", "level", "logger", "process", "message"} <= set(lines[0])

@@ -55,6 +55,17 @@ def alarms(folder: Path) -> dict[str, bool]:
     return {alarm.caller: alarm.active for alarm in told.models[0].alarms}
 
 
+@pytest.mark.parametrize("more", [0, 200], ids=["short", "longer than an address may be"])
+def test_a_state_folder_of_any_length(bundles: Bundles, tmp_path: Path, more: int) -> None:
+    state = tmp_path / ("f" * more)
+    with serve(bundles, "mlp", "plain", state=state) as served:
+        asked(served, images(64))
+        assert alarms(state) == {CALLER: True}
+        assert len(list(state.glob("operator.*.sock"))) == 1
+    with pytest.raises(UnavailableError, match="no server"):
+        alarms(state)
+
+
 def test_an_alarm_rings_changes_answers_and_is_cleared(bundles: Bundles, tmp_path: Path) -> None:
     thefts, probe = images(64), images(16, seed=5)
     with serve(bundles, "mlp", "plain", state=tmp_path) as served:

@@ -192,6 +192,7 @@ def ask(running: Served, rows: int = 2, model: str = "plain", **headers: str) ->
     return CLIENT.post(f"{running.url}/v2/models/{model}/infer", content=body, headers=sent)
 
 
+@pytest.mark.usefixtures("one_day")
 def test_over_http_a_model_without_a_budget_of_its_own(bundles: Bundles, tmp_path: Path) -> None:
     with serve(bundles, "plain", state=tmp_path, sections=settings(rows=5)) as running:
         first, second, third, fourth = (ask(running) for _ in range(4))
@@ -233,6 +234,7 @@ def test_a_model_that_is_not_served_has_no_quota(bundles: Bundles, tmp_path: Pat
         pass
 
 
+@pytest.mark.usefixtures("one_day")
 def test_many_at_once_get_no_more_than_the_quota(bundles: Bundles, tmp_path: Path) -> None:
     with serve(bundles, "plain", state=tmp_path, sections=settings(rows=40)) as running, ThreadPoolExecutor(8) as pool:
         codes = list(pool.map(lambda _: ask(running, rows=3).status_code, range(40)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from tests.models import LABELS, PIXELS, Sealed, images, mlp
+from tests.ports import held_port
 from tests.upstream.guards import gateway
 from tests.upstream.triton import onnx_triton
 
@@ -71,18 +71,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def url(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("model")
-    http, grpc, metrics = free_ports(3)
+    with held_port() as http, held_port() as grpc, held_port() as metrics:
+        yield from _running(environment, tmp_path_factory.mktemp("model"), http, grpc, metrics)
+
+
+def _running(environment: Path, folder: Path, http: int, grpc: int, metrics: int) -> Iterator[str]:
     settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics}
     tensors = {
         "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, *PIXELS]}],

@@ -13,7 +13,7 @@ Not covered: whoever holds a session's keys reads all of that session; there is 
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -43,6 +43,13 @@ class SessionKeys:
 
     requests: bytes
     answers: bytes
+    # Each ready for a header: a message key is made of a copy, for less than half of what it takes to begin with the key.
+    _of_request: hmac.HMAC = field(init=False, compare=False)
+    _of_answer: hmac.HMAC = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_of_request", hmac.new(self.requests, digestmod="sha256"))
+        object.__setattr__(self, "_of_answer", hmac.new(self.answers, digestmod="sha256"))
 
     @classmethod
     def derive(cls, client_secret: bytes, enclave_secret: bytes, binding: bytes) -> SessionKeys:
@@ -62,11 +69,11 @@ class SessionKeys:
 
     def request_key(self, header: bytes) -> bytes:
         """Encrypts the request with that header, and nothing else."""
-        return hmac.digest(self.requests, header, "sha256")
+        return _message_key(self._of_request, header)
 
     def answer_key(self, header: bytes) -> bytes:
         """Encrypts the answer to the request with that header, and nothing else."""
-        return hmac.digest(self.answers, header, "sha256")
+        return _message_key(self._of_answer, header)
 
 
 def seal_message(key: bytes, plaintext: bytes, header: bytes) -> bytes:
@@ -74,7 +81,7 @@ def seal_message(key: bytes, plaintext: bytes, header: bytes) -> bytes:
     return AESGCM(key).encrypt(_ONCE, plaintext, header)
 
 
-def open_message(key: bytes, sealed: bytes, header: bytes) -> bytes:
+def open_message(key: bytes, sealed: bytes | memoryview, header: bytes) -> bytes:
     """The plaintext of `seal_message`.
 
     Raises:
@@ -84,6 +91,12 @@ def open_message(key: bytes, sealed: bytes, header: bytes) -> bytes:
         return AESGCM(key).decrypt(_ONCE, sealed, header)
     except (InvalidTag, ValueError) as error:
         raise SealedRequestError("the sealed request does not open: it was changed, or sealed otherwise") from error
+
+
+def _message_key(begun: hmac.HMAC, header: bytes) -> bytes:
+    mac = begun.copy()
+    mac.update(header)
+    return mac.digest()
 
 
 def _expand(secret: bytes, info: bytes) -> bytes:

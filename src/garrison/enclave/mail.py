@@ -26,7 +26,7 @@ from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Outcome, Reply
 from garrison.protocol.sealed import AnswerHead, Grant, RequestHead, read_request, write_answer
 from garrison.protocol.sealed_session import SessionHead, offer_bytes, within_session
-from garrison.protocol.statement import read_proof, receipt_of
+from garrison.protocol.statement import receipt_of, statement_in
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def _plain(ask: Ask, head: RequestHead | SessionHead, body: bytes) -> Ask:
 def _receipt(letter: Letter, reply: Reply) -> bytes:
     """A digest of what was signed, under a nonce that nobody guesses; where there is none, a number that looks like it, so that nobody can tell."""
     if reply.proof and len(letter.ask.nonce) >= _NONCE_CHARACTERS:
-        return receipt_of(read_proof(reply.proof)[0].statement)
+        return receipt_of(statement_in(reply.proof))
     return secrets.token_bytes(_RECEIPT_BYTES)
 
 

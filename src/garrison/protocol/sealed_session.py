@@ -172,7 +172,7 @@ def open_within(keys: SessionKeys, envelope: bytes) -> tuple[SessionHead, bytes,
         SealedRequestError: it was changed, is of another session, or is not in its one form.
     """
     header = envelope[:HEADER_BYTES]
-    letter = open_message(keys.request_key(header), envelope[HEADER_BYTES:], header)
+    letter = open_message(keys.request_key(header), memoryview(envelope)[HEADER_BYTES:], header)
     try:
         head, body = read_letter(letter, _DECODER)
     except ValueError as error:

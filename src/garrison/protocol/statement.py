@@ -106,6 +106,18 @@ def unverified(proof: bytes) -> Statement:
         raise ProofError("the answer's proof cannot be read") from error
 
 
+def statement_in(proof: bytes) -> bytes:
+    """The bytes of the statement in a proof that an enclave of one's own made, as they were signed. Nothing is verified.
+
+    Raises:
+        ProofError: it cannot be read.
+    """
+    try:
+        return _DECODER.decode(proof).statement
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProofError("the answer's proof cannot be read") from error
+
+
 def digests_in(proof: bytes) -> tuple[str, str]:
     """Digests of request and answer in a proof that an enclave of one's own made, in hex. Nothing is verified.
 

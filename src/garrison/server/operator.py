@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 16 * 1024
 _MOST_ANSWER = 64 * 1024 * 1024
 _SECONDS = 5.0
+_ADDRESS_BYTES = 108
+"""Of `sun_path`, with the zero at its end; unix(7)."""
 _PEER = struct.Struct("3i")
 
 
@@ -95,7 +97,8 @@ class OperatorSocket:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
         try:
-            self._socket.bind(str(self._path))
+            with _address(self._path) as address:
+                self._socket.bind(address)
             self._path.chmod(0o600)
             self._socket.listen(4)
         except OSError:
@@ -128,13 +131,13 @@ class OperatorSocket:
             wish = msgspec.json.decode(line, type=Wish)
             if wish.drift:
                 return self._drift(wish.model)
-            watching = [(name, version, e) for name, version, e in self._named() if wish.model in {"", name}]
-            if not watching:
+            watched = [(n, v, e) for n, v, e in watching(self._enclaves) if wish.model in {"", n}]
+            if not watched:
                 return Told(error=f"no model here watches its callers{f', named {wish.model!r}' if wish.model else ''}")
             if not wish.clear:
-                return Told(models=tuple(ModelAlarms(n, v, tuple(e.alarms())) for n, v, e in watching))
-            self._write_down("alarms.clear", user, wish, [f"{n}, version {v}" for n, v, _ in watching])
-            return Told(cleared=tuple(f"{n}, version {v}" for n, v, e in watching if e.clear_alarm(wish.clear)))
+                return Told(models=tuple(ModelAlarms(n, v, tuple(e.alarms())) for n, v, e in watched))
+            self._write_down("alarms.clear", user, wish, [f"{n}, version {v}" for n, v, _ in watched])
+            return Told(cleared=tuple(f"{n}, version {v}" for n, v, e in watched if e.clear_alarm(wish.clear)))
         except (GarrisonError, msgspec.DecodeError, UnicodeDecodeError) as error:
             return Told(error=str(error))
         except Exception:
@@ -151,12 +154,6 @@ class OperatorSocket:
         if not found:
             return Told(error=f"no model here looks for drift{f', named {model!r}' if model else ''}")
         return Told(drift=tuple(ModelDrift(n, v, report) for n, v, report in found if report is not None))
-
-    def _named(self) -> Iterator[tuple[str, int, Watching]]:
-        for enclave in self._enclaves:
-            if isinstance(enclave, Watching) and _is_watched(enclave):
-                manifest = parse_manifest(enclave.card.manifest_json)
-                yield manifest.name, manifest.version, enclave
 
 
 def open_operator(folder: Path, enclaves: Sequence[Enclave], ledger: Ledger | None = None) -> OperatorSocket | None:
@@ -208,7 +205,8 @@ def _ask(path: Path, wish: Wish) -> Told | None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2 * _SECONDS)
         try:
-            connection.connect(str(path))
+            with _address(path) as address:
+                connection.connect(address)
         except (ConnectionRefusedError, FileNotFoundError):  # a server that was killed
             return None
         except OSError as error:
@@ -222,6 +220,19 @@ def _ask(path: Path, wish: Wish) -> Told | None:
 
 def _is_watched(enclave: Enclave) -> bool:
     return any(spec.name == "watch" for spec in enclave.card.chain)
+
+
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """A socket's name that the kernel takes: it bounds the bytes of an address, not those of a path."""
+    if len(os.fsencode(path)) < _ADDRESS_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def _user_of(connection: socket.socket) -> int:

@@ -56,7 +56,13 @@ def world() -> LiveWorld:
 
 @pytest.fixture(scope="module")
 def running(sealed: Sealed, world: LiveWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with fake_enclave(tmp_path_factory.mktemp("parent"), world) as outside:
+    with started(sealed, world, tmp_path_factory.mktemp("parent")) as found:
+        yield found
+
+
+@contextmanager
+def started(sealed: Sealed, world: LiveWorld, folder: Path) -> Iterator[Running]:
+    with fake_enclave(folder, world) as outside:
         enclave = Nitro(start(sealed, require="hardware"), outside.connect)
         try:
             yield Running(outside, enclave)
@@ -117,12 +123,19 @@ def test_nothing_of_the_bundle_is_left_in_files(running: Running) -> None:
     assert [file for folder in folders for file in folder.rglob("*") if not file.is_dir()] == []
 
 
+@pytest.fixture
+def mortal(sealed: Sealed, world: LiveWorld, tmp_path: Path) -> Iterator[Running]:
+    """One that a test may end; the server that it serves stops it."""
+    with started(sealed, world, tmp_path) as found:
+        yield found
+
+
 def test_sealed_requests_the_whole_way_through_death_and_a_new_enclave(
-    running: Running, world: LiveWorld, sealed: Sealed, tmp_path: Path
+    mortal: Running, world: LiveWorld, sealed: Sealed, tmp_path: Path
 ) -> None:
-    x, enclave, outside = images(5), running.enclave, running.outside
+    x, enclave, outside = images(5), mortal.enclave, mortal.outside
     expected = Service(sealed.verified(), key=sealed.key).predict({"image": x}).outputs["probabilities"]
-    with server(enclave, tmp_path) as url:
+    with server(enclave, tmp_path / "state") as url:
         with Client(url, sealed=True) as stranger, pytest.raises(AttestationError):
             stranger.predict(x)  # control: Amazon's root did not sign this
         with Client(url, sealed=True, policy=demanded(world, sealed)) as client:
@@ -190,7 +203,8 @@ def test_debug_mode_that_the_image_allows_is_no_hardware_and_its_evidence_is_ref
 def test_a_bundle_that_was_changed_is_refused_inside(sealed: Sealed, world: LiveWorld, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(sealed.path, tmp_path / "copy"))
     graph = next(copy.rglob("*.onnx"))
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    data = graph.read_bytes()
+    graph.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with fake_enclave(tmp_path, world) as outside:
         with pytest.raises(ChangedFileError, match=graph.name):
             Nitro(Launch(copy, [sealed.owner.public], sealed.key), outside.connect)

@@ -8,16 +8,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.enclave.processes import ENCLAVE_USER, OTHER_USER, PROBES, needs_root, probe, probed, scan, secret_address
-from tests.enclave.workers import enclave, question
+from tests.enclave.workers import enclave, question, wait_until
 from tests.models import Sealed, images, seal_mlp
+from tests.stalls import PATIENT_SECONDS
 
 from garrison.enclave import secret_heap
 from garrison.enclave.backends.process import ProcessEnclave
@@ -115,49 +118,39 @@ def test_other_processes_cannot_read_it(running: ProcessEnclave, user: int) -> N
     assert running.call([question(images(1))])[0].code == ""
 
 
-@needs_root
-def test_control_the_same_user_reads_a_process_that_is_not_confined() -> None:
-    other = subprocess.Popen(["sleep", "60"], user=ENCLAVE_USER, group=ENCLAVE_USER, extra_groups=[])
+@contextmanager
+def not_confined() -> Iterator[int]:
+    """Another process of the enclave's user, asleep."""
+    other = subprocess.Popen(["sleep", "600"], user=ENCLAVE_USER, group=ENCLAVE_USER, extra_groups=[])
     try:
-        time.sleep(0.2)
-        assert set(probe(other.pid, ENCLAVE_USER).values()) == {0}
-        assert all(probe(other.pid, OTHER_USER).values())
+        wait_until(lambda: Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+        yield other.pid
     finally:
         other.kill()
         other.wait()
+
+
+@needs_root
+def test_control_the_same_user_reads_a_process_that_is_not_confined() -> None:
+    with not_confined() as other:
+        assert set(probe(other, ENCLAVE_USER).values()) == {0}
+        assert all(probe(other, OTHER_USER).values())
 
 
 @needs_root
 @pytest.mark.skipif(shutil.which("gcore") is None, reason="gcore (gdb) is not installed")
-def test_nobody_gets_a_core_of_it(running: ProcessEnclave, tmp_path: Path) -> None:
-    def core(process: int) -> tuple[int, list[Path]]:
-        tmp_path.chmod(0o777)
-        done = subprocess.run(
-            ["gcore", "-o", "/tmp/garrison-test-core", str(process)],  # noqa: S108
-            user=ENCLAVE_USER,
-            group=ENCLAVE_USER,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd="/",
-        )
-        files = list(Path("/tmp").glob(f"garrison-test-core.{process}"))  # noqa: S108
-        for file in files:
-            file.unlink()
-        return done.returncode, files
+def test_nobody_gets_a_core_of_it(running: ProcessEnclave) -> None:
+    with not_confined() as other, tempfile.TemporaryDirectory() as folder:  # pytest's own are root's
+        os.chown(folder, ENCLAVE_USER, ENCLAVE_USER)
 
-    code, files = core(running.process_id)
-    assert code != 0
-    assert files == []
-    other = subprocess.Popen(["sleep", "60"], user=ENCLAVE_USER, group=ENCLAVE_USER, extra_groups=[])
-    try:
-        time.sleep(0.2)
-        code, files = core(other.pid)
-        assert (code, len(files)) == (0, 1), "control: a core of an ordinary process can be had"
-    finally:
-        other.kill()
-        other.wait()
+        def core(process: int) -> tuple[bool, list[str]]:
+            words = ["gcore", "-o", f"{folder}/core", str(process)]
+            who: dict[str, Any] = {"user": ENCLAVE_USER, "group": ENCLAVE_USER, "extra_groups": []}
+            done = subprocess.run(words, capture_output=True, check=False, cwd="/", **who)
+            return done.returncode == 0, [file.name for file in Path(folder).iterdir()]
+
+        assert core(running.process_id) == (False, [])
+        assert core(other) == (True, [f"core.{other}"]), "control: a core of an ordinary process can be had"
 
 
 @needs_root
@@ -186,16 +179,17 @@ def canary_hits(started: ProcessEnclave) -> tuple[int, int]:
     assert len(canary) == 32
     ask = question(x)
     assert canary in ask.body
-    done = threading.Event()
+    done, answered = threading.Event(), threading.Event()
 
     def work() -> None:
         while not done.is_set():
             assert started.call([ask])[0].code == ""
+            answered.set()
 
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        time.sleep(0.2)
+        assert answered.wait(PATIENT_SECONDS)
         during = scan(started.process_id, canary)
     finally:
         done.set()

@@ -13,7 +13,7 @@ import pytest
 from garrison.guard.defenses.watch import load_detector
 from garrison.guard.detectors import DETECTORS
 from garrison.guard.detectors.base import MOST_BYTES, MOST_ROWS, Detector, Seen
-from garrison.guard.watching.memory import DIGEST_BYTES
+from garrison.guard.watching.digests import DIGEST_BYTES
 from garrison.guard.watching.places import Table
 from garrison.types import Array, FloatArray
 

@@ -20,7 +20,7 @@ from garrison.guard.detectors.base import Detector, Seen
 from garrison.guard.detectors.ood_rate import OodRate
 from garrison.guard.watching import waiting
 from garrison.guard.watching.book import Armed
-from garrison.guard.watching.memory import Hasher
+from garrison.guard.watching.digests import Hasher
 from garrison.guard.watching.remembered import MOST_TICK, Settings
 from garrison.guard.watching.state import Rows, WatchState
 from garrison.guard.watching.waiting import MOST_OF_ONE, MOST_WAITING, Inputs, Read

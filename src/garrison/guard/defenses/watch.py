@@ -22,7 +22,7 @@ from garrison.guard.detectors import DETECTORS
 from garrison.guard.detectors.base import MOST_BYTES, MOST_ROWS, Detector
 from garrison.guard.state import MOST_CALLERS, State
 from garrison.guard.watching.book import ACTIONS, Armed
-from garrison.guard.watching.memory import DIGEST_BYTES
+from garrison.guard.watching.digests import DIGEST_BYTES
 from garrison.guard.watching.remembered import Settings
 from garrison.guard.watching.state import Rows, WatchState
 from garrison.types import BoolArray, ModelFacts, Phase, Task

@@ -16,14 +16,15 @@ import numpy as np
 from garrison.errors import StateError
 from garrison.guard.state import MOST_STATE_BYTES
 from garrison.guard.watching.book import Book
+from garrison.guard.watching.digests import SECRET_BYTES
 from garrison.guard.watching.evidence import Evidence
 from garrison.guard.watching.groups import Groups
-from garrison.guard.watching.memory import SECRET_BYTES, Rings
+from garrison.guard.watching.memory import Rings
 from garrison.guard.watching.places import PlaceArray, Places, Table
 from garrison.limits import MIB
 from garrison.types import Array, BoolArray
 
-VERSION = 3
+VERSION = 4
 MOST_BYTES = MOST_STATE_BYTES - 3 * MIB
 """The rest is for the other defenses of the chain."""
 _MOST_NAME = 1024

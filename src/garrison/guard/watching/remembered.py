@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from garrison.guard.watching.book import Armed, Book
+from garrison.guard.watching.digests import SECRET_BYTES, Hasher
 from garrison.guard.watching.evidence import Evidence
 from garrison.guard.watching.groups import Groups
-from garrison.guard.watching.memory import SECRET_BYTES, Hasher, Rings
+from garrison.guard.watching.memory import Rings
 from garrison.guard.watching.places import PlaceArray, Places, Table
 from garrison.guard.watching.sketch import Sketch
 from garrison.guard.watching.waiting import Read, Waiting

@@ -22,8 +22,8 @@ from garrison.guard.detectors.base import MOST_ROWS, Seen
 from garrison.guard.detectors.turns import Order, order_of
 from garrison.guard.watching import dump
 from garrison.guard.watching.book import LOG, MISINFORM, Alarm
+from garrison.guard.watching.digests import DigestArray
 from garrison.guard.watching.evidence import Rung
-from garrison.guard.watching.memory import DigestArray
 from garrison.guard.watching.places import LOOKED_AT, PlaceArray
 from garrison.guard.watching.remembered import Remembered, Settings
 from garrison.guard.watching.waiting import MOST_WAITING, Looked

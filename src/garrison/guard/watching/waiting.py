@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from garrison.guard.detectors.base import Detector
-from garrison.guard.watching.memory import DigestArray
+from garrison.guard.watching.digests import DigestArray
 from garrison.guard.watching.places import PlaceArray
 from garrison.types import Array, FloatArray, ModelFacts
 
