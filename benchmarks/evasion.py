@@ -6,7 +6,7 @@ Works on the bundle of `python -m benchmarks.run` (out/bench/seed-0): the harden
 out/bench/evasion already is not made again. Pictures are test rows; honest callers are those of `benchmarks.streams`, which neither training nor calibration saw.
 
 The parts: the audit (`--plan evasion`, every picture from an account of its own), the same attacks over HTTP with an API key for each picture (the alarm's row is what the
-operator reads of the running server), and 1,000 honest callers of 500 rows.
+operator reads of the running server), and eight draws of 1,000 honest callers of 500 rows.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from garrison.types import Array, DefenseSpec
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "bench" / "evasion"
 COMMAND = "make bench ONLY=evasion"
-CALLERS = 1_000
+CALLERS, DRAWS = 1_000, 8
 HTTP: dict[str, tuple[Evasion, int, bool]] = {
     "square, probabilities": (Square(epsilon=0.06), 200, False),
     "square, labels": (Square(epsilon=0.06), 200, True),
@@ -208,19 +208,23 @@ def _http_arm(
 
 
 def benign() -> dict[str, Any]:
-    """How many of 1,000 honest callers any detector alarms, each caller alone."""
+    """How many of 1,000 honest callers, each alone, any detector alarms; in several draws."""
     served, _ = opened(bundle())
     given = next(spec for spec in served.manifest.guard if spec.name == "watch").parameters["detectors"]
     detectors: Mapping[str, Detector] = {name: load_detector(name, dict(one)) for name, one in given.items()}
-    callers = [detection.seen_of(one) for one in streams.honest(CALLERS, seed=17)]
-    over = {name: sums(d, callers).max(axis=1) >= d.threshold for name, d in detectors.items()}
-    alarmed = int(np.logical_or.reduce(list(over.values())).sum())
+    alarmed, by_detector = [], dict.fromkeys(detectors, 0)
+    for seed in range(DRAWS):
+        callers = [detection.seen_of(one) for one in streams.honest(CALLERS, seed=17 + seed)]
+        over = {name: sums(d, callers).max(axis=1) >= d.threshold for name, d in detectors.items()}
+        alarmed.append(int(np.logical_or.reduce(list(over.values())).sum()))
+        for name, found in over.items():
+            by_detector[name] += int(found.sum())
     return {
         "callers": CALLERS,
         "kinds": list(SHIFTS),
         "alarmed": alarmed,
-        "upper_95": upper_limit(alarmed, CALLERS),
-        "by_detector": {name: int(o.sum()) for name, o in over.items()},
+        "upper_95": upper_limit(sum(alarmed), CALLERS * DRAWS),
+        "by_detector": by_detector,
     }
 
 
@@ -279,8 +283,10 @@ def http_table(found: Mapping[str, Any]) -> list[str]:
 
 def page(report: Report, http: Mapping[str, Any], honest: Mapping[str, Any]) -> str:
     asked = (
-        f"{honest['callers']:,} honest callers of 500 rows ({', '.join(honest['kinds'])}): {honest['alarmed']} alarmed"
+        f"{len(honest['alarmed'])} draws of {honest['callers']:,} honest callers of 500 rows ({', '.join(honest['kinds'])}): alarmed "
+        f"{', '.join(map(str, honest['alarmed']))}"
     )
+    by = ", ".join(f"{name} {count}" for name, count in honest["by_detector"].items())
     text = [
         pages.made(COMMAND),
         "",
@@ -292,7 +298,7 @@ def page(report: Report, http: Mapping[str, Any], honest: Mapping[str, Any]) -> 
         "",
         *http_table(http),
         "",
-        f"{asked}, the share is below {100 * honest['upper_95']:.2f} % with 95 % confidence.",
+        f"{asked}; the share is below {100 * honest['upper_95']:.2f} % with 95 % confidence. By detector: {by}.",
     ]
     return "\n".join(text)
 
