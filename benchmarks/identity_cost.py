@@ -113,7 +113,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.rounds + 1):
             figures = {arm: spent(arms[arm], load, options) for arm in order.sample(list(arms), len(arms))}
             if number:  # the first round warms up
-                rounds.append(figures)
+                rounds.append({arm: figures[arm] for arm in arms})
         return summary(rounds)
 
 

@@ -28,6 +28,8 @@ from benchmarks.serving import pools
 from garrison.errors import GarrisonError
 
 FIRST_GUESS, CONNECTIONS = 2_000.0, (32, 1)
+_TRIES = 5
+"""Of an arm whose pool is used up, each with twice as many requests."""
 BATCHES = (1, 32)
 HALF = 0.5
 RUNTIME_EVERY, RUNTIME_SECONDS = 5, 60.0
@@ -255,7 +257,7 @@ class Run:
         rate = load or self._expected(key, server)
         try:
             with server.awake():
-                for _ in range(3):
+                for _ in range(_TRIES):
                     pool = self._pool(server, rate, seconds)
                     try:
                         found = measure(server.pid, server.url, pool, seconds, key.connections, load)
