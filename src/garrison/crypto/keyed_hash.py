@@ -1,12 +1,13 @@
-"""A keyed hash of many bytes, to tell whether two messages are equal: several times faster than a cryptographic hash, and as hard to deceive without the key.
+"""A keyed hash of many bytes, to tell whether two messages are equal: several times faster than a cryptographic hash, and as hard to deceive without the key as the digest is long.
 
     1 each part    GMAC (NIST SP 800-38D), with the part's number as its nonce: a polynomial over the part, evaluated at a secret point
     2 all tags     BLAKE2b under another key: a pseudorandom function of what the polynomials come to (Wegman and Carter, JCSS 1981)
 
-Two different parts of n bytes, made without knowing the key, have equal tags with a probability of at most (n / 16 + 1) / 2**128; two different lists of tags have equal digests with 2**-8 for each byte of the digest.
+Two different parts of at most n bytes, made without knowing the key, have equal tags with a probability of at most (ceil(n / 16) + 1) / 2**128, as far as AES is a pseudorandom permutation; two different lists of tags
+have equal digests with 2**-8 for each byte of the digest.
 It does not help to have found two messages with equal digests: they are equal by the second step, which says nothing of the first key.
 
-The numbers come again with each message. As a *signature* GMAC is broken by that: two tags under one nonce give the key away. Here no tag leaves `KeyedHash.digest`, and of its result,
+The numbers come again with each message. As a *signature* GMAC is broken by that: two tags under one nonce give the secret point away. Here no tag leaves `KeyedHash.digest`, and of its result,
 even where that is seen, one learns only whether tags were equal.
 
 Does not check: that parts are cut alike. Messages of one kind must be cut at the same places, else equal ones have different digests.

@@ -140,4 +140,5 @@ class CallerState:
             if name in self._must:
                 raise StateError(f"{name} does not begin without what it knew of callers: {why}")
             logger.warning("%s begins without what it knew of callers: %s", name, why)
-        logger.info("caller state goes on from snapshot %d", self._counter)
+        without = f", without {', '.join(refused)}" if refused else ""
+        logger.info("caller state goes on from snapshot %d%s", self._counter, without)

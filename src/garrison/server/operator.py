@@ -207,7 +207,9 @@ def _ask(path: Path, wish: Wish) -> Told | None:
         try:
             with _address(path) as address:
                 connection.connect(address)
-        except (ConnectionRefusedError, FileNotFoundError):  # a server that was killed
+        except (ConnectionRefusedError, FileNotFoundError) as error:  # a server that was killed, or has just ended
+            if isinstance(error, FileNotFoundError) and path.exists():
+                raise UnavailableError(f"{path} cannot be reached: a path of this length needs /proc") from error
             return None
         except OSError as error:
             raise UnavailableError(f"{path}: {error.strerror}: ask as the user that the server runs as") from error

@@ -109,7 +109,7 @@ class _State:
                 centres, gamma, derivative, by_width, nothing, z, np.zeros((nothing.shape[1], z.shape[1])), np.inf
             )
         basis, triangle = np.linalg.qr(np.concatenate([k, np.ones((len(x), 1))], axis=1))
-        u, s, v = np.linalg.svd(triangle)
+        u, s, v = np.linalg.svd(triangle, full_matrices=False)
         kept = s > _RANK * s[0]  # where two centres give one column, the basis of QR spans more than the columns do
         basis = basis @ u[:, kept]
         found = basis.T @ z

@@ -25,7 +25,7 @@ from garrison.types import Array, InputFacts, ModelFacts
 SECRET_BYTES = 32
 DIGEST_BYTES = 4
 LONG = 2**15
-"""From so many bytes a row on, a row by itself takes less time than its share of a pass over many, whether or not the caches hold it."""
+"""From so many bytes a row on, a row by itself takes less time than its share of a pass over many, whether or not the caches hold it. Kept digests hang on it: another value takes another `dump.VERSION`."""
 _WORD = 4
 _BLOCK, _BLOCK_WORDS = 32, 2**18
 """Short rows at once: so many, or as many as have so many words in all, which stay in the processor's caches; at least one."""
@@ -34,7 +34,7 @@ _Digests = Callable[[Mapping[str, Array]], DigestArray]
 
 
 class Hasher:
-    """Digests of rows.
+    """Digests of rows. For one thread at a time: rows are copied into arrays of its own.
 
     Args:
         facts: of the model.
