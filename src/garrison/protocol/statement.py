@@ -94,18 +94,6 @@ class StatementWriter:
         return f'{{"request":"{asked}","answer":"{told}{self._model}{time},"nonce":{said}{self._end}'.encode()
 
 
-def unverified(proof: bytes) -> Statement:
-    """The statement in a proof that an enclave of one's own made. Nothing is verified.
-
-    Raises:
-        ProofError: it cannot be read.
-    """
-    try:
-        return msgspec.json.decode(_DECODER.decode(proof).statement, type=Statement)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProofError("the answer's proof cannot be read") from error
-
-
 def statement_in(proof: bytes) -> bytes:
     """The bytes of the statement in a proof that an enclave of one's own made, as they were signed. Nothing is verified.
 

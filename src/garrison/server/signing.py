@@ -30,7 +30,7 @@ from garrison.protocol.http_signature import (
     wanted_nonce,
 )
 from garrison.protocol.messages import Reply
-from garrison.protocol.statement import unverified
+from garrison.protocol.statement import read_proof
 from garrison.server.http_errors import Answer
 
 LEAST_SECRET_BYTES = 32
@@ -129,6 +129,6 @@ def _check_digest(digest: str, body: bytes) -> None:
 
 def _said(reply: Reply) -> Said:
     """What the enclave's own proof says."""
-    found = unverified(reply.proof)
+    _, found = read_proof(reply.proof)
     request, model, guard = map(bytes.fromhex, (found.request, found.model, found.guard))
     return Said(request, model, guard, found.time, found.nonce)
