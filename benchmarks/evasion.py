@@ -16,7 +16,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ from garrison.types import Array, DefenseSpec
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "bench" / "evasion"
 COMMAND = "make bench ONLY=evasion"
+REPORT = OUT / "report" / "report.json"
+PARTS = ("bundle", "audit", "http", "benign", "page")
 CALLERS, DRAWS = 1_000, 8
 HTTP: dict[str, tuple[Evasion, int, bool]] = {
     "square, probabilities": (Square(epsilon=0.06), 200, False),
@@ -114,22 +116,26 @@ def opened(path: Path) -> tuple[VerifiedBundle, bytes | None]:
     return verify(path, trusted()), read_secret(secret) if secret.exists() else None
 
 
-def audited(pictures: int) -> Report:
-    """The report of the plan `evasion`, kept."""
-    kept = OUT / "report" / "report.json"
-    if kept.exists():
-        return parse(kept.read_bytes())
+def audit(pictures: int) -> None:
+    """The report of the plan `evasion`."""
+    if REPORT.exists():
+        return
     plan = msgspec.structs.replace(load_plan("evasion"), pictures=pictures)
     served, key = opened(bundle())
     plain, _ = opened(SEED / "plain")
     arms = choose_arms(guarded(served, key), reference=served, baseline=plain, key=key, plans=plan.arms)
     begun = time.monotonic()
-    cache = TrialCache(OUT / "report" / ".cache")
+    cache = TrialCache(REPORT.parent / ".cache")
     rows = load_data(plan, arms.defended.facts)
     report = run_audit(plan, arms, rows, cache=cache, report=lambda m, s: print(f"{s:.2f} {m}", flush=True))
     print(f"audited in {time.monotonic() - begun:.0f} s", flush=True)
-    write_report(report, OUT / "report")
-    return report
+    write_report(report, REPORT.parent)
+
+
+def kept_report() -> Report:
+    if not REPORT.exists():
+        raise SystemExit(f"{REPORT} is not there yet: --only audit makes it")
+    return parse(REPORT.read_bytes())
 
 
 def right_pictures(count: int) -> tuple[Array, Array]:
@@ -153,7 +159,7 @@ def over_http(count: int) -> dict[str, Any]:
             if f"{name}, {arm}" in found:
                 continue
             found[f"{name}, {arm}"] = _http_arm(served, attack, budget, (x, y), labels=labels)
-            path.write_text(json.dumps(found, indent=1))
+            keep(path, found)
             print(name, arm, {k: v for k, v in found[f"{name}, {arm}"].items() if k != "queries"}, flush=True)
     return found
 
@@ -228,10 +234,24 @@ def benign() -> dict[str, Any]:
     }
 
 
-def kept(name: str, make: Any) -> Any:
+def keep(path: Path, found: Any) -> None:
+    """Write it whole or not at all: what is there is not made again."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1))
+    part.replace(path)
+
+
+def kept(name: str, make: Callable[[], Any] | None = None) -> Any:
+    """What was made, now or before.
+
+    Args:
+        make: makes it where it is not there yet; None where another part does.
+    """
     path = OUT / f"{name}.json"
     if not path.exists():
-        path.write_text(json.dumps(make(), indent=1))
+        if make is None:
+            raise SystemExit(f"{path} is not there yet: --only {name} makes it")
+        keep(path, make())
     return json.loads(path.read_text())
 
 
@@ -305,10 +325,12 @@ def page(report: Report, http: Mapping[str, Any], honest: Mapping[str, Any]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="bundle,audit,http,benign,page")
+    parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--pictures", type=int, default=50)
     given = parser.parse_args()
     parts = given.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"the parts are {', '.join(PARTS)}; found {', '.join(sorted(unknown))}")
     streams.make(["test", "calibration"])
     if "bundle" in parts:
         bundle()
@@ -316,9 +338,10 @@ def main() -> None:
         print(kept("benign", benign))
     if "http" in parts:
         over_http(given.pictures)
-    report = audited(given.pictures) if "audit" in parts else None
-    if "page" in parts and report is not None:
-        pages.write("evasion", page(report, kept("http", dict), kept("benign", dict)))
+    if "audit" in parts:
+        audit(given.pictures)
+    if "page" in parts:
+        pages.write("evasion", page(kept_report(), kept("http"), kept("benign")))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *STORES])
     parser.add_argument("--generator", choices=["own", "wrk"], help="wrk has no client certificates")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    options.arms = list(dict.fromkeys(("plain", *options.arms)))  # all are compared with it
     options.generator = options.generator or ("wrk" if shutil.which("wrk") and "names" not in options.arms else "own")
     print(json.dumps({"generator": options.generator, **compare(options)}, indent=2))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +15,11 @@ from garrison.guard.detectors.base import Detector, Seen
 from garrison.guard.detectors.ood_rate import OodRate
 from garrison.hardening.fits import FITTERS, Honest
 from garrison.hardening.watching import (
+    ALARMED,
     calibrate_watch,
+    crossed,
     fitted,
+    highest,
     nats,
     simulated_callers,
     sums,
@@ -55,12 +60,13 @@ def bare(honest: Honest) -> dict[str, Detector]:
 
 def test_hardly_any_honest_caller_is_alarmed_and_strange_ones_are(honest: Honest, bare: dict[str, Detector]) -> None:
     rng = np.random.default_rng(1)
-    found = thresholds(bare, simulated_callers(honest, 60, rng, rows=200))
+    callers = simulated_callers(honest, 60, rng, rows=200)
+    found = thresholds(bare, {name: highest(detector, callers) for name, detector in bare.items()})
     assert set(found.detectors) == set(NAMES)
     detectors = {name: load_detector(name, dict(given)) for name, given in found.detectors.items()}
     fresh = simulated_callers(honest, 60, np.random.default_rng(2), rows=200)
-    over = np.any([sums(d, fresh).max(axis=1) >= d.threshold for d in detectors.values()], axis=0)
-    assert over.sum() <= 1
+    over = np.any([highest(d, fresh) >= d.threshold for d in detectors.values()], axis=0)
+    assert over.sum() == 0
     thief = take(honest.strange["outliers"], np.arange(100))
     rate = detectors["ood-rate"]
     assert np.flatnonzero(sums(rate, [thief])[0] >= rate.threshold)[0] < 40
@@ -92,12 +98,64 @@ def test_a_caller_is_heard_alike_alone_and_among_others(honest: Honest, bare: di
 def test_a_threshold_is_above_every_honest_caller_and_never_tiny(honest: Honest, bare: dict[str, Detector]) -> None:
     callers = simulated_callers(honest, 30, np.random.default_rng(4), rows=100)
     assert bare["ood-rate"].threshold == math.inf
-    found = thresholds({"ood-rate": bare["ood-rate"]}, callers)
-    threshold = float(str(found.detectors["ood-rate"]["threshold"]))
-    assert threshold >= max(8.0, float(sums(bare["ood-rate"], callers).max()))
+    peaks = highest(bare["ood-rate"], callers)
+    assert peaks == pytest.approx(sums(bare["ood-rate"], callers).max(axis=1))
+    assert threshold_of(bare["ood-rate"], peaks, ALARMED) >= max(8.0, float(peaks.max()))
     silent = OodRate(threshold=math.inf, edges=(0.5,), nats=(0.0, 0.0))
-    lower = thresholds({"ood-rate": silent}, callers)
-    assert lower.detectors["ood-rate"]["threshold"] == 8.0
+    assert threshold_of(silent, highest(silent, callers), 0.5) == 8.0
+
+
+def threshold_of(detector: Detector, peaks: FloatArray, alarmed: float) -> float:
+    return float(str(thresholds({"one": detector}, {"one": peaks}, alarmed).detectors["one"]["threshold"]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("share", [ALARMED, 1e-6])
+def test_as_many_new_callers_are_alarmed_as_may_be(bare: dict[str, Detector], scale: float, share: float) -> None:
+    peaks = scale * np.random.default_rng(8).exponential(size=4_000)
+    alarmed = math.exp(-threshold_of(bare["ood-rate"], peaks, share) / scale)
+    assert alarmed < 4 * share
+    assert alarmed > share / 4, "control: a threshold above all bounds would do for the first"
+
+
+def test_sums_are_not_believed_to_fall_off_faster_than_nats_promise(bare: dict[str, Detector]) -> None:
+    rng = np.random.default_rng(9)
+    few = 4 + 0.1 * rng.exponential(size=4_000)
+    assert 4 + math.log(0.02 / ALARMED) < threshold_of(bare["ood-rate"], few, ALARMED) < 5 + math.log(0.02 / ALARMED)
+
+
+class KnowsItsRows(Detector, frozen=True):
+    """A nat against each row that it was not fitted on, and one for each that it was."""
+
+    name: ClassVar[str] = "knows-its-rows"
+
+    rows: frozenset[bytes]
+
+    def weigh(self, seen: Seen, columns: Mapping[str, Array], shared: Mapping[str, Array]) -> FloatArray:
+        return np.array([-1.0 if row.tobytes() in self.rows else 1.0 for row in seen.projection])
+
+
+def test_honest_callers_are_heard_by_detectors_that_do_not_know_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(honest: Honest) -> Detector:
+        return KnowsItsRows(threshold=math.inf, rows=frozenset(row.tobytes() for row in honest.plain.projection))
+
+    monkeypatch.setitem(FITTERS, "knows-its-rows", fit)
+    rng = np.random.default_rng(10)
+    few = Honest({"plain": pool(rng, 1_000, 20.0)}, {}, CLASSES, 0)
+    peaks = crossed(few, [few], ("knows-its-rows",), 16, 0)["knows-its-rows"]
+    assert peaks.tolist() == [500.0] * 16
+    assert highest(fit(few), simulated_callers(few, 16, rng)).max() == 0, "control: rows that it was fitted on"
+
+
+def test_a_detector_for_which_half_of_the_rows_are_too_few_is_left_out(
+    honest: Honest, bare: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = len(honest.plain.top)
+    fit = FITTERS["ood-rate"]
+    monkeypatch.setitem(FITTERS, "ood-rate", lambda given: fit(given) if len(given.plain.top) == most else None)
+    peaks = crossed(honest, [honest], ("ood-rate", "hardness"), 16, 0)
+    assert set(peaks) == {"hardness"}
+    assert set(thresholds(bare, peaks).detectors) == {"hardness"}
 
 
 def test_callers_ask_every_row_once_and_some_prefer_classes(honest: Honest) -> None:

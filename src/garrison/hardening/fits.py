@@ -69,6 +69,14 @@ class Honest:
         """One of the arrays, of all honest rows."""
         return np.concatenate([getattr(pool, name) for pool in self.pools.values()])
 
+    def part(self, rows: IntArray) -> Honest:
+        """The same of some of the honest rows; strange ones are all kept."""
+        pools = {
+            kind: Seen(**{name: getattr(pool, name)[rows] for name in Seen.__struct_fields__})
+            for kind, pool in self.pools.items()
+        }
+        return Honest(pools, self.strange, self.classes, self.seed)
+
     def by_class(self) -> Iterator[tuple[str, int, BoolArray]]:
         """(kind, class, its rows in the plain pool) of the classes with rows enough."""
         for kind in self.pools:

@@ -3,8 +3,11 @@
     1 SHIFT     held-out rows as honest callers may send them (`shifts`), and rows as thieves do (`strange`)
     2 LOOK      what a detector sees of each
     3 FIT       each detector's parameters (`fits`)
-    4 SIMULATE  many honest callers of 500 rows, through each detector's own code
-    5 THRESHOLD so high that over all detectors together a stated share of those callers would be alarmed
+    4 SIMULATE  many honest callers of 500 rows, through each detector's own code, fitted on other rows than theirs
+    5 THRESHOLD so high that of 1,000 such callers hardly ever one would be alarmed, over all detectors together
+
+Detectors say less against rows that they were fitted on than against new ones. So the rows are cut into halves: callers ask rows of one, and detectors that were fitted on the other hear
+them. What is signed is fitted on all rows (cross-validation: Stone 1974).
 
 Invariants: the service runs the very code that was simulated; a threshold is at least the highest sum that any simulated caller reached. Not covered: honest
 callers who differ from all that were simulated, and callers of many more rows than 500, who have more chances to be alarmed.
@@ -33,14 +36,18 @@ FEWEST_ROWS = 2_500
 """Held-out rows below which detectors are not calibrated."""
 MOST_POOL_ROWS = 5_000
 ROWS_A_CALLER = 500
-CALLERS = 1_000
-ALARMED = 0.003
-"""Share of honest callers of 500 rows that may be alarmed, all detectors together."""
-_TAIL = 0.05
+CALLERS = 4_000
+ALARMED = 5e-5
+"""Share of honest callers of 500 rows that may be alarmed, all detectors together: of 1,000 then none is, nineteen times in twenty."""
+_SPLITS = 4
+"""Times that the rows are cut into halves; how well one half stands for the other is luck."""
+_TAIL = 0.02
+"""Share of the simulated callers, the highest, who tell how sums fall off."""
+_SCALE = 1.0
+"""Nats in which the share of honest callers who come so high is taken to fall to 1 / e, at least. Nats promise that, being logarithms of likelihood ratios whose mean over honest rows
+is at most 1; that sums fall off faster is not believed of the few callers who came high."""
 _LEAST = 8.0
 """No threshold is lower: e^-8 is the chance that a fair sequential test is ever so wrong."""
-_MARGIN = 1.25
-"""Over the highest sum of a simulated caller: new rows are never quite like those that were held out."""
 _CALLERS_AT_ONCE = 20
 _MATRICES = 5
 """Projections such as `watch` may draw one, by which honest callers are simulated for the detectors that are shown it."""
@@ -108,18 +115,42 @@ def calibrate_watch(
     for number, (kind, x) in enumerate((kinds | strange).items()):
         report(kind, number / (total + 2))
         seen[kind] = look(ask, facts, looks, x)
-    honest = Honest({k: seen[k] for k in kinds}, {k: seen[k] for k in strange}, len(facts.labels), seed)
     hidden = [_sketched(seen, kinds | strange, facts, number) for number in range(_MATRICES)]
+    known, *secret = (
+        Honest({k: looked[k] for k in kinds}, {k: looked[k] for k in strange}, len(facts.labels), seed)
+        for looked in (seen, *hidden)
+    )
     # 3 FIT, 4 SIMULATE, 5 THRESHOLD
     report("honest callers", total / (total + 2))
-    first = Honest({k: hidden[0][k] for k in kinds}, {k: hidden[0][k] for k in strange}, len(facts.labels), seed)
-    detectors = fitted(honest, names, first)
-    pools = [{k: looks[k] for k in kinds} for looks in hidden]
-    return thresholds(
-        detectors,
-        simulated_callers(honest, callers, rng),
-        secret=simulated_callers(honest, callers, np.random.default_rng([seed, 5]), pools=pools),
-    )
+    return thresholds(fitted(known, names, secret[0]), crossed(known, secret, names, callers, seed))
+
+
+def crossed(
+    known: Honest, secret: Sequence[Honest], names: Sequence[str], callers: int, seed: int
+) -> dict[str, FloatArray]:
+    """The highest sum of honest callers, by detector, shape (callers,): of rows of one half of those that are known, as a detector hears them that was fitted on the other half.
+
+    A detector is left out where a half of the rows is too few for it.
+
+    Args:
+        known: honest rows.
+        secret: the same by projections that nobody knows, at least one, for the detectors that are shown such.
+        names: of the detectors.
+        callers: how many, in all.
+        seed: of what is drawn.
+    """
+    rng = np.random.default_rng([seed, 5])
+    found = []
+    for _ in range(_SPLITS):
+        halves = np.array_split(rng.permutation(len(known.plain.top)), 2)
+        for own, others in (halves, halves[::-1]):
+            detectors = fitted(known.part(others), names, secret[0].part(others))
+            asked, hidden = known.part(own), [one.part(own).pools for one in secret]
+            count = max(1, callers // (2 * _SPLITS))
+            plainly = simulated_callers(asked, count, rng)
+            secretly = simulated_callers(asked, count, rng, pools=hidden)
+            found.append({n: highest(d, secretly if d.secret_projection else plainly) for n, d in detectors.items()})
+    return {name: np.concatenate([part[name] for part in found]) for name in names if all(name in p for p in found)}
 
 
 def fitted(honest: Honest, names: Sequence[str] = USUAL, secret: Honest | None = None) -> dict[str, Detector]:
@@ -201,33 +232,31 @@ def take(pool: Seen, rows: IntArray) -> Seen:
     )
 
 
-def thresholds(
-    detectors: Mapping[str, Detector], callers: list[Seen], alarmed: float = ALARMED, secret: Sequence[Seen] = ()
-) -> Watched:
+def thresholds(detectors: Mapping[str, Detector], peaks: Mapping[str, FloatArray], alarmed: float = ALARMED) -> Watched:
     """Thresholds from how high honest callers come.
 
     Beyond what was seen, the highest sum of a caller is taken to fall off exponentially, as that of a cumulative sum does (Siegmund 1985).
 
     Args:
-        detectors: by name.
-        callers: honest ones.
+        detectors: by name; left out where nothing is known of how high honest callers come.
+        peaks: the highest sum of each honest caller, shape (callers,), by detector.
         alarmed: share of callers that may be alarmed, all detectors together.
-        secret: as many honest callers by projections that nobody knows, for the detectors that are shown such; none for the same callers.
     """
-    share = alarmed / max(1, len(detectors))
-    peaks, made = {}, {}
-    for name, detector in detectors.items():
-        shown = list(secret) if detector.secret_projection and secret else callers
-        peaks[name] = sums(detector, shown).max(axis=1)
-        made[name] = msgspec.structs.replace(detector, threshold=_threshold(peaks[name], share))
-    over = np.zeros(len(callers), dtype=np.bool_)
-    for name, peak in peaks.items():
-        over |= peak >= made[name].threshold
+    share = alarmed / max(1, len(peaks))
+    made = {
+        name: msgspec.structs.replace(detector, threshold=_threshold(peaks[name], share))
+        for name, detector in detectors.items()
+        if name in peaks
+    }
+    callers = max(map(len, peaks.values()), default=0)
+    over = np.zeros(callers, dtype=np.bool_)
+    for name, detector in made.items():
+        over |= peaks[name] >= detector.threshold
     metrics = {
-        "watch_callers": float(len(callers)),
-        "watch_rows_a_caller": float(max((len(c.top) for c in callers), default=0)),
+        "watch_callers": float(callers),
+        "watch_rows_a_caller": float(ROWS_A_CALLER),
         "watch_alarmed": float(over.sum()),
-        "watch_alarmed_high": upper_limit(int(over.sum()), len(callers)),
+        "watch_alarmed_high": upper_limit(int(over.sum()), callers),
         "watch_alarmed_asked": alarmed,
     }
     return Watched({name: msgspec.to_builtins(d) for name, d in made.items()}, metrics)
@@ -236,9 +265,15 @@ def thresholds(
 def _threshold(peaks: FloatArray, share: float) -> float:
     start = float(np.quantile(peaks, 1 - _TAIL))
     beyond = peaks[peaks > start] - start
-    scale = float(beyond.mean()) if len(beyond) else 0.0
+    scale = max(_SCALE, float(beyond.mean()) if len(beyond) else 0.0)
     extrapolated = start + scale * max(0.0, math.log(_TAIL / share))
-    return math.ceil(10 * max(_LEAST, _MARGIN * max(extrapolated, float(peaks.max())))) / 10
+    return math.ceil(10 * max(_LEAST, extrapolated, float(peaks.max()))) / 10
+
+
+def highest(detector: Detector, callers: list[Seen]) -> FloatArray:
+    """The highest sum that each caller comes to, shape (callers,). Callers are equally long."""
+    found: FloatArray = sums(detector, callers).max(axis=1)
+    return found
 
 
 def sums(detector: Detector, callers: list[Seen]) -> FloatArray:
