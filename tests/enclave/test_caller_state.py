@@ -69,7 +69,7 @@ def opened(sealed: Sealed, snapshot: bytes, key: bytes | None = None) -> bytes:
 
 def rows_in(state: bytes) -> dict[str, int]:
     """Rows by caller."""
-    callers = Callers(Seen, version=1, most=4096)
+    callers = Callers(Seen, version=2, most=4096)
     callers.load(msgspec.msgpack.decode(state)["repeat-watch"])
     return {name: seen.rows for name, seen in callers}
 

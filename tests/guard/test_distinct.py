@@ -8,6 +8,7 @@ from tests.guard.conftest import make_inputs
 
 from garrison.guard import distinct
 from garrison.guard.distinct import DistinctRows
+from garrison.guard.row_hash import LONG
 from garrison.types import Array, Batch, Caller
 
 
@@ -39,6 +40,20 @@ def test_a_changed_bit_makes_another_row_and_minus_zero_does_not() -> None:
     assert count(seen, batch(x, (1,))) == [1]
     assert count(seen, batch(-x, (1,))) == [0]
     assert count(seen, batch(np.nextafter(x, 1, dtype=np.float32), (1,))) == [1]
+
+
+def test_long_rows_are_known_again_by_their_caller_and_nobody_elses() -> None:
+    """They are hashed another way."""
+    x = np.random.default_rng(0).random((3, LONG // 4), dtype=np.float32)
+    seen = DistinctRows()
+    assert count(seen, batch(x, (1, 2))) == [1, 2]
+    assert count(seen, batch(x, (3,))) == [0]
+    assert count(seen, batch(x, (3,), "b")) == [3]
+    changed = x.copy()
+    changed[:, -1] = np.nextafter(changed[:, -1], 2)
+    assert count(seen, batch(changed, (3,))) == [3]
+    zero = np.zeros_like(x[:1])
+    assert count(seen, batch(np.concatenate([zero, -zero]), (2,))) == [1]
 
 
 def test_what_is_not_charged_is_not_known_and_what_the_guard_refuses_is() -> None:

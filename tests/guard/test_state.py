@@ -15,7 +15,7 @@ from garrison.guard.base import RecordDefense, View
 from garrison.guard.defenses import DEFENSES
 from garrison.guard.failing import DEFENSE_FAILED
 from garrison.guard.pipeline import Pipeline, Progress
-from garrison.guard.state import Callers, ChainState
+from garrison.guard.state import SECRET_BYTES, Callers, ChainState
 from garrison.types import DefenseSpec, Phase, Released
 
 
@@ -51,7 +51,7 @@ def test_what_is_dumped_comes_back_in_its_order() -> None:
 
 
 def good(**changes: Any) -> bytes:
-    parts = {"version": 1, "secret": bytes(16), "callers": [("a", {"rows": 1})]} | changes
+    parts = {"version": 1, "secret": bytes(SECRET_BYTES), "callers": [("a", {"rows": 1})]} | changes
     return msgspec.msgpack.encode(list(parts.values()))
 
 

@@ -59,7 +59,14 @@ KeyedNoise = Callable[[WhichRows], Sequence[Noise]]
 
 FEW_ROWS = 8
 """Up to so many rows, new answers are made in plain Python, and defenses that look at values glance first."""
+_FEW_NUMBERS = 100
+"""Up to so many numbers in all, too: answers of more classes take less time in numpy, also where its code has left the processor's caches."""
 _FEW_KEPT = 64
+
+
+def are_few(rows: int, outputs: int) -> bool:
+    """Whether new answers to so many rows, of so many numbers each, are made in plain Python."""
+    return rows <= FEW_ROWS and rows * outputs <= _FEW_NUMBERS
 
 
 class Marks(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -263,7 +270,7 @@ class RowDefense(Defense, frozen=True):
         self, answer: FloatArray, wrong: FloatArray, signals: Mapping[str, FloatArray], noise: Sequence[Noise]
     ) -> FloatArray:
         """New answers that need keyed noise, shape (rows, outputs), in double precision: a few by `redraw`, many by `redraw_rows`."""
-        if len(noise) > FEW_ROWS:
+        if not are_few(*answer.shape):
             doubles = {name: signal.astype(np.float64) for name, signal in signals.items()}
             return self.redraw_rows(answer.astype(np.float64), wrong.astype(np.float64), doubles, noise)
         rows = enumerate(zip(answer.tolist(), wrong.tolist(), noise, strict=True))

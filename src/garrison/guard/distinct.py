@@ -12,13 +12,12 @@ Equal is what has equal canonical bytes: a row changed by one bit is another row
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 
-from garrison.guard.keyed import canonical
+from garrison.guard.row_hash import RowHash
 from garrison.types import Batch
 
 SLOTS = 2**17
@@ -64,7 +63,7 @@ class DistinctRows:
     def clear(self) -> None:
         self._table = array("Q", bytes(_DIGEST_BYTES * self._slots))
         self._next = 0
-        self._keyed = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=_DIGEST_BYTES, person=b"garrison-rows")
+        self._hash = RowHash(secrets.token_bytes(32), _DIGEST_BYTES, b"garrison-rows")
         self._looked = None
         self._known: dict[str, int] = {}
         self._day = 0.0
@@ -145,15 +144,11 @@ class DistinctRows:
         looked = self._looked
         if looked is not None and looked[0] is batch:
             return looked[1]
-        tensors = [batch.inputs[name] for name in sorted(batch.inputs)]
-        found = []
+        found, names = [], sorted(batch.inputs)
         for row, request in enumerate(batch.request_of_row.tolist()):
-            name = batch.callers[request].id.encode()
-            digest = self._keyed.copy()
-            digest.update(len(name).to_bytes(4, "big") + name)
-            for x in tensors:
-                digest.update(canonical(x[row : row + 1]))
-            found.append(int.from_bytes(digest.digest(), "big") or 1)
+            caller = batch.callers[request].id.encode()
+            digest = self._hash.one(batch.inputs, names, row, len(caller).to_bytes(4, "big") + caller)
+            found.append(int.from_bytes(digest, "big") or 1)
         self._looked = batch, found
         return found
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.guard import marks
-from garrison.guard.base import FEW_ROWS, RecordDefense, RowDefense, Rows, View, WhichRows
+from garrison.guard.base import RecordDefense, RowDefense, Rows, View, WhichRows, are_few
 from garrison.guard.defenses.release import OUTPUT_NAME
 from garrison.guard.keyed import KeyedTable
 from garrison.guard.numpy_form import spread
@@ -265,7 +265,7 @@ class GraphForm:
         """
         rows = slice(drawn[0], drawn[-1] + 1) if drawn[-1] - drawn[0] + 1 == len(drawn) else np.array(drawn)
         wrong = self._scorer.misinformation(rows, found, inputs) if self._drawing else np.zeros((len(drawn), 1))
-        if len(drawn) > FEW_ROWS:
+        if not are_few(len(drawn), self._pipeline.facts.outputs):
             self._say(outputs, rows, self._many(rows, wrong, inputs, found, [minded.get(row, 0) for row in drawn]))
             return
         for row, weights in zip(drawn, wrong.tolist(), strict=True):

@@ -268,7 +268,9 @@ class Pipeline:
             failing.record(defense, self._view(progress, link), released, progress.refused)
 
     def _run(self, phase: Phase, progress: Progress) -> None:
-        self._judge_all(self._judges[phase], progress)
+        judges = self._judges[phase]
+        if judges:
+            self._judge_all(judges, progress)
 
     def _judge_all(self, judges: Sequence[tuple[Link, RowDefense]], progress: Progress) -> None:
         few = progress.batch.rows <= FEW_ROWS

@@ -30,7 +30,7 @@ from garrison.limits import MIB
 
 MOST_STATE_BYTES = 15 * MIB
 """Longest dump of a whole chain: sealed, it must fit into any message to an enclave (16 MiB at least)."""
-SECRET_BYTES = 16
+SECRET_BYTES = 32
 MOST_CALLERS = 65_536
 _MOST_NAME = 1024
 
@@ -72,7 +72,7 @@ class Callers(Generic[Record]):
         most: callers that are remembered, 1 to `MOST_CALLERS`.
 
     Attributes:
-        secret: 16 random bytes, to key digests of inputs with. Part of the dump, so that digests can be compared after a restart.
+        secret: `SECRET_BYTES` random bytes, to key digests of inputs with. Part of the dump, so that digests can be compared after a restart.
     """
 
     def __init__(self, record: type[Record], *, version: int, most: int) -> None:

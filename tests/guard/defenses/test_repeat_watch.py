@@ -14,6 +14,7 @@ from garrison.errors import GuardError
 from garrison.guard.base import View
 from garrison.guard.defenses.repeat_watch import REGISTERS, RepeatWatch, Seen, _add, estimate
 from garrison.guard.pipeline import load_defense
+from garrison.guard.row_hash import LONG
 from garrison.guard.state import Callers
 from garrison.types import Array, Batch, Caller, DefenseSpec, Released
 
@@ -70,6 +71,19 @@ def test_callers_of_one_batch_are_counted_apart_and_as_alone() -> None:
     for name, rows in (("alice", 24), ("bob", 12)):
         assert together.of(name).rows == alone.of(name).rows == rows
         assert together.of(name).registers == alone.of(name).registers
+
+
+@pytest.mark.parametrize("size", [48, LONG])
+def test_large_inputs_are_counted_as_small_ones_are(size: int) -> None:
+    """They are hashed another way."""
+    watch = RepeatWatch()
+    state = fresh(watch)
+    x = np.random.default_rng(0).random((20, size // 4), dtype=np.float32)
+    for _ in range(3):
+        ask(watch, state, x)
+    seen = state.of("alice")
+    assert seen.rows == 60
+    assert 14 <= seen.distinct <= 26
 
 
 def test_zero_and_minus_zero_are_one_row_and_what_was_refused_is_none() -> None:

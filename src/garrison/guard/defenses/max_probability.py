@@ -47,6 +47,7 @@ class MaxProbability(RowDefense, frozen=True):
         values = view.raw.values
         if values.size <= _FEW:  # numpy takes twice as long
             rows = values.tolist()
-            if all(total == total for total in map(sum, rows)):  # no NaN, which Python's maximum may pass over
+            total = sum(map(sum, rows))
+            if total == total:  # no NaN, which Python's maximum may pass over
                 return {"confidence": np.array([max(row) for row in rows], values.dtype)}
         return {"confidence": np.maximum.reduce(values, axis=1)}

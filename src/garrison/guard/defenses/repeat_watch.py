@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -12,7 +11,7 @@ import msgspec
 
 from garrison.errors import GuardError
 from garrison.guard.base import RecordDefense, View
-from garrison.guard.keyed import canonical
+from garrison.guard.row_hash import RowHash
 from garrison.guard.state import MOST_CALLERS, Callers, State
 from garrison.types import ModelFacts, Phase, Released
 
@@ -90,15 +89,15 @@ class RepeatWatch(RecordDefense, frozen=True):
             raise ValueError("repeat-watch: rows must be at least 1, and share in (0, 1]")
 
     def fresh_state(self, facts: ModelFacts) -> State:  # noqa: ARG002
-        return Callers(Seen, version=1, most=self.callers)
+        return Callers(Seen, version=2, most=self.callers)
 
     def __call__(self, view: View, released: Released) -> None:  # noqa: ARG002
         state = view.state
         if not isinstance(state, Callers):
             raise GuardError(f"{self.name} keeps state, and has none")
         batch, now = view.batch, time.time()
-        keyed = hashlib.blake2b(key=state.secret, digest_size=_DIGEST_BYTES, person=b"garrison-repeat")
-        tensors = [batch.inputs[name] for name in sorted(batch.inputs)]
+        row_hash = RowHash(state.secret, _DIGEST_BYTES, b"garrison-repeat")
+        names = sorted(batch.inputs)
         touched: dict[str, Seen] = {}
         for row, request in enumerate(batch.request_of_row.tolist()):
             if view.refused and view.refused[request]:
@@ -107,10 +106,7 @@ class RepeatWatch(RecordDefense, frozen=True):
             seen = touched.get(caller)
             if seen is None:
                 seen = touched[caller] = state.of(caller)
-            digest = keyed.copy()
-            for x in tensors:
-                digest.update(canonical(x[row : row + 1]))
-            _add(seen.registers, digest.digest())
+            _add(seen.registers, row_hash.one(batch.inputs, names, row))
             seen.rows += 1
         for caller, seen in touched.items():
             seen.first, seen.last = seen.first or now, now

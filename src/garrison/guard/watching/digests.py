@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from garrison.crypto.keyed_hash import KeyedHash
+from garrison.guard.row_hash import pieces
 from garrison.types import Array, InputFacts, ModelFacts
 
 SECRET_BYTES = 32
@@ -53,28 +54,13 @@ class Hasher:
 class _OfLongRows:
     def __init__(self, facts: ModelFacts, secret: bytes) -> None:
         self._hash = KeyedHash(secret, DIGEST_BYTES)
-        self._inputs = [_Row(spec) for spec in facts.inputs]
+        self._names = [spec.name for spec in facts.inputs]
+        self._missing = any(spec.may_be_missing.any() for spec in facts.inputs)
 
     def __call__(self, inputs: Mapping[str, Array]) -> DigestArray:
-        rows = range(len(next(iter(inputs.values()))))
-        found = [self._hash.digest([one(inputs[one.name][row]) for one in self._inputs]) for row in rows]
+        rows = range(len(inputs[self._names[0]]))
+        found = [self._hash.digest(pieces(inputs, self._names, row, missing=self._missing)) for row in rows]
         return np.frombuffer(b"".join(found), "<u4").astype(np.uint32)
-
-
-class _Row:
-    """The canonical bytes of one input's row, always in the same place."""
-
-    def __init__(self, spec: InputFacts) -> None:
-        self.name = spec.name
-        self._canonical = _Canonical(spec)
-        features = math.prod(spec.shape)
-        raw = np.zeros(features * spec.dtype.itemsize, np.uint8)
-        self._bytes = raw.data
-        self._values = raw.view(spec.dtype)
-
-    def __call__(self, row: Array) -> memoryview:
-        self._canonical(row.reshape(-1), self._values)
-        return self._bytes
 
 
 class _OfShortRows:
