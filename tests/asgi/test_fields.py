@@ -76,6 +76,81 @@ def test_the_short_way_reads_what_the_long_way_does(
             assert short == long
 
 
+LONG = 64
+"""So many numbers are read as flat rows of just this length first."""
+LINE = [*np.random.default_rng(0).normal(size=LONG - 2).tolist(), 1, 0]
+LONG_VALUES: dict[str, Any] = {
+    "a row": [LINE],
+    "several": [LINE, LINE[::-1], LINE],
+    "one that is not in a list": LINE,
+    "nested": np.reshape(LINE, (1, 8, 8)).tolist(),
+    "too short": [LINE, LINE[1:]],
+    "too long": [[*LINE, 0.5]],
+    "a list at its end": [[*LINE[1:], [0.5]]],
+    "too large": [[*LINE[1:], TOO_LARGE]],
+    "missing": [[*LINE[1:], None]],
+    "a truth": [[*LINE[1:], True]],
+    "a text": [[*LINE[1:], "1"]],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("value", LONG_VALUES.values(), ids=LONG_VALUES)
+@pytest.mark.parametrize("missing", [False, True])
+def test_long_rows_of_the_usual_form_are_read_as_any(
+    value: Any, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shape in ((LONG,), (8, 8), (1, LONG)):
+        usual = read(facts(shape, missing=missing), value)
+        with monkeypatch.context() as patch:
+            patch.setattr(fields, "_flat_rows", lambda _: None)
+            patch.setattr(fields._Flat, "__call__", lambda *_: None)
+            any_form = read(facts(shape, missing=missing), value)
+        if isinstance(usual, Found) and isinstance(any_form, Found):
+            assert (usual.single, usual.body) == (any_form.single, any_form.body)
+            np.testing.assert_array_equal(usual.inputs["x"], any_form.inputs["x"], strict=True)
+        else:
+            assert usual == any_form
+
+
+def test_long_rows_of_the_usual_form_are_read_by_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above compares one way with itself."""
+    known, made = facts((LONG,)), fields._fields_decoder
+    kinds: list[Any] = []
+
+    def seen(given: Any) -> Any:
+        kinds.append(given["x"])
+        return made(given)
+
+    monkeypatch.setattr(fields, "_fields_decoder", seen)
+    assert isinstance(read(known, [LINE]), Found)
+    assert kinds[0] == list[tuple[(float,) * LONG]]  # type: ignore[misc]
+    assert kinds[1:] == [fields._nested(known.inputs[0], 2)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"x": [[%s]]}', b' { "x" :[[%s]] } ', b'{"x": [[%s]], "y": 1}', b'{"y": [1], "x": [[%s]]}', b'{"x": [[%s]], "y": "x"}'],
+)  # fmt: skip
+def test_fields_beside_it_are_handed_on(body: bytes) -> None:
+    body %= b"0.5, 1, 0.25, 3"
+    found = reader_of(facts((4,)), "x")(body)
+    assert found.inputs["x"].tolist() == [[0.5, 1, 0.25, 3]]
+    assert json.loads(found.body) == json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"x": [[%s]], "x": [[9, 9, 9, 9]]}', b'{"x": [[9, 9, 9, 9]], "\\u0078": [[%s]]}', b'{"\\u0078": [[%s]]}'],
+)  # fmt: skip
+def test_a_field_that_could_be_read_twice_has_one_reading(body: bytes) -> None:
+    """What the guard read is what the endpoint gets, whichever of the two it was."""
+    body %= b"0.5, 1, 0.25, 3"
+    found = reader_of(facts((4,)), "x")(body)
+    told = json.loads(found.body, object_pairs_hook=list)
+    assert told == [("x", found.inputs["x"].tolist())]
+
+
 @pytest.mark.parametrize(("dtype", "refused"), [("float32", True), ("float64", False)])
 def test_numbers_beyond_the_datatype_never_become_infinite(dtype: str, refused: bool) -> None:
     """At each position, of one row and of several; what holds them is read."""

@@ -43,6 +43,43 @@ def test_what_was_leased_is_charged_at_once_and_all_or_none(tmp_path: Path) -> N
     assert BudgetBook(tmp_path).remaining("m", "alice", "ever", LIMIT) == LIMIT - LEASE
 
 
+def test_a_lone_request_is_charged_as_several_are(tmp_path: Path) -> None:
+    now = [1_750_000_000.0]
+    book = BudgetBook(tmp_path, lambda: now[0])
+
+    def one(rows: int, limit: int = LIMIT, period: str = "ever") -> bool:
+        return book.charge_one_at_once("m", period, limit, "alice", rows)
+
+    assert book.remaining_one_at_once("m", "alice", "ever", LIMIT) is None  # not known yet: takes the disk
+    assert not one(1)
+    assert charge(book)
+    assert book.remaining_one_at_once("m", "alice", "ever", LIMIT) == LIMIT - 1
+    assert not one(LEASE // 2)  # what is left must be filled up: not in this way
+    assert not one(1, limit=1)  # a smaller limit
+    assert one(LEASE // 2 - 1)
+    assert not one(1)
+    assert at_once(book, LEASE // 2) == [True]  # control: there are so many
+    assert not one(1)  # and none any more
+    assert at_once(book) is None
+    assert book.remaining("m", "alice", "ever", LIMIT) == LIMIT - LEASE
+    assert book.charge("m", "day", LIMIT, WANTS) == [True]
+    assert one(1, period="day")
+    now[0] += 86_400
+    assert not one(1, period="day")
+    assert book.remaining_one_at_once("m", "alice", "day", LIMIT) is None
+    book.close()
+
+
+def test_near_its_end_a_lone_count_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("garrison.server.budgets._FRESH_SECONDS", PATIENT_SECONDS)
+    book = BudgetBook(tmp_path)
+    assert charge(book, LIMIT - 2)
+    assert book.remaining_one_at_once("m", "alice", "ever", LIMIT) == 2
+    monkeypatch.setattr("garrison.server.budgets._FRESH_SECONDS", -1.0)
+    assert book.remaining_one_at_once("m", "alice", "ever", LIMIT) is None
+    book.close()
+
+
 def test_a_smaller_limit_and_another_day_are_not_charged_at_once(tmp_path: Path) -> None:
     now = [1_750_000_000.0]
     book = BudgetBook(tmp_path, lambda: now[0])

@@ -37,6 +37,22 @@ def test_rows_and_distinct_rows_are_counted_apart(tmp_path: Path) -> None:
     assert both.left("bob") == Left(1000, 100)
 
 
+@pytest.mark.parametrize("distinct", [0, 100])
+def test_a_lone_caller_is_told_and_charged_what_several_are(tmp_path: Path, distinct: int) -> None:
+    """In its own way only where rows in all are the only limit: distinct rows are charged too."""
+    own = budget(BudgetBook(tmp_path), rows=6400, distinct=distinct)
+    assert own.left_one_at_once("alice") is None  # not known yet
+    assert not own.charge_one_at_once("alice", 1)
+    assert own.charge([("alice", 1)]) == [True]
+    own.charge_fresh([("alice", 1)])
+    assert own.left_one_at_once("alice") == own.left("alice") == Left(6399, distinct - 1)
+    assert own.charge_one_at_once("alice", 2) is (distinct == 0)
+    assert own.left("alice").rows == (6399 if distinct else 6397)
+    unlimited = budget(None, rows=0, distinct=0)
+    assert unlimited.left_one_at_once("alice") == Left(-1, -1)
+    assert not unlimited.charge_one_at_once("alice", 1)
+
+
 def test_who_is_charged_beyond_the_limit_is_refused_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two servers ask the same enclave for the same caller at once: it calls the rows of both new, and knows them afterwards."""
     monkeypatch.setattr(budgets, "_FRESH_SECONDS", PATIENT_SECONDS)  # what was read stays good, however long this takes

@@ -21,7 +21,7 @@ Function = Callable[[Json], Array | Mapping[str, Array]]
 Fields = str | Sequence[str] | Mapping[str, str] | Function
 """Where the input stands: one field, fields of single features, a field for each input of the model, or a function that takes the body."""
 
-_FEWEST_PACKED, _ONE_NAME = 2, 2
+_FEWEST_PACKED, _FEWEST_TYPED, _MOST_TYPED = 2, 64, 4096
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANY = msgspec.json.Decoder(Json)
 _ENCODER = msgspec.json.Encoder()
@@ -108,10 +108,10 @@ class _ByField:
     def __init__(self, fields: Mapping[str, InputFacts]) -> None:
         kinds = {at: _nested(spec, 1 + max(1, len(spec.shape))) for at, spec in fields.items()}
         self._fields = [(at, spec, msgspec.json.Decoder(kinds[at]), _Flat(spec)) for at, spec in fields.items()]
-        self._plain = _Plain(kinds)
+        self._plain = _Plain(kinds, {at: kind for at, spec in fields.items() if (kind := _flat_rows(spec)) is not None})
 
     def __call__(self, body: bytes) -> Found:
-        values = self._plain(body)
+        values: Sequence[Any] | None = self._plain(body)
         if values is None:
             top = decode(_OBJECT, body)
             missing = [at for at, *_ in self._fields if at not in top]
@@ -145,7 +145,7 @@ class _Flat:
     def __call__(self, value: Any) -> tuple[Array, bool] | None:
         if self._pack is None or type(value) is not list or not value:
             return None
-        single = type(value[0]) is not list
+        single = type(value[0]) is float
         try:
             if single or len(value) == 1:
                 data = self._pack(*(value if single else value[0]))
@@ -162,27 +162,46 @@ class _Plain:
     """The short way for bodies that have one reading as they are: no escapes, and each field's name once.
 
     Gives the fields' values, or None where the long way must decide (and tell what is wrong).
+
+    Args:
+        kinds: what may stand in each field.
+        usual: what mostly stands there, for fields where that is known and faster to read.
     """
 
-    def __init__(self, kinds: Mapping[str, Any]) -> None:
+    def __init__(self, kinds: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
         self._names = [msgspec.json.encode(at) for at in kinds]
-        self._quotes = 2 * len(kinds)
-        fields = [(f"field_{i}", kind, msgspec.field(name=at)) for i, (at, kind) in enumerate(kinds.items())]
-        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Fields", fields))
+        self._decoders = [_fields_decoder({**kinds, **some}) for some in ([usual, {}] if usual else [{}])]
 
-    def __call__(self, body: bytes) -> list[Any] | None:
-        if b"\\" in body or not (self._is_all(body) or all(body.count(name) == 1 for name in self._names)):
+    def __call__(self, body: bytes) -> tuple[Any, ...] | None:
+        if not (self._is_alone(body) or (b"\\" not in body and self._each_once(body))):
             return None
-        try:
-            return list(msgspec.structs.astuple(self._decoder.decode(body)))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+        for decoder in self._decoders:
+            try:
+                return msgspec.structs.astuple(decoder.decode(body))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
+        return None
 
-    def _is_all(self, body: bytes) -> bool:
-        """Whether there are no more strings than the fields' names."""
-        if self._quotes == _ONE_NAME:  # to look for the third quote from behind is much faster than to count
-            return body.rfind(b'"') == body.find(b'"', body.find(b'"') + 1)
-        return body.count(b'"') == self._quotes
+    def _is_alone(self, body: bytes) -> bool:
+        """Whether the one field's name is the only string: the first quote and the last are found much faster than all are counted."""
+        name, first = self._names[0], body.find(b'"')
+        return len(self._names) == 1 and body.startswith(name, first) and body.rfind(b'"') == first + len(name) - 1
+
+    def _each_once(self, body: bytes) -> bool:
+        return body.count(b'"') == 2 * len(self._names) or all(body.count(name) == 1 for name in self._names)
+
+
+def _fields_decoder(kinds: Mapping[str, Any]) -> msgspec.json.Decoder[Any]:
+    fields = [(f"field_{i}", kind, msgspec.field(name=at)) for i, (at, kind) in enumerate(kinds.items())]
+    return msgspec.json.Decoder(msgspec.defstruct("Fields", fields))
+
+
+def _flat_rows(spec: InputFacts) -> Any:
+    """Flat rows of so many numbers, read as tuples, which are packed as they are; None where there is nothing to gain, or the type would be huge."""
+    features = math.prod(spec.shape)
+    if _element(spec) is not float or not _FEWEST_TYPED <= features <= _MOST_TYPED:
+        return None
+    return list[tuple[(float,) * features]]  # type: ignore[misc]
 
 
 def _nested(spec: InputFacts, lists: int) -> Any:

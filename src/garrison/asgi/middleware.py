@@ -32,7 +32,7 @@ from garrison.asgi.reading import BodyReader, ClientGoneError
 from garrison.asgi.routes import POST, app_behind, check_routes, route_path
 from garrison.errors import AuthenticationError, ConfigError, MalformedRequestError, MethodError
 from garrison.limits import DEFAULT_LIMITS, Limits
-from garrison.server.auth import Authenticator
+from garrison.server.auth import by_address
 from garrison.server.http_errors import error_answer
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,6 @@ class Guarded:
         self._trust = [Path(trust)] if isinstance(trust, str | Path) else [Path(file) for file in trust]
         self._fields = (inputs, output, label, (keep,) if isinstance(keep, str) else tuple(keep))
         self._caller = caller
-        self._by_address = Authenticator(None)
         self._tighten, self._callers, self._limits = dict(tighten or {}), dict(callers or {}), limits
         self._bodies = BodyReader(limits)
         self._guard: AppGuard | None = None
@@ -195,7 +194,7 @@ class Guarded:
             # 1 method and caller
             if scope["method"] != POST:
                 raise MethodError(f"expected POST, found {scope['method'][:16]}")
-            caller = self._address_of(scope) if self._caller is None else await self._caller_of(scope, self._caller)
+            caller = _address_of(scope) if self._caller is None else await self._caller_of(scope, self._caller)
             # 2 the body
             headers, kept = _headers(scope["headers"])
             body = await self._bodies.read(headers, receive)
@@ -217,10 +216,6 @@ class Guarded:
                 raise
         await exchange.end()
 
-    def _address_of(self, scope: Scope) -> str:
-        client = scope.get("client")
-        return self._by_address.caller(None, f"{client[0]}:{client[1]}" if client else "")
-
     async def _caller_of(self, scope: Scope, caller: CallerOf) -> str:
         found = caller(scope)
         if inspect.isawaitable(found):
@@ -230,6 +225,11 @@ class Guarded:
         if not isinstance(found, str) or len(found) > self._limits.string_bytes:
             raise TypeError("caller must give a short text, or None")
         return found
+
+
+def _address_of(scope: Scope) -> str:
+    client = scope.get("client")
+    return by_address(str(client[0]) if client else "").name
 
 
 def _headers(headers: Any) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:

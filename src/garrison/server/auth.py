@@ -37,6 +37,7 @@ __all__ = [
     "KeyEntry",
     "KeyRing",
     "add_key",
+    "by_address",
     "read_keys",
     "revoke_key",
     "rotate_key",
@@ -111,7 +112,7 @@ class Authenticator:
         """
         named = None if self._name_of is None else self._named(peer)
         if self._path is None and self._tokens is None:
-            return _by_address(peer.rpartition(":")[0]) if named is None else named
+            return by_address(peer.rpartition(":")[0]) if named is None else named
         if header is None:
             raise AuthenticationError(f"a key is needed: {_HELP}")
         # Only headers that were found good are remembered. A dict compares a string only after its keyed hash fits.
@@ -191,7 +192,8 @@ def _seconds(ends: datetime | None) -> float:
 
 
 @lru_cache(maxsize=_MOST_CACHED)
-def _by_address(host: str) -> Identity:
+def by_address(host: str) -> Identity:
+    """Who asks where neither keys nor tokens nor certificates are used."""
     return Identity(_address(host))
 
 

@@ -148,9 +148,40 @@ class BudgetBook:
         finally:
             self._lock.release()
 
+    def remaining_one_at_once(self, model: str, caller: str, period: str, limit: int) -> int | None:
+        """As `remaining_at_once`, of a lone caller, in less time."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            now = self._period_at_once(period)
+            account = None if now is None else self._accounts.get((model, caller, now))
+            if account is None:
+                return None
+            left = account.left(limit)
+            return None if left * NEAR_END < limit and account.is_old else left
+        finally:
+            self._lock.release()
+
     def charge_at_once(self, model: str, period: str, limit: int, wants: Wants) -> list[bool] | None:
         """As `charge`, from what was leased before; None, and nothing is charged, where that takes the store."""
         return [True] * len(wants) if self.charge_all_at_once([(model, period, limit, wants)]) else None
+
+    def charge_one_at_once(self, model: str, period: str, limit: int, caller: str, rows: int) -> bool:
+        """As `charge_all_at_once`, for a lone request, in half of the time: from a lease that need not be filled up after it."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            now = self._period_at_once(period)
+            account = None if now is None else self._accounts.get((model, caller, now))
+            if account is None or account.recorded - account.unused + rows > limit:
+                return False
+            if account.unused - rows < _block(limit) / 2:  # also where the lease does not cover them
+                return False
+            account.unused -= rows
+            account.idle = False
+            return True
+        finally:
+            self._lock.release()
 
     def charge_all_at_once(self, charges: Sequence[Charge]) -> bool:
         """Several charges (model, period, limit, wants) at once, from what was leased before; False, and nothing is charged, where that takes the store."""

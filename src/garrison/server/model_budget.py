@@ -93,6 +93,11 @@ class ModelBudget:
     def _has_quotas(self) -> bool:
         return self.quotas is not None and self.quotas.count_rows
 
+    @property
+    def _only_rows(self) -> bool:
+        """Whether nothing but rows in all is limited."""
+        return bool(self.rows) and not self.distinct and not self._has_quotas
+
     def in_words(self) -> str:
         if not self.rows:
             return "rows a day"
@@ -131,6 +136,14 @@ class ModelBudget:
             return None
         return {c: _NOTHING if fresh[c] == _BEYOND else Left(left, fresh[c]) for c, left in rows.items()}
 
+    def left_one_at_once(self, caller: str) -> Left | None:
+        """As `left_at_once`, of a lone caller, in less time."""
+        if self.book is None or not self._only_rows:
+            found = self.left_at_once((caller,))
+            return None if found is None else found[caller]
+        rows = self.book.remaining_one_at_once(self.model, caller, self.period, self.rows)
+        return None if rows is None else Left(rows, NO_LIMIT)
+
     def is_used_up(self, caller: str) -> bool:
         """Whether the caller is known to have no row left today by the operator's quotas; asks no store.
 
@@ -166,6 +179,12 @@ class ModelBudget:
         if not charges:
             return [True] * len(wants)
         return [True] * len(wants) if self.book is not None and self.book.charge_all_at_once(charges) else None
+
+    def charge_one_at_once(self, caller: str, rows: int) -> bool:
+        """As `charge_at_once`, for a lone request, in half of the time; False, and nothing is charged, also where there is more to charge than this."""
+        if self.book is None or not self._only_rows:
+            return False
+        return self.book.charge_one_at_once(self.model, self.period, self.rows, caller, rows)
 
     def charge_fresh(self, wants: Wants) -> list[bool]:
         """Charge new rows; for each whether its answer may leave. What may not is charged all the same."""
