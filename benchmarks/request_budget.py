@@ -46,6 +46,7 @@ from garrison.config import Config, LedgerConfig
 from garrison.crypto.owner import OwnerKey
 from garrison.enclave.backends.none import NoIsolation
 from garrison.enclave.host import Launch
+from garrison.enclave.memory import settle
 from garrison.hardening.artifact import MODEL_FILE, read_hardened
 from garrison.hardening.drift import with_drift
 from garrison.hardening.scoring import open_session, score
@@ -57,7 +58,6 @@ from garrison.sealing.seal import seal
 from garrison.server.budgets import BudgetBook
 from garrison.server.hosting import Model, make_model
 from garrison.server.ledger.ledger import Ledger
-from garrison.server.memory import settle
 from garrison.server.questions import rate_limits, read_message, write_answer
 from garrison.types import Array, DefenseSpec, Task
 

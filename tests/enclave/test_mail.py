@@ -203,6 +203,22 @@ def test_the_canary_shows_nowhere_outside_the_letter(service: Service, keys: Key
     assert CANARY.hex() not in repr((question, reply))
 
 
+@pytest.mark.parametrize(
+    ("remaining", "fresh", "left"), [(-1, -1, -1), (5, -1, 5), (-1, 5, 5), (5, 7, 5), (7, 5, 5), (0, -1, 0), (-1, 0, 0)]
+)
+def test_each_row_counts_as_a_new_one(service: Service, keys: KeySet, remaining: int, fresh: int, left: int) -> None:
+    letter = service._mail.open(msgspec.structs.replace(ask(keys, images(1), remaining=remaining), fresh=fresh))
+    assert letter.ask.remaining == left
+    assert letter.ask.fresh == -1
+
+
+def test_an_opened_request_does_not_show_its_key(service: Service, keys: KeySet) -> None:
+    letter = service._mail.open(ask(keys, images(1)))
+    assert letter.answer_key == KEY
+    assert repr(KEY) in repr(msgspec.structs.asdict(letter)), "the control arm: it would be shown so"
+    assert repr(KEY) not in repr(letter)
+
+
 def test_an_internal_error_is_sealed_too(sealed: Sealed, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     service = Service(sealed.verified(), key=sealed.key, quoter=SimQuoter())
     keys = service.evidence(bytes(32), {}).keys

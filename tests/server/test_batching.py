@@ -20,7 +20,7 @@ from garrison.errors import UnavailableError
 from garrison.limits import Limits
 from garrison.protocol.messages import Ask, Reply
 from garrison.server import arrival, batching
-from garrison.server.batching import INLINE_SECONDS, Batcher
+from garrison.server.batching import INLINE_SECONDS, LOOKS, Batcher
 
 
 def test_the_requests_of_one_turn_form_one_batch_and_each_gets_its_own_answer() -> None:
@@ -225,6 +225,53 @@ def test_nobody_is_looked_out_for_where_more_rows_do_not_pay(seconds: float, loo
             await asyncio.gather(*replies)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("announced", "together"), [(True, True), (False, False)], ids=["head came", "no head"])
+def test_a_batch_waits_for_whose_head_has_come(
+    monkeypatch: pytest.MonkeyPatch, announced: bool, together: bool
+) -> None:
+    monkeypatch.setattr(batching, "LOOK_SECONDS", PATIENT_SECONDS)
+
+    async def main() -> None:
+        echo = Echo()
+        with batcher(echo) as queue:
+            queue._expected = 8
+            first = queue.submit(waiting(0))
+            await turns(LOOKS)
+            if announced:
+                queue.announce()
+            await turns(LOOKS)
+            second = queue.submit(waiting(1))
+            await asyncio.gather(first, second)
+            assert [len(batch) for batch in echo.batches] == ([2] if together else [1, 1])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(PATIENT_SECONDS, True), (0.0, False)], ids=["in time", "too long"])
+def test_heads_without_bodies_hold_a_batch_back_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, waits: bool
+) -> None:
+    monkeypatch.setattr(batching, "LOOK_SECONDS", seconds)
+
+    async def main() -> None:
+        with batcher(Echo()) as queue:
+            queue._expected = 8
+            reply = queue.submit(waiting(0))
+            for _ in range(20):
+                queue.announce()
+                await turns(1)
+            assert reply.done() != waits
+            assert (await reply).body == b"0"
+
+    asyncio.run(main())
+
+
+async def turns(count: int) -> None:
+    """So many turns of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 class Elsewhere:

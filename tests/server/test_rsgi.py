@@ -59,6 +59,24 @@ def test_a_look_that_fails_does_not_end_all_looks(monkeypatch: pytest.MonkeyPatc
     asyncio.run(run())
 
 
+def test_a_batcher_hears_of_a_request_before_its_body_is_read() -> None:
+    events: list[str] = []
+
+    async def body() -> bytes:
+        events.append("read")
+        raise ConnectionError("seen enough")
+
+    async def run() -> None:
+        app: Any = SimpleNamespace(limits=Limits(), hosting=[])
+        model: Any = SimpleNamespace(batcher=SimpleNamespace(announce=lambda: events.append("announced")))
+        asking = rsgi.RsgiApp(app, SimpleNamespace())._infer(model, "alice", "/", {"content-length": "3"}, body)  # type: ignore[arg-type]
+        with pytest.raises(ConnectionError, match="seen enough"):
+            await asking
+
+    asyncio.run(run())
+    assert events == ["announced", "read"]
+
+
 def connect(served: Served) -> socket.socket:
     parts = urlsplit(served.url)
     return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=SECONDS)

@@ -14,7 +14,7 @@ sealed to it. The keys' memory is not wiped when they are dropped.
 
 from __future__ import annotations
 
-import secrets
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -121,7 +121,7 @@ def seal_answer(key: bytes, plaintext: bytes, label: bytes) -> bytes:
     Raises:
         SealedRequestError: the key, which the client chose, has not `ONE_TIME_KEY_BYTES` bytes.
     """
-    nonce = secrets.token_bytes(_NONCE_BYTES)
+    nonce = os.urandom(_NONCE_BYTES)
     return nonce + _cipher(key).encrypt(nonce, plaintext, label)
 
 

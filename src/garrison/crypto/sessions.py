@@ -12,12 +12,12 @@ Not covered: whoever holds a session's keys reads all of that session; there is 
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from garrison.errors import SealedRequestError
@@ -43,13 +43,13 @@ class SessionKeys:
 
     requests: bytes
     answers: bytes
-    # Each ready for a header: a message key is made of a copy, which takes a third less than to begin with the key, and far less where the caches have lost that code.
-    _of_request: hmac.HMAC = field(init=False, compare=False)
-    _of_answer: hmac.HMAC = field(init=False, compare=False)
+    # Each ready for a header: a message key is made of a copy, in a third of the time that it takes to begin with the key.
+    _of_request: HMAC = field(init=False, compare=False)
+    _of_answer: HMAC = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_of_request", hmac.new(self.requests, digestmod="sha256"))
-        object.__setattr__(self, "_of_answer", hmac.new(self.answers, digestmod="sha256"))
+        object.__setattr__(self, "_of_request", HMAC(self.requests, SHA256()))
+        object.__setattr__(self, "_of_answer", HMAC(self.answers, SHA256()))
 
     @classmethod
     def derive(cls, client_secret: bytes, enclave_secret: bytes, binding: bytes) -> SessionKeys:
@@ -69,11 +69,15 @@ class SessionKeys:
 
     def request_key(self, header: bytes) -> bytes:
         """Encrypts the request with that header, and nothing else."""
-        return _message_key(self._of_request, header)
+        mac = self._of_request.copy()
+        mac.update(header)
+        return mac.finalize()
 
     def answer_key(self, header: bytes) -> bytes:
         """Encrypts the answer to the request with that header, and nothing else."""
-        return _message_key(self._of_answer, header)
+        mac = self._of_answer.copy()
+        mac.update(header)
+        return mac.finalize()
 
 
 def seal_message(key: bytes, plaintext: bytes, header: bytes) -> bytes:
@@ -91,12 +95,6 @@ def open_message(key: bytes, sealed: bytes | memoryview, header: bytes) -> bytes
         return AESGCM(key).decrypt(_ONCE, sealed, header)
     except (InvalidTag, ValueError) as error:
         raise SealedRequestError("the sealed request does not open: it was changed, or sealed otherwise") from error
-
-
-def _message_key(begun: hmac.HMAC, header: bytes) -> bytes:
-    mac = begun.copy()
-    mac.update(header)
-    return mac.digest()
 
 
 def _expand(secret: bytes, info: bytes) -> bytes:

@@ -15,7 +15,8 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from garrison.enclave.keys import KeyRing
 from garrison.enclave.replies import error_reply
@@ -37,8 +38,7 @@ _NONCE_CHARACTERS = 22
 _RECEIPT_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Letter:
+class Letter(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A request as the service reads it.
 
     Attributes:
@@ -53,14 +53,19 @@ class Letter:
     refused: RequestError | None = None
     first: First | None = None
 
+    def __repr__(self) -> str:  # no key, and nothing of what was sealed
+        return "Letter()"
 
-@dataclass(frozen=True, slots=True, repr=False)
-class First:
+
+class First(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A request that offered a session: whole, with the offer, and the name that its caller gave inside."""
 
     envelope: bytes
     offer: bytes
     name: str
+
+    def __repr__(self) -> str:
+        return "First()"
 
 
 class Mail:
@@ -137,19 +142,19 @@ class Mail:
             return error_reply(_INTERNAL, "the service failed on this request", Outcome(SEALED, rows, distinct=rows))
 
     def _sealed(self, letter: Letter, key: bytes, reply: Reply) -> Reply:
-        head = AnswerHead(reply.code, reply.detail, reply.json_bytes, reply.proof, self._grant(letter))
+        grant = None if letter.first is None or letter.refused is not None else self._grant(letter.ask, letter.first)
+        head = AnswerHead(reply.code, reply.detail, reply.json_bytes, reply.proof, grant)
         rows = reply.outcome.rows
         if self._tally is not None:
             self._tally.count(reply.outcome)
         outcome = Outcome(SEALED, rows, distinct=rows, receipt=_receipt(letter, reply))
         return Reply("", "", write_answer(key, head, reply.body), -1, b"", outcome)
 
-    def _grant(self, letter: Letter) -> Grant | None:
-        first = letter.first
-        if first is None or letter.refused is not None or self._keys is None:
+    def _grant(self, ask: Ask, first: First) -> Grant | None:
+        if self._keys is None:
             return None
         ends = self._keys.ends(first.envelope)
-        return self._sessions.grant(self._keys.suite, letter.ask.caller, first.name, first.envelope, first.offer, ends)
+        return self._sessions.grant(self._keys.suite, ask.caller, first.name, first.envelope, first.offer, ends)
 
     def _wrong_first(self, head: RequestHead, caller: str, suite: str) -> RequestError | None:
         expected = "" if caller.startswith(ADDRESS) else caller
@@ -173,7 +178,11 @@ class Mail:
 
 
 def _plain(ask: Ask, head: RequestHead | SessionHead, body: bytes) -> Ask:
-    return Ask(ask.caller, _least(ask), body, head.json_bytes, head.nonce, work=head.work)
+    """What was inside, with the rows that the caller may still ask where each counts as a new one; -1 for no limit."""
+    left, fresh = ask.remaining, ask.fresh
+    if fresh >= 0:
+        left = min(left, fresh) if left >= 0 else fresh
+    return Ask(ask.caller, left, body, head.json_bytes, head.nonce, work=head.work)
 
 
 def _receipt(letter: Letter, reply: Reply) -> bytes:
@@ -181,9 +190,3 @@ def _receipt(letter: Letter, reply: Reply) -> bytes:
     if reply.proof and len(letter.ask.nonce) >= _NONCE_CHARACTERS:
         return receipt_of(statement_in(reply.proof))
     return secrets.token_bytes(_RECEIPT_BYTES)
-
-
-def _least(ask: Ask) -> int:
-    """Rows that the caller may still ask where each counts as a new one; -1 for no limit."""
-    limits = [left for left in (ask.remaining, ask.fresh) if left >= 0]
-    return min(limits, default=-1)

@@ -24,7 +24,6 @@ read it. That is nobody, unless an ordinary user started it. Imports no torch, n
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import os
@@ -51,6 +50,7 @@ from garrison.enclave.confine.seccomp import filter_calls
 from garrison.enclave.levels import isolation_name
 from garrison.enclave.lines import Lines, Pipe
 from garrison.enclave.log import write_log
+from garrison.enclave.memory import settle
 from garrison.enclave.quotes import Quoter
 from garrison.enclave.quotes.sim import SimQuoter, source_measurement
 from garrison.enclave.service import Service
@@ -209,8 +209,7 @@ def serve(
     except GarrisonError as error:
         first.send(failure(error))
         return
-    gc.collect()
-    gc.freeze()  # what lives as long as the enclave: to look through it takes 20 ms, in which nobody is answered
+    settle()
     first.send(worker.ready())
     try:
         lines.serve(worker, start.limits)

@@ -57,10 +57,11 @@ def read_letter(letter: bytes, decoder: msgspec.msgpack.Decoder[Head]) -> tuple[
         raise ValueError(f"its lengths do not fill {len(letter)} bytes")
     if letter.count(b"\0", end) != len(letter) - end:
         raise ValueError("its padding is not zero")
+    encoded = letter[_LENGTHS.size : body_at]
     try:
-        head = decoder.decode(memoryview(letter)[_LENGTHS.size : body_at])
+        head = decoder.decode(encoded)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("its head is not what it should be") from error
-    if _ENCODER.encode(head) != letter[_LENGTHS.size : body_at]:
+    if _ENCODER.encode(head) != encoded:
         raise ValueError("its head is not in its one form")
     return head, letter[body_at:end]

@@ -146,10 +146,11 @@ def read_place(envelope: bytes) -> tuple[bytes, int]:
     Raises:
         SealedRequestError: it is none.
     """
-    if len(envelope) <= HEADER_BYTES or not within_session(envelope):
-        raise SealedRequestError(f"a sealed request within a session has more than {HEADER_BYTES} bytes")
-    _, session, counter, _ = _HEADER.unpack_from(envelope)
-    return session, counter
+    if len(envelope) > HEADER_BYTES:
+        magic, session, counter, _ = _HEADER.unpack_from(envelope)
+        if magic == _MAGIC:
+            return session, counter
+    raise SealedRequestError(f"a sealed request within a session has more than {HEADER_BYTES} bytes")
 
 
 def seal_within(keys: SessionKeys, session: bytes, counter: int, head: SessionHead, body: bytes) -> tuple[bytes, bytes]:

@@ -42,8 +42,10 @@ INLINE_SECONDS = CHEAP_SECONDS
 
 _END_SECONDS = 0.01
 
-LOOK_SECONDS = 0.0001
-"""So long after a request came, clients of the batch before are looked out for."""
+LOOKS = 2
+"""So many turns of the loop that bring nothing new, and nobody is looked out for any more."""
+LOOK_SECONDS = 0.001
+"""And for no longer than this, whatever they bring."""
 
 Call = Callable[[Sequence[Ask]], list[Reply]]
 Result = TypeVar("Result")
@@ -84,7 +86,7 @@ class Batcher:
         self._size = BatchSize()
         self.count = ModelCount()
         self._scheduled = False
-        self._seen = self._expected = 0
+        self._announced = self._seen = self._expected = self._looks = 0
         self._look_until = 0.0
         self._working = False
         self._task: asyncio.Task[None] | None = None
@@ -139,6 +141,10 @@ class Batcher:
         else:
             self._schedule()
         return request.reply
+
+    def announce(self) -> None:
+        """A request for this model is being read: a batch that others can join may wait for it, though not for long."""
+        self._announced += 1
 
     def sweep(self) -> None:
         """Answers those who have waited too long; to be called now and then."""
@@ -225,18 +231,23 @@ class Batcher:
             self._schedule()
 
     def _still_coming(self) -> bool:
-        """Whether to look at the next turn of the loop too: as long as requests come, or those whose clients were answered just now may ask again.
+        """Whether to look at the next turn of the loop too: as long as turns bring requests, or the heads of some, up to as many as were answered just now.
 
         Else the first of them gets a batch of its own, which costs nearly as much as a full one. The thread that reads HTTP is let in first: it
-        may share a core with the loop. Who asks alone waits for nobody, and a batch that is as large as pays for no more.
+        may share a core with the loop. Who asks alone waits for nobody, and a batch that is as large as pays for no more. What has not begun to
+        come is not waited for: where clients ask when they like, and not because they were answered, that would be lost time.
         """
         waiting = len(self._queue)
         if waiting >= min(self._expected, self._limits.inline_rows, self._size.most(self._limits.compute_rows)):
             return False
-        if waiting > self._seen:
-            self._seen, self._look_until = waiting, time.perf_counter() + LOOK_SECONDS
-        elif time.perf_counter() > self._look_until:
+        now, brought = time.perf_counter(), waiting + self._announced
+        if not self._seen:
+            self._look_until = now + LOOK_SECONDS
+        if brought != self._seen:
+            self._seen, self._looks = brought, LOOKS
+        if not self._looks or now > self._look_until:
             return False
+        self._looks -= 1
         os.sched_yield()
         return True
 

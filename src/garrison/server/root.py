@@ -24,6 +24,7 @@ from pathlib import Path
 from garrison.config import Config
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.host import Enclave, Swept
+from garrison.enclave.memory import settle
 from garrison.enclave.program import Program
 from garrison.errors import ConfigError, GarrisonError, UnavailableError
 from garrison.server.admission import Admission
@@ -36,7 +37,6 @@ from garrison.server.hosting import Hosting, make_model
 from garrison.server.launching import check_exposure, check_models, launch_all, state_folder, stop_all
 from garrison.server.ledger.ledger import Ledger, open_ledger
 from garrison.server.listening import MOST_CONNECTIONS, listen, raise_descriptors, url_of
-from garrison.server.memory import settle
 from garrison.server.operations import Operations, open_tracing
 from garrison.server.operator import OperatorSocket, open_operator
 from garrison.server.quotas import Quotas

@@ -187,6 +187,7 @@ class RsgiApp:
         if (_single(headers, "content-encoding") or "identity") != "identity":
             raise MalformedRequestError("compressed bodies are not read; send this one as it is")
         deadline = read_deadline(_single(headers, TIMEOUT_HEADER), time.monotonic())
+        model.batcher.announce()
         body = await self._read(headers, protocol, self._limits.request_body_bytes, caller)
         self.held.take(caller, len(body))
         try:

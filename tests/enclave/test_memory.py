@@ -6,7 +6,7 @@ import pytest
 
 PAGE_FAULTS = """
 import resource, sys
-from garrison.server.memory import keep_memory
+from garrison.enclave.memory import keep_memory
 
 def bodies():
     for _ in range(8):
