@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -37,10 +38,10 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-def form(dtype: str) -> JsonForm:
+def form(dtype: str, output: str = "p", *keep: str) -> JsonForm:
     spec = InputFacts("x", np.dtype(np.float32), (4,), np.zeros(4), np.ones(4), np.zeros(4, np.bool_))
     facts = ModelFacts(Task.CLASSIFICATION, (spec,), (), 3, np.dtype(dtype), False, False)
-    return JsonForm(facts, "x", "p", "probabilities", None, frozenset({"note", "none"}), DEFAULT_LIMITS)
+    return JsonForm(facts, "x", output, "probabilities", None, frozenset(keep or {"note", "none"}), DEFAULT_LIMITS)
 
 
 def told(dtype: str, body: bytes) -> Told | None:
@@ -72,6 +73,15 @@ def test_a_field_that_stands_twice_is_read_as_its_last(monkeypatch: pytest.Monke
     for found in (short, told("float32", body)):
         assert found is not None
         assert (found.values.tolist(), found.kept) == ([[1.0, 0.0, 0.0]], {"note": 2})
+
+
+@pytest.mark.parametrize(("output", "kept"), [('a"p', "note"), ("p", "a\\b"), ("p\n", "note"), ("p", '"')])
+def test_names_that_msgspec_gives_no_field_are_read_the_long_way(output: str, kept: str) -> None:
+    with pytest.raises(ValueError, match="must not contain"):
+        msgspec.defstruct("Control", [(f"f{i}", int, msgspec.field(name=at)) for i, at in enumerate((output, kept))])
+    odd = form("float32", output, kept)
+    found = odd.told(ASKED, {}, json.dumps({output: [ROW], kept: 1, "more": 2}).encode())
+    assert (found.values.tolist(), found.kept) == ([ROW], {kept: 1})
 
 
 def test_the_usual_answers_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,16 @@ def _facts(task: Task = Task.CLASSIFICATION) -> ModelFacts:
     return ModelFacts(task, (input_facts(spec),), labels, 4, np.dtype(np.float32), False, False)
 
 
+def test_rows_that_are_all_equal_allow_no_distances_and_are_no_error(honest: Honest) -> None:
+    rng = np.random.default_rng(11)
+    equal = pool(rng, 1_200, 20.0)
+    equal.projection[:] = equal.projection[0]
+    few = Honest({"plain": equal, "move": equal}, honest.strange, CLASSES, 0)
+    names = ("near-duplicates", "hardness")
+    assert set(fitted(honest, names)) == set(names), "control"
+    assert set(fitted(few, names)) == {"hardness"}
+
+
 def test_the_whole_way_on_a_table() -> None:
     rng = np.random.default_rng(6)
     centres = 3 * rng.normal(size=(4, 6))
@@ -185,6 +195,11 @@ def test_the_whole_way_on_a_table() -> None:
     found = calibrate_watch(ask, _facts(), looks, {"x": x}, names=("ood-rate", "hardness"), callers=40)
     assert set(found.detectors) == {"ood-rate", "hardness"}
     assert found.metrics["watch_alarmed"] == 0
+    assert found.notes == ()
+    whole = {"x": np.round(x).astype(np.int64)}  # of which no strange ones are simulated
+    found = calibrate_watch(ask, _facts(), looks, whole, names=("ood-rate", "hardness"), callers=40)
+    assert set(found.detectors) == {"hardness"}
+    assert found.notes == ("these detectors are left out, the calibration rows do not allow them: ood-rate",)
 
 
 def test_why_there_are_no_detectors() -> None:

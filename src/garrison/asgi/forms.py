@@ -23,6 +23,7 @@ from garrison.types import Array, BoolArray, ModelFacts, Released
 LENGTH_HEADER = b"inference-header-content-length"
 JSON_TYPE, BINARY_TYPE = b"application/json", b"application/octet-stream"
 _MOST_DIGITS = 15
+_NOT_IN_STRUCTS = {'"', "\\"}
 _ANSWER = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
 _JSON_HEADER = ((b"content-type", JSON_TYPE),)
@@ -228,9 +229,11 @@ class _OneRow:
 
     @classmethod
     def of(cls, facts: ModelFacts, output: str, keep: frozenset[str]) -> _OneRow | None:
-        """None where numbers of this type are not known."""
+        """None where numbers of this type are not known, or a name can be no struct's."""
         pack = packer(facts.value_dtype, facts.outputs)
-        return None if pack is None else cls(facts, output, keep, pack)
+        if pack is None or not all(name.isprintable() and not set(name) & _NOT_IN_STRUCTS for name in (output, *keep)):
+            return None
+        return cls(facts, output, keep, pack)
 
     def __call__(self, body: bytes) -> Told | None:
         try:

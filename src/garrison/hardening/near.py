@@ -37,7 +37,7 @@ _DIGITS = 6
 
 
 def fit_near_duplicates(pools: Mapping[str, Seen], seed: int) -> NearDuplicates | None:
-    """See the module's docstring; None where there are too few rows to simulate callers.
+    """See the module's docstring; None where there are too few rows to simulate callers, or nearly all are equal.
 
     Args:
         pools: honest rows by kind of shift.
@@ -50,6 +50,9 @@ def fit_near_duplicates(pools: Mapping[str, Seen], seed: int) -> NearDuplicates 
     bare = NearDuplicates(threshold=math.inf, unit=unit_of(pools), weights=(0.0,) * TERMS)
     kinds = [_looked_at(bare, callers, FEWEST) for callers in _honest(pools, rng)]
     honest = [found for found, _ in kinds]
+    if not len(honest[0]):  # nobody asked three different rows
+        return None
+    honest = [part for part in honest if len(part)]
     usual = usual_distance(honest[0])
     thieves = [_terms_of(bare, [thief_rows(plain, usual, number, rng)], _SEEDS) for number in range(_THIEVES)]
     equal = _equal(bare.stepped, max(share for _, share in kinds))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -53,6 +53,7 @@ _MATRICES = 5
 """Projections such as `watch` may draw one, by which honest callers are simulated for the detectors that are shown it."""
 _NARROW = 0.5
 """Of Dirichlet's distribution, from which the interests of every second caller are drawn."""
+_MISSING = "these detectors are left out, the calibration rows do not allow them: {}"
 Ask = Callable[[dict[str, Array]], dict[str, Array]]
 
 
@@ -122,7 +123,9 @@ def calibrate_watch(
     )
     # 3 FIT, 4 SIMULATE, 5 THRESHOLD
     report("honest callers", total / (total + 2))
-    return thresholds(fitted(known, names, secret[0]), crossed(known, secret, names, callers, seed))
+    found = thresholds(fitted(known, names, secret[0]), crossed(known, secret, names, callers, seed))
+    missing = [name for name in names if name not in found.detectors]
+    return replace(found, notes=(_MISSING.format(", ".join(missing)),)) if missing else found
 
 
 def crossed(
