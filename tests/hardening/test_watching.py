@@ -200,6 +200,11 @@ def test_the_whole_way_on_a_table() -> None:
     found = calibrate_watch(ask, _facts(), looks, whole, names=("ood-rate", "hardness"), callers=40)
     assert set(found.detectors) == {"hardness"}
     assert found.notes == ("these detectors are left out, the calibration rows do not allow them: ood-rate",)
+    few = {"x": np.repeat(x[:10], 100, axis=0)}
+    found = calibrate_watch(ask, _facts(), looks, few, names=("hardness",), callers=40)
+    (note,) = found.notes
+    assert "late, or never" in note
+    assert f"hardness (from {found.detectors['hardness']['threshold']:g} nats on)" in note
 
 
 def test_why_there_are_no_detectors() -> None:

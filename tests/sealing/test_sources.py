@@ -94,6 +94,9 @@ def test_a_plain_classifier_gets_the_plain_chain_and_is_told_of_hardening() -> N
     assert draft.task is Task.CLASSIFICATION
     assert draft.labels == ("0", "1", "2")
     assert any("garrison harden" in note for note in draft.notes)
+    assert any("no detectors: they need 2500 calibration rows" in note for note in draft.notes)
+    unasked = draft_from_source(source(), rows(), options(detectors=False))
+    assert not any("detectors" in note for note in unasked.notes), "control"
 
 
 def test_a_model_with_a_misinformation_head_is_calibrated(tmp_path: Path) -> None:

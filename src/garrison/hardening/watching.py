@@ -53,7 +53,10 @@ _MATRICES = 5
 """Projections such as `watch` may draw one, by which honest callers are simulated for the detectors that are shown it."""
 _NARROW = 0.5
 """Of Dirichlet's distribution, from which the interests of every second caller are drawn."""
+_HIGH = 30.0
+"""Nats; the share of honest callers that is asked for gives some 12 where sums fall off as they should."""
 _MISSING = "these detectors are left out, the calibration rows do not allow them: {}"
+_LATE = "these detectors will name thieves late, or never, because honest rows look like a thief's to them, as rows do that are few or repeat each other: {}"
 Ask = Callable[[dict[str, Array]], dict[str, Array]]
 
 
@@ -124,8 +127,16 @@ def calibrate_watch(
     # 3 FIT, 4 SIMULATE, 5 THRESHOLD
     report("honest callers", total / (total + 2))
     found = thresholds(fitted(known, names, secret[0]), crossed(known, secret, names, callers, seed))
-    missing = [name for name in names if name not in found.detectors]
-    return replace(found, notes=(_MISSING.format(", ".join(missing)),)) if missing else found
+    return replace(found, notes=_notes(names, found.detectors))
+
+
+def _notes(names: Sequence[str], found: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
+    """What the owner should know of detectors that were asked for."""
+    missing = [name for name in names if name not in found]
+    above = {name: msgspec.convert(detector["threshold"], float) for name, detector in found.items()}
+    late = [f"{name} (from {nats:g} nats on)" for name, nats in above.items() if nats > _HIGH]
+    said = ((_MISSING, missing), (_LATE, late))
+    return tuple(words.format(", ".join(which)) for words, which in said if which)
 
 
 def crossed(

@@ -171,11 +171,12 @@ def draft_from_source(source: Source, rows: Rows, options: SealOptions) -> Draft
 
 def _watched(
     session: Any, task: Task, specs: tuple[InputSpec, ...], values: Array, inputs: dict[str, Array]
-) -> Watched | None:
-    """Calibrated detectors, where such a model and so many rows allow them."""
+) -> Watched:
+    """Calibrated detectors, where such a model and so many rows allow them; else a note says why there are none."""
     facts = _facts(task, specs, values)
-    if why_unwatched(facts, len(values)):
-        return None
+    why = why_unwatched(facts, len(values))
+    if why:
+        return Watched({}, {}, (why,))
     looks = (DefenseSpec(name=Projection.name), DefenseSpec(name=MaxProbability.name))
     return calibrate_watch(lambda x: score(session, x, ["probabilities"]), facts, looks, inputs)
 
