@@ -11,6 +11,7 @@ import pytest
 
 from garrison.bundle.manifest import InputSpec, input_facts
 from garrison.guard.defenses.watch import load_detector
+from garrison.guard.detectors import DETECTORS
 from garrison.guard.detectors.base import Detector, Seen
 from garrison.guard.detectors.ood_rate import OodRate
 from garrison.hardening.fits import FITTERS, Honest
@@ -139,6 +140,7 @@ def test_honest_callers_are_heard_by_detectors_that_do_not_know_their_rows(monke
     def fit(honest: Honest) -> Detector:
         return KnowsItsRows(threshold=math.inf, rows=frozenset(row.tobytes() for row in honest.plain.projection))
 
+    monkeypatch.setitem(DETECTORS, "knows-its-rows", f"{__name__}:KnowsItsRows")
     monkeypatch.setitem(FITTERS, "knows-its-rows", fit)
     rng = np.random.default_rng(10)
     few = Honest({"plain": pool(rng, 1_000, 20.0)}, {}, CLASSES, 0)

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 
 from garrison.confidence import upper_limit
+from garrison.guard.defenses.watch import detector_kind
 from garrison.guard.detectors.base import MOST_ROWS, Column, Detector, Seen
 from garrison.guard.pipeline import Pipeline, Progress
 from garrison.guard.watching.sketch import Sketch
@@ -173,11 +174,13 @@ def fitted(honest: Honest, names: Sequence[str] = USUAL, secret: Honest | None =
     Args:
         secret: the same rows by another projection, for those who are shown one that nobody knows.
     """
-    found = {name: FITTERS[name](honest) for name in names}
-    for name, detector in found.items():
-        if secret is not None and detector is not None and detector.secret_projection:
-            found[name] = FITTERS[name](secret)
-    return {name: detector for name, detector in found.items() if detector is not None}
+    found = {}
+    for name in names:
+        shown = secret if secret is not None and detector_kind(name).secret_projection else honest
+        detector = FITTERS[name](shown)
+        if detector is not None:
+            found[name] = detector
+    return found
 
 
 def _sketched(

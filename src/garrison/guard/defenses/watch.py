@@ -150,16 +150,26 @@ def _observe(state: WatchState, view: View, values: Any) -> BoolArray | None:
     return silent
 
 
+def detector_kind(name: str) -> type[Detector]:
+    """The class of that name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in DETECTORS:
+        raise ValueError(f"unknown detector {name!r}; known are {', '.join(sorted(DETECTORS))}")
+    module, _, attribute = DETECTORS[name].partition(":")
+    kind: type[Detector] = getattr(importlib.import_module(module), attribute)
+    return kind
+
+
 def load_detector(name: str, parameters: dict[str, Any]) -> Detector:
     """The detector of that name.
 
     Raises:
         ValueError: an unknown name, or parameters that it does not take.
     """
-    if name not in DETECTORS:
-        raise ValueError(f"unknown detector {name!r}; known are {', '.join(sorted(DETECTORS))}")
-    module, _, attribute = DETECTORS[name].partition(":")
-    kind: type[Detector] = getattr(importlib.import_module(module), attribute)
+    kind = detector_kind(name)
     try:
         found = msgspec.convert(parameters, kind)
     except msgspec.ValidationError as error:
