@@ -117,10 +117,10 @@ def opened(path: Path) -> tuple[VerifiedBundle, bytes | None]:
 
 
 def audit(pictures: int) -> None:
-    """The report of the plan `evasion`."""
-    if REPORT.exists():
-        return
+    """The report of the plan `evasion`; one with as many pictures is kept."""
     plan = msgspec.structs.replace(load_plan("evasion"), pictures=pictures)
+    if REPORT.exists() and kept_report().plan.pictures == pictures:
+        return
     served, key = opened(bundle())
     plain, _ = opened(SEED / "plain")
     arms = choose_arms(guarded(served, key), reference=served, baseline=plain, key=key, plans=plan.arms)
@@ -150,13 +150,13 @@ def right_pictures(count: int) -> tuple[Array, Array]:
 
 
 def over_http(count: int) -> dict[str, Any]:
-    """Each attack over HTTP, one API key a picture: success, and the row of the key's first alarm."""
+    """Each attack over HTTP, one API key a picture: success, and the row of the key's first alarm. What was found with as many pictures is kept."""
     path = OUT / "http.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     x, y = right_pictures(count)
     for arm, served in (("undefended", SEED / "plain"), ("defended", bundle())):
         for name, (attack, budget, labels) in HTTP.items():
-            if f"{name}, {arm}" in found:
+            if found.get(f"{name}, {arm}", {}).get("pictures") == len(x):
                 continue
             found[f"{name}, {arm}"] = _http_arm(served, attack, budget, (x, y), labels=labels)
             keep(path, found)

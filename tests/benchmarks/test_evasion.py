@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import evasion
@@ -48,6 +49,23 @@ def test_a_full_disk_leaves_what_was_there(out: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="No space"):
         evasion.keep(path, {"first": 1, "second": 2})
     assert json.loads(path.read_text()) == {"first": 1}
+
+
+def test_more_pictures_are_measured_and_as_many_are_kept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def arm(*given: object, labels: bool) -> dict[str, object]:
+        count = len(given[3][0])  # type: ignore[index]
+        measured.append(count)
+        return {"pictures": count, "queries": []}
+
+    monkeypatch.setattr(evasion, "right_pictures", lambda count: (np.zeros((count, 1)), np.zeros(count)))
+    monkeypatch.setattr(evasion, "bundle", lambda: out / "bundle")
+    monkeypatch.setattr(evasion, "_http_arm", arm)
+    for pictures in (2, 2, 3):
+        evasion.over_http(pictures)
+    assert measured == [2] * 6 + [3] * 6
+    assert {one["pictures"] for one in evasion.kept("http").values()} == {3}
 
 
 def test_an_unknown_part_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,9 +50,10 @@ def test_over_99_percent_of_ten_real_linear_models_on_average() -> None:
     for name in ("adult", "breast-cancer", "diabetes", "german-credit", "spam"):
         test = table(name, "test")[0]
         for target in (logistic(name), vector_machine(name)):
-            trials = [steal(target, test, LINEAR, budget=12 * target.features, seed=seed) for seed in range(3)]
-            found += [fidelities(trial) for trial in trials]
-            assert max(trial.seconds for trial in trials) < 60
+            for seed in range(3):
+                begun = time.process_time()
+                found.append(fidelities(steal(target, test, LINEAR, budget=12 * target.features, seed=seed)))
+                assert time.process_time() - begun < 60  # of this process; by the clock a busy machine is slow
     assert np.mean(found, axis=0).min() > 0.99
     assert np.median(found, axis=0).min() > 0.995
 
