@@ -1,6 +1,6 @@
 """Garrison and its peers side by side: processor time a request, throughput, latency.
 
-    python -m benchmarks.serving                    # everything, about 25 minutes; goes on where it was interrupted
+    python -m benchmarks.serving                    # everything, about 35 minutes; goes on where it was interrupted
     python -m benchmarks.serving --quick            # Garrison's own servers, LeNet size, against the kept ratios, within 2 minutes
     python -m benchmarks.serving --report           # the page again, from what was measured
     python -m benchmarks.serving --smoke            # everything, as short as can be: figures mean nothing

@@ -65,6 +65,8 @@ OURS = (
         sealed=True,
     ),
 )
+CONTROL = Arm("control", "Garrison, unguarded, a second one", BINARY, isolation="none")
+"""Stands in a guarded server's place: what two equal servers seem to differ by, a measure cannot tell from nothing."""
 
 
 def module_of(peer: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.serve_lenet import SERVER_CORE, free_port, pinned
-from benchmarks.serving.arms import OURS, Arm, ArmError, Server, garrison_command, peer_arm, serving, stop
+from benchmarks.serving.arms import CONTROL, OURS, Arm, ArmError, Server, garrison_command, peer_arm, serving, stop
 from benchmarks.serving.driving import ROOT, LoadError, PoolUsedUpError, drive, measure, pool_size, settle
 from benchmarks.serving.environments import PEERS, Environment, ready
 from benchmarks.serving.figures import rate as rate_of
@@ -32,6 +32,7 @@ _TRIES = 5
 """Of an arm whose pool is used up, each with twice as many requests."""
 BATCHES = (1, 32)
 HALF = 0.5
+AT_HALF_LOAD = (CONTROL, *(arm for arm in OURS if arm.guarded))
 RUNTIME_EVERY, RUNTIME_SECONDS = 5, 60.0
 """The bare runtime is measured in one of so many rounds, and must have ended after so many seconds."""
 
@@ -53,7 +54,7 @@ class Settings:
     sitting_rounds: dict[str, int] = field(default_factory=lambda: {"guard": 10, "latency": 10})
     peer_rounds: dict[str, int] = field(default_factory=lambda: {"lenet": 5, "mlp": 3, "resnet18": 2})
     throughput_rounds: int = 40
-    latency_rounds: int = 30
+    latency_rounds: int = 50
     starts: int = 7
     seconds: float = 2.0
     large_seconds: float = 4.0
@@ -91,7 +92,7 @@ class Run:
     def _steps(self) -> int:
         s = self.settings
         peers = sum(s.peer_rounds[model] for model in s.models) * len(CONNECTIONS) if s.peers else 0
-        latency = 2 * 3 * s.latency_rounds
+        latency = 2 * len(AT_HALF_LOAD) * s.latency_rounds
         return s.guard_rounds * len(CONNECTIONS) + peers + s.throughput_rounds + latency + s.starts
 
     def everything(self) -> None:
@@ -154,13 +155,13 @@ class Run:
                     self._round(key, up, failed, 0.0)
 
     def latency(self) -> None:
-        """Open loop, LeNet size: each guarded arm against the unguarded server, at half of what the arm can do."""
-        names = [arm.name for arm in OURS if arm.guarded]
+        """Open loop, LeNet size: each guarded arm, and the control, against the unguarded server, at half of what the arm can do."""
+        names = [arm.name for arm in AT_HALF_LOAD]
         for rounds in self._sittings("latency", self.settings.latency_rounds):
             keys = [(name, Key(f"latency-{name}", "lenet", CONNECTIONS[0], k)) for k in rounds for name in names]
             if self._skip([key for _, key in keys]):
                 continue
-            with self._servers(OURS, "lenet") as (servers, failed):
+            with self._servers((OURS[0], *AT_HALF_LOAD), "lenet") as (servers, failed):
                 for name, key in keys:
                     if not self._skip([key]):
                         self._half_load(name, key, servers, failed)

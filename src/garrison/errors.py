@@ -251,6 +251,14 @@ class ForbiddenError(RequestError):
 class BudgetExhaustedError(RequestError):
     code = "request.budget_exhausted"
 
+    @staticmethod
+    def told(rows: int, distinct: int, period: str) -> str:
+        """For whoever has too few rows left, by whichever limit: enclaves know what is left, and not whether an operator's quota made it so."""
+        different = f", {distinct} of them different" if distinct else ""
+        return (
+            f"what is left to the caller does not cover this request; its budget is {rows} rows{different} ({period})"
+        )
+
 
 class WorkRequiredError(RequestError):
     """The request must bring a proof of work, and this one covers too few rows, was used before, or is not there."""

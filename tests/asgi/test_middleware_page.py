@@ -23,6 +23,7 @@ def test_the_example_runs(bundles: Bundles, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").write_bytes(mlp(0).SerializeToString())
     (tmp_path / "BUNDLE").symlink_to(bundles.sealed["mlp-1"].path)
+    (tmp_path / "BUNDLE.secret").touch(0o600)
     (tmp_path / "BUNDLE.secret").write_bytes(Path(f"{bundles.sealed['mlp-1'].path}.secret").read_bytes())
     (tmp_path / "OWNER.pub").write_bytes((bundles.folder / "owner.pub").read_bytes())
     app = types.ModuleType("example")

@@ -57,7 +57,8 @@ def test_a_key_has_scopes_an_end_and_a_successor(tmp_path: Path) -> None:
     (entry,) = as_json("keys", "list", "--keys", file)
     assert entry["scopes"] == ["infer:m", "metadata:m@2"]
     assert (entry["rows_per_day"], entry["requests_per_second"]) == (5, 0.5)
-    assert [key["ends"] is None for key in entry["keys"]] == [False, True]
+    assert [key["ends"] is None for key in entry["keys"]] == [False, False], "the new one ends too"
+    run("keys", "rotate", "alice", "--keys", file, "--lives", "never")
     listed = run("keys", "list", "--keys", file).stdout
     assert "never" in listed
     assert "infer:m" in listed

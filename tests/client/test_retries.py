@@ -126,6 +126,16 @@ def test_a_busy_server_is_asked_again_when_it_says(asynchronous: bool) -> None:
 
 
 @both
+def test_who_came_too_fast_comes_again_when_it_may(asynchronous: bool) -> None:
+    """Refused before it was read, and so charged nothing; a long array goes out in several requests, which alone may be too fast."""
+    with script((429, {"retry-after": "1"}, b'{"error": "at most 2", "code": "request.too_fast"}')) as server:
+        started = time.monotonic()
+        ask(server, asynchronous=asynchronous)
+        assert server.requests == 2
+        assert time.monotonic() - started >= 1.0
+
+
+@both
 @pytest.mark.parametrize(
     "answer",
     [
@@ -135,9 +145,10 @@ def test_a_busy_server_is_asked_again_when_it_says(asynchronous: bool) -> None:
         (503, {}, b"<html>"),
         (500, {"retry-after": "0"}, b'{"error": "failed", "code": "internal"}'),
         (429, {"retry-after": "0"}, b'{"error": "no more", "code": "request.budget_exhausted"}'),
+        (429, {"retry-after": "0"}, b"<html>"),
         None,
     ],
-    ids=["503", "much later", "at a date", "a proxy's 503", "500", "429", "broken off"],
+    ids=["503", "much later", "at a date", "a proxy's 503", "500", "429", "a proxy's 429", "broken off"],
 )
 def test_what_may_have_been_charged_is_not_asked_again(answer: Any, asynchronous: bool) -> None:
     with script(answer) as server:

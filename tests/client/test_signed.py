@@ -34,6 +34,7 @@ X, Y = images(2), images(2, seed=5)
 def running(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """An enclave's worth of service without isolation; its budget is big enough for this file."""
     folder = tmp_path_factory.mktemp("signed")
+    (folder / "secret").touch(0o600)
     (folder / "secret").write_bytes(base64.b64encode(SECRET))
     with serve(bundles, "mlp-1", state=folder, signature_secret=str(folder / "secret")) as served:
         yield served
@@ -309,6 +310,7 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
     for options in wrong:
         with pytest.raises(ConfigError):
             Client(url, **options)  # type: ignore[arg-type]
+    (tmp_path / "secret").touch(0o600)
     for content in (b"", b"c2hvcnQ=", b"!!"):
         (tmp_path / "secret").write_bytes(content)
         with pytest.raises(ConfigError, match="signature_secret"):

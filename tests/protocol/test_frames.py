@@ -14,7 +14,7 @@ import pytest
 from tests.stalls import PATIENT_SECONDS
 
 from garrison.errors import FrameError, LimitError
-from garrison.protocol.frames import LENGTH, Channel, GoneError
+from garrison.protocol.frames import LENGTH, Channel, GoneError, send_buffer_bytes
 
 MOST = 4096
 
@@ -298,3 +298,54 @@ def test_whether_a_message_is_there_to_its_last_byte() -> None:
         assert not one.is_whole()
         far.close()
         assert one.is_whole(), "nothing will come"
+
+
+def test_a_channel_closed_by_another_thread_has_nothing_to_wait_for_and_nothing_to_tell() -> None:
+    """As when a worker dies, and whoever notices closes. Control: before, the message could have been received."""
+    near, far = socket.socketpair()
+    with near, far:
+        one = channel(near)
+        far.send(framed(msgspec.msgpack.encode(Number(7))))
+        assert one.is_whole()
+        one.close()
+        assert one.is_whole()
+        with pytest.raises(FrameError):
+            one.receive()
+
+
+def test_what_was_taken_to_see_whether_a_message_is_whole_is_received() -> None:
+    near, other = socket.socketpair()
+    with near, other:
+        one, far = channel(near), channel(other)
+        far.send(Number(1), [b"behind", b"it"])
+        far.send(Note("next"))
+        assert one.is_whole()
+        assert one.receive() == Number(1)
+        assert [one.take(length) for length in (6, 2)] == [b"behind", b"it"]
+        assert one.is_whole()
+        assert one.receive() == Note("next")
+        assert not one.is_whole()
+
+
+@pytest.mark.parametrize("length", [1 << 16, 3 << 16], ids=["a little more than a glance", "some glances"])
+def test_a_long_message_is_whole_with_its_last_byte_and_the_rest_can_be_waited_for(length: int) -> None:
+    frame = framed(msgspec.msgpack.encode(Note("x" * length)))
+    for whole in (True, False):
+        near, far = socket.socketpair()
+        with near, far:
+            send_buffer_bytes(far)
+            one = channel(near, 1 << 20)
+            one.bound(PATIENT_SECONDS)
+            far.sendall(frame[:-1])
+            assert not one.is_whole()
+            far.sendall(frame[-1:])
+            assert not whole or one.is_whole()
+            assert one.receive() == Note("x" * length)
+
+
+def test_a_message_that_is_too_long_is_not_waited_for(ends: Ends) -> None:
+    one, other = ends
+    other.sendall(LENGTH.pack(MOST + 1))
+    assert one.is_whole()
+    with pytest.raises(FrameError, match="at most 4096 are taken"):
+        one.receive()

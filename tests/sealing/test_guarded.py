@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.guard.test_contract import CASES, ids
-from tests.models import BOUNDS, CLASSES, PIXELS, RELEASE, SCORE, Sealed, images, misinform, seal_mlp
+from tests.models import BOUNDS, CLASSES, PIXELS, RELEASE, SCORE, Sealed, images, misinform, mlp, seal_mlp
 
 from garrison.bundle.manifest import InputSpec, Provenance
 from garrison.bundle.reader import verify
@@ -271,6 +271,26 @@ def test_a_host_may_raise_tau_and_keep_the_graph(tmp_path: Path) -> None:
     answers = [service.predict({"image": images(64)}).outputs for service in (signed, raised)]
     moved = np.abs(answers[0]["probabilities"] - answers[1]["probabilities"]).max(axis=1) > 1e-6
     assert 0 < np.count_nonzero(moved) < 64
+
+
+@pytest.mark.parametrize("version", [13, 21, 22, 24])
+def test_models_older_and_newer_than_the_guards_operators_get_one_graph(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traced guard has the operator set 21, and converters' own choice goes up with each of their releases."""
+
+    def of_that_version(*given: Any, **more: Any) -> onnx.ModelProto:
+        model = mlp(*given, **more)
+        model.opset_import[0].version = version
+        return model
+
+    monkeypatch.setattr("tests.models.mlp", of_that_version)
+    forms = Forms(seal_mlp(tmp_path / "bundle"))
+    forms.agree(batch_of(images(37)))
+    bad = images(4)
+    bad[1, 0, 3, 3], bad[2, 0, 7, 7] = np.nan, 2.0
+    progress, _ = forms.agree(batch_of(bad))
+    assert [code is not None for code in progress.refused] == [False, True, True, False]
 
 
 def test_a_guard_that_answers_otherwise_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from garrison.config import CallerConfig, Config, OidcConfig, ServerConfig
 from garrison.errors import AuthenticationError, ConfigError
 from garrison.server.auth import Authenticator
 from garrison.server.identity import read_scopes
-from garrison.server.key_file import FORMAT, MOST_SECRETS, add_key, digest, read_keys, revoke_key, rotate_key
+from garrison.server.key_file import FOR_EVER, FORMAT, MOST_SECRETS, add_key, digest, read_keys, revoke_key, rotate_key
 from garrison.server.launching import _check_callers
 
 PEER = "127.0.0.1:4711"
@@ -57,6 +57,19 @@ def test_after_a_rotation_both_keys_are_good_for_a_while(file: Path) -> None:
     with pytest.raises(AuthenticationError):
         guard.caller(f"Bearer {old}", PEER)
     assert guard.caller(f"Bearer {new}", PEER) == "alice"
+
+
+def test_a_rotated_key_lives_as_long_as_the_one_before_was_made_for(file: Path) -> None:
+    """A key with an end once became one without."""
+    add_key(file, "alice", lives=90 * DAY)
+    for lives, expected in ((None, 90 * DAY), (None, 90 * DAY), (7 * DAY, 7 * DAY), (FOR_EVER, None), (None, None)):
+        rotate_key(file, "alice", overlap=timedelta(0), lives=lives)
+        (secret,) = read_keys(file).keys["alice"].secrets
+        assert secret.lives == expected
+    add_key(file, "bob", lives=2 * DAY)
+    rotate_key(file, "bob", overlap=timedelta(hours=1))
+    rotate_key(file, "bob", overlap=timedelta(hours=1))
+    assert [secret.lives for secret in read_keys(file).keys["bob"].secrets][-1] == 2 * DAY, "not what the overlap left"
 
 
 def test_a_rotation_without_overlap_ends_the_old_key_at_once(file: Path) -> None:

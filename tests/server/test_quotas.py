@@ -129,8 +129,9 @@ def test_all_limits_count(budget: ModelBudget) -> None:
     )  # its own was charged before: the model's was known to be less, so nobody asks that
     assert budget.charge([("dora", 90)]) == [True]
     assert budget.left("erik") == Left(1000, -1, 100, 0)
-    assert ModelBudget("m", 0, "", budget.book, 0, budget.quotas).is_used_up("erik")
-    assert not ModelBudget("n", 0, "", budget.book, 0, budget.quotas).is_used_up("erik")
+    assert "share" in budget.why_used_up("erik")
+    assert not ModelBudget("n", 0, "", budget.book, 0, budget.quotas).why_used_up("erik")
+    assert budget.why_used_up("bob") == "the caller's quota of 100 rows a day is used up"
 
 
 def test_rows_of_a_caller_count_over_all_models(budget: ModelBudget) -> None:
@@ -202,9 +203,21 @@ def test_over_http_a_model_without_a_budget_of_its_own(bundles: Bundles, tmp_pat
         assert (third.status_code, third.json()["code"]) == (429, "request.budget_exhausted")
         assert 0 < int(fourth.headers["retry-after"]) <= 86_400
         assert ask(running, rows=1).status_code == 200
-        assert ask(running, rows=1).status_code == 429
+        assert ask(running, rows=1).json()["error"] == "the caller's quota of 5 rows a day is used up"
     with serve(bundles, "plain", state=tmp_path, sections=settings(rows=5)) as running:
         assert ask(running, rows=1).status_code == 429  # also after a restart
+
+
+@pytest.mark.usefixtures("one_day")
+def test_over_http_who_refuses_is_told_and_not_the_signed_budget(bundles: Bundles, tmp_path: Path) -> None:
+    """The guard's own budget is far larger: it was once named in the quota's place."""
+    with serve(bundles, "metered", state=tmp_path, sections=settings(rows=3)) as running:
+        assert ask(running, model="metered").status_code == 200
+        partly = ask(running, model="metered")
+        assert partly.status_code == 429
+        assert "what is left to the caller" in partly.json()["error"]
+        assert ask(running, rows=1, model="metered").status_code == 200
+        assert ask(running, rows=1, model="metered").json()["error"] == "the caller's quota of 3 rows a day is used up"
 
 
 def test_over_http_too_many_requests_a_second(bundles: Bundles, tmp_path: Path) -> None:
@@ -217,6 +230,7 @@ def test_over_http_too_many_requests_a_second(bundles: Bundles, tmp_path: Path) 
         assert (refused.status_code, refused.json()["code"]) == (429, "request.too_fast")
         assert refused.headers["ratelimit-policy"] == '"requests";q=1;w=1'
         assert 1 <= int(refused.headers["retry-after"]) <= 100
+        assert running.assembly.rsgi.counted().errors["request.too_fast"] == 1
         assert all(ask(running, authorization=free).status_code == 200 for _ in range(5))  # control
         page = CLIENT.get(running.url + "/v2/models/plain", headers={"authorization": slow})
         assert page.status_code == 200  # pages cost nothing

@@ -132,6 +132,7 @@ def test_an_address_that_is_https_or_here_is_taken(url: str) -> None:
 
 def test_secrets_are_read_and_short_ones_refused(tmp_path: Path) -> None:
     file = tmp_path / "secret"
+    file.touch(0o600)
     file.write_text("whsec_" + base64.b64encode(SECRET).decode() + "\n")
     assert read_secret(file) == SECRET
     for bad in ("whsec_" + base64.b64encode(bytes(8)).decode(), "not base64!", ""):

@@ -107,6 +107,10 @@ LIES: dict[str, tuple[Callable[[int, dict[str, str], bytes], Answer], int]] = {
     "another model": (rewritten(lambda m: m.update(model_name="secret")), 502),
     "another request's id": (rewritten(lambda m: m.update(id="garrison-0")), 502),
     "no id": (rewritten(lambda m: m.pop("id")), 502),
+    "another id in the words of an honest answer": (
+        lambda status, headers, body: (status, headers, body.replace(b"garrison-", b"garrison_")),
+        502,
+    ),
     "a negative size": (rewritten(lambda m: m["outputs"][0].update(shape=[-1, -5])), 502),
     "NaN": (values(lambda x: entry(x, 1, float("nan"))), 502),
     "infinity": (values(lambda x: entry(x, 1, float("inf"))), 502),

@@ -262,10 +262,8 @@ class AppGuard:
         if granted is None:
             granted = await asyncio.to_thread(budget.charge, wants)
         if not (all(fresh) and granted[0]):  # used up meanwhile, by another request
-            detail = f"the caller's budget of {budget.in_words()} does not cover this request"
-            raise TurnedDownError(
-                BudgetExhaustedError.code, detail, self._limits_told.headers(Left(0, 0), refused=True)
-            )
+            told = self._limits_told.headers(Left(0, 0), refused=True)
+            raise TurnedDownError(BudgetExhaustedError.code, budget.refusal, told)
         asking.left = asking.left.after(rows, news[0][1] if news else 0)
         if self._distinct is not None:
             self._distinct.learn(progress.batch, progress.refused)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from garrison.bundle.private import why_not_private
 from garrison.crypto.owner import OwnerKey, OwnerPublicKey
 from garrison.errors import KeyFileError
 
@@ -77,8 +78,11 @@ def read_private_key(file: Path, passphrase: bytes | None) -> OwnerKey:
     """The owner's key.
 
     Raises:
-        KeyFileError: it cannot be read, or the passphrase is missing or wrong.
+        KeyFileError: it cannot be read, or others may read it and no passphrase protects it, or the passphrase is missing or wrong.
     """
+    why = "" if passphrase is not None else why_not_private(file)
+    if why:
+        raise KeyFileError(f"the owner's key: {why}")
     try:
         return OwnerKey.from_pem(read_key_file(file, "owner's key"), passphrase)
     except KeyFileError as error:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from garrison.bundle.manifest import Manifest
+from garrison.bundle.private import why_not_private
 from garrison.crypto.owner import MISINFORMATION_KEY_BYTES, key_commitment
 from garrison.errors import KeyFileError
 
@@ -86,8 +87,10 @@ def read_secret(path: Path) -> bytes:
     """The key, 32 bytes.
 
     Raises:
-        KeyFileError: no such file, or not in the form that `garrison seal` writes.
+        KeyFileError: no such file, others may read it, or not in the form that `garrison seal` writes.
     """
+    if why := why_not_private(path):
+        raise KeyFileError(f"the misinformation key: {why}")
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.table import Column, Table
 
 from garrison.cli.numbers import FiniteRange
 from garrison.cli.output import console, json_option, notes, plain, printable, show_json
-from garrison.server.key_file import KeyEntry, Secret, add_key, read_keys, revoke_key, rotate_key
+from garrison.server.key_file import FOR_EVER, KeyEntry, Secret, add_key, read_keys, revoke_key, rotate_key
 
 DEFAULT_FILE = "keys.json"
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _SPAN = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _NOTE = "Kept in {} as a hash; this is the only time that the key is shown."
@@ -38,9 +40,13 @@ def _span(context: click.Context, parameter: click.Parameter, value: str | None)
     return timedelta(0) if found is None else timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-_lives = click.option(
-    "--lives", callback=_span, metavar="TIME", help="The key ends after this, such as 90d.  [default: never]"
-)
+def _life(context: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    return FOR_EVER if value is not None and value.strip() == "never" else _span(context, parameter, value)
+
+
+def _lives(default: str) -> Callable[[_Command], _Command]:
+    told = f"The key ends after this, such as 90d, or never.  [default: {default}]"
+    return click.option("--lives", callback=_life, metavar="TIME", help=told)
 
 
 @click.group()
@@ -60,7 +66,7 @@ def keys() -> None:
     metavar="OPERATION:MODEL",
     help="What the key may do: infer, metadata or attest; MODEL, MODEL@VERSION or *. Several may be given.",
 )
-@_lives
+@_lives("never")
 @click.option(
     "--rows-per-day", type=click.IntRange(0), default=0, help="Rows a day (UTC), of all models.  [default: as set]"
 )
@@ -93,7 +99,7 @@ def add(
     metavar="TIME",
     help="The older keys are good for so much longer; 0 for no longer.",
 )
-@_lives
+@_lives("as long as the key before it")
 @json_option
 def rotate(caller: str, file: Path, overlap: timedelta, lives: timedelta | None, as_json: bool) -> None:
     """Make a new key for CALLER, who has one, and print it, this once."""

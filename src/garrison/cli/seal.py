@@ -237,7 +237,7 @@ def _as_json(manifest: Manifest, out: Path, signer: str, secret: Path | None, dr
         "metrics": manifest.provenance.metrics,
         "files": len(entries),
         "bytes": sum(entry.size for entry in entries),
-        "notes": [*draft.notes, *_work_notes(manifest)],
+        "notes": [*draft.notes, *_work_notes(manifest), *_form_notes(manifest)],
     }
 
 
@@ -255,8 +255,15 @@ def _show(manifest: Manifest, out: Path, signer: str, secret: Path | None, draft
         lines["secret"] = f"{secret} (for the server; keep it outside the bundle)"
     for name, value in lines.items():
         console.print(f"{name:10}{value}", markup=False, soft_wrap=True)
-    for note in (*draft.notes, *_work_notes(manifest)):
+    for note in (*draft.notes, *_work_notes(manifest), *_form_notes(manifest)):
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _form_notes(manifest: Manifest) -> tuple[str, ...]:
+    """Where the guard does not run as one graph with the model."""
+    if manifest.guarded is not None or manifest.upstream is not None:
+        return ()
+    return (f"the guard runs in numpy beside the model, which takes longer: {manifest.numpy_because}",)
 
 
 def _work_notes(manifest: Manifest) -> tuple[str, ...]:

@@ -381,6 +381,10 @@ def _arguments(request: Request) -> dict[str, Any]:
 
 
 def _lost(error: httpx.HTTPError) -> UnavailableError:
-    return UnavailableError(
+    told = (
         f"the connection failed after the request was sent ({type(error).__name__}: {error}); it may have been charged"
     )
+    if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
+        # A server with TLS 1.3 looks at the client's certificate when the client has long begun to speak.
+        told += ". It also looks so where a server wants a certificate of the client (--tls-cert, tls=), or https in the place of http"
+    return UnavailableError(told)

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import msgspec
 
-from garrison.errors import ConfigError, ServiceError, UnavailableError
+from garrison.errors import ConfigError, ServiceError, TooFastError, UnavailableError
 from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.http_status import ERRORS
 
-_OK, _UNAVAILABLE = 200, 503
+_OK, _TOO_MANY, _UNAVAILABLE = 200, 429, 503
 _LEFT = re.compile(r'"([a-z-]{1,32})";r=(\d{1,18})')
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _LONGEST_WAIT_SECONDS, _MOST_DIGITS = 30, 6
@@ -94,14 +94,24 @@ def exchange(request: Request, attempts: int) -> Talk[Response]:
 def _retry_after(response: Response) -> float | None:
     """Seconds to wait before the request is made again; None where it must not be.
 
-    Only a 503 with `Retry-After` says that nothing was computed, and so nothing charged: one without it may come from a proxy that lost
-    an answer. Who asks for more patience than is reasonable gets an error to the caller instead.
+    Only a 503 with `Retry-After`, and the refusal of who comes too fast, say that nothing was computed, and so nothing charged: a 503 without it may come
+    from a proxy that lost an answer. Who asks for more patience than is reasonable gets an error to the caller instead.
     """
-    if response.status != _UNAVAILABLE:
+    if response.status != _UNAVAILABLE and not _came_too_fast(response):
         return None
     text = response.headers.get("retry-after", "")
     seconds = int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
     return None if seconds is None or seconds > _LONGEST_WAIT_SECONDS else float(seconds)
+
+
+def _came_too_fast(response: Response) -> bool:
+    """Other codes with the same status say that a budget is used up, or that a detector rang: there is nothing to gain by coming again."""
+    if response.status != _TOO_MANY:
+        return False
+    try:
+        return msgspec.json.decode(response.body, type=_ErrorBody).code == TooFastError.code
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _checked(response: Response) -> Response:

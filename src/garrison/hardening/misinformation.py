@@ -123,7 +123,8 @@ def _check(x: Rows, y: Labels, classes: int) -> None:
         raise CalibrationError(f"expected as many labels as rows, at least one; found {len(x)} rows, {len(y)} labels")
     if classes < 3:
         raise CalibrationError(
-            f"misinformation needs at least 3 classes, found {classes}: use the reject option instead"
+            f"misinformation needs at least 3 classes, found {classes}: refuse what looks out of "
+            'distribution instead (--on-ood refuse), or answer "uncertain" (--on-ood uncertain)'
         )
     if y.min() < 0 or y.max() >= classes:
         raise CalibrationError(f"class numbers must lie in 0 to {classes - 1}, found {y.min()} to {y.max()}")

@@ -9,10 +9,8 @@ byte now and then. Nothing but the types named at the start can come out of a fr
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
 import struct
-import termios
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -25,10 +23,11 @@ from garrison.errors import FrameError, LimitError
 LENGTH = struct.Struct(">I")
 MOST_FRAME_BYTES = 2**32 - 1
 _TIME = struct.Struct("@ll")  # struct timeval
-_INT = struct.Struct("@i")
 _WANTED_BUFFER_BYTES, _WANTED_ELSEWHERE_BYTES = 1 << 22, 1 << 20
 """Of a pipe on this machine; of any other connection, which may not hold as much as the system says."""
 _PIECE_BYTES = 1 << 18
+_GLANCE_BYTES = 1 << 16
+"""So much is asked for of a message of which nothing is known yet, where it may not be waited for: mostly that is all of it, with one call of the system."""
 
 Sent = TypeVar("Sent", bound=msgspec.Struct)
 Received = TypeVar("Received")
@@ -83,6 +82,7 @@ class Channel(Generic[Sent, Received]):
         # Else the kernel would bound each silence alone, and who sends a byte now and then would keep one call for ever.
         self._at_once = socket.MSG_WAITALL if connection.family == socket.AF_UNIX else 0
         self._left, self._late = 0, float("inf")
+        self._taken = b""
 
     def bound(self, seconds: float) -> None:
         """Change how long a message may take: in silence, and from its first part to its last."""
@@ -145,17 +145,23 @@ class Channel(Generic[Sent, Received]):
             raise
 
     def is_whole(self) -> bool:
-        """Whether `receive` would not wait: the next message is there to its last byte, or none will come. Where the system does not tell, one that has begun counts."""
+        """Whether `receive` would not wait: the next message is there to its last byte, or none will come. What is there is taken, and kept for `receive`.
+
+        Of a long message, whose copying would hold up who asks, it says no.
+        """
         try:
-            head = self._connection.recv(LENGTH.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if len(head) < LENGTH.size:
-                return not head
-            (there,) = _INT.unpack(fcntl.ioctl(self._connection, termios.FIONREAD, bytes(_INT.size)))
+            while (missing := self._missing()) > 0:
+                if missing > _PIECE_BYTES:
+                    return False
+                data = self._connection.recv(missing, socket.MSG_DONTWAIT)
+                if not data:
+                    break
+                self._taken += data
         except BlockingIOError:
             return False
         except OSError:
-            return True
-        return bool(there >= LENGTH.size + LENGTH.unpack(head)[0])
+            pass  # `receive` will tell
+        return True
 
     def take(self, length: int) -> bytes:
         """What stands behind the message that came last: the next so many bytes of it.
@@ -171,14 +177,26 @@ class Channel(Generic[Sent, Received]):
 
     def close(self) -> None:
         """Also wakes a thread that waits for a message."""
+        self._taken = b""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
+    def _missing(self) -> int:
+        """How many bytes of the next message are yet to be taken; `_GLANCE_BYTES` where that is not known, none of one that will not be taken."""
+        there = len(self._taken)
+        if there < LENGTH.size:
+            return _GLANCE_BYTES
+        (length,) = LENGTH.unpack_from(self._taken)
+        return LENGTH.size + int(length) - there if length <= self._most_received else 0
+
     def _exactly(self, length: int) -> bytes:
         try:
             # All of it in one call, mostly: into memory that nobody has to clear first, or to copy from.
-            data = self._connection.recv(length, self._at_once) if length else b""
+            if self._taken:
+                data, self._taken = self._taken[:length], self._taken[length:]
+            else:
+                data = self._connection.recv(length, self._at_once) if length else b""
             return data if len(data) == length else self._with_rest(data, length)
         except (BlockingIOError, TimeoutError) as error:
             self.close()

@@ -18,7 +18,7 @@ from garrison.guard.defenses.feature_squeezing import FeatureSqueezing
 from garrison.guard.squeezing import squeezed
 from garrison.hardening.graph_walk import rename
 from garrison.hardening.scoring import open_session, score
-from garrison.sealing.fuse import raised, version_of
+from garrison.sealing.fuse import level
 from garrison.sealing.tracing import UntracedError
 from garrison.sealing.unbranch import unbranch
 from garrison.types import SQUEEZED, Array
@@ -51,9 +51,8 @@ def with_copies(
         UnsupportedModelError: the graph cannot be run on stacked rows, or answers otherwise then.
     """
     expected = score(open_session(model.SerializeToString()), sample)
-    squeezer = _squeezer(spec, defense)
     try:
-        own = raised(model, version_of(squeezer))
+        own, squeezer = level(model, _squeezer(spec, defense))
     except UntracedError as error:
         raise UnsupportedModelError(f"{defense.name}: {error}") from error
     found = _joined(own, squeezer, spec, {name: x.shape[1] for name, x in expected.items()}, values, defense.copies)

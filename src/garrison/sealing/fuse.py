@@ -2,8 +2,8 @@
 
     guarded = fuse(model, traced)       # asked inputs -> marks, what may be released, scores
 
-The model's nodes, names and parameters stay as they are; only the guard's own tensors are renamed. A model of an older operator set is raised
-to the guard's, which `garrison.sealing.seal` checks by its answers.
+The model's nodes, names and parameters stay as they are; only the guard's own tensors are renamed. Where model and guard have different operator sets,
+the older is raised to the newer; `garrison.sealing.seal` checks the answers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def fuse(model: onnx.ModelProto, traced: Traced) -> onnx.ModelProto:
     """One graph from three. Its outputs are the guard's, then the model's.
 
     Raises:
-        UntracedError: the model cannot be raised to the guard's operator set, or a name stands in both.
+        UntracedError: the older of model and guard cannot be raised to the newer's operator set, or a name stands in both.
     """
-    risen = raised(model, version_of(traced.before))
-    before, after = _apart(traced.before, "guard.before/"), _apart(traced.after, "guard.after/")
+    risen, first, last = level(model, traced.before, traced.after)
+    before, after = _apart(first, "guard.before/"), _apart(last, "guard.after/")
     _check_names(risen.graph, before.graph, after.graph)
     made = {output.name for graph in (before.graph, risen.graph) for output in graph.output}
     graph = onnx.helper.make_graph(
@@ -52,26 +52,29 @@ def fuse(model: onnx.ModelProto, traced: Traced) -> onnx.ModelProto:
     return joined
 
 
-def version_of(model: onnx.ModelProto) -> int:
+def level(*models: onnx.ModelProto) -> tuple[onnx.ModelProto, ...]:
+    """These graphs in the newest of their operator sets.
+
+    Raises:
+        UntracedError: one cannot be raised to it.
+    """
+    newest = max(map(_version_of, models))
+    return tuple(_raised(model, newest) for model in models)
+
+
+def _version_of(model: onnx.ModelProto) -> int:
     """The operator set of a graph; 0 where it names none."""
     return next((opset.version for opset in model.opset_import if opset.domain in _PLAIN), 0)
 
 
-def raised(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """The model in that operator set.
-
-    Raises:
-        UntracedError: it cannot be raised.
-    """
-    found = version_of(model)
+def _raised(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    found = _version_of(model)
     if found == version:
         return model
-    if found > version:
-        raise UntracedError(f"the model's operator set {found} is newer than the guard's, {version}")
     try:
         return version_converter.convert_version(model, version)
     except Exception as error:  # the converter knows no errors of its own
-        raise UntracedError(f"the model's operator set {found} cannot be raised to {version}") from error
+        raise UntracedError(f"a graph of the operator set {found} cannot be raised to {version}") from error
 
 
 def _apart(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:

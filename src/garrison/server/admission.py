@@ -53,13 +53,18 @@ class Admission:
                 return TurnedAway(TooFastError.code, told, too_fast(rate, wait))
         return None
 
-    def used_up(self, caller: str, model: Model) -> TurnedAway | None:
+    def turned_away(self, caller: str, model: Model) -> TurnedAway | None:
+        """For whom the operator's quotas keep out now, before anything of a request is read."""
+        return self.too_fast(caller, model) or self._used_up(caller, model)
+
+    def _used_up(self, caller: str, model: Model) -> TurnedAway | None:
         """For whom the operator's rows of today are known to be used up: nothing is computed for it in vain."""
-        if not model.budget.is_used_up(caller):
+        why = model.budget.why_used_up(caller)
+        if not why:
             return None
         left = model.budget.left_at_once((caller,))
         more = model.rate_limits.headers(None if left is None else left[caller], refused=True, caller=caller)
-        return TurnedAway(BudgetExhaustedError.code, "the rows of today are used up", more)
+        return TurnedAway(BudgetExhaustedError.code, why, more)
 
     def sweep(self) -> None:
         """Look for changed keys, and forget who waits for nothing any more; to be called now and then."""

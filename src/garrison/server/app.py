@@ -84,13 +84,18 @@ class App:
 
     Attributes:
         stopping: set when the server has begun to stop; it is not ready then, and still answers what has reached it.
+        refused: how many requests were refused before they reached a model, over all transports, by code.
     """
 
     def __init__(self, hosting: Hosting, limits: Limits) -> None:
         self.hosting = hosting
         self.limits = limits
         self.stopping = False
+        self.refused: dict[str, int] = {}
         self._routes = self._all_routes()
+
+    def count_refused(self, code: str) -> None:
+        self.refused[code] = self.refused.get(code, 0) + 1
 
     def route(self, path: str) -> Route | None:
         return self._routes.get(path)

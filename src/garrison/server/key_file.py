@@ -47,6 +47,11 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     created: Time
     ends: Time | None = None
 
+    @property
+    def lives(self) -> timedelta | None:
+        """How long it was made for; None for ever."""
+        return None if self.ends is None else self.ends - self.created
+
     def is_over(self, now: datetime) -> bool:
         return self.ends is not None and self.ends <= now
 
@@ -150,12 +155,15 @@ def add_key(
     return text
 
 
+FOR_EVER = timedelta.max
+
+
 def rotate_key(path: Path, caller: str, *, overlap: timedelta, lives: timedelta | None = None) -> str:
     """Make a new key for a caller who has one; scopes and quotas stay.
 
     Args:
         overlap: how much longer the older ones are good; none where they end earlier.
-        lives: how long the new one is good; None for ever.
+        lives: how long the new one is good; None for as long as the one before it was made for, so that a key that had an end gets none by mistake that has not.
 
     Raises:
         ConfigError: the caller has no key, or too many that are still good.
@@ -176,7 +184,7 @@ def rotate_key(path: Path, caller: str, *, overlap: timedelta, lives: timedelta 
             raise ConfigError(
                 f"{caller!r} has {len(older)} keys that are still good; rotate with --overlap 0, or wait for one to end"
             )
-        text, secret = _fresh(caller, lives)
+        text, secret = _fresh(caller, lives or entry.secrets[-1].lives)
         _write(path, KeyRing(keys={**ring.keys, caller: msgspec.structs.replace(entry, secrets=(*older, secret))}))
     return text
 
@@ -210,7 +218,7 @@ def _fresh(caller: str, lives: timedelta | None) -> tuple[str, Secret]:
         raise ConfigError("a key must live for longer than no time")
     text = secrets.token_hex(SECRET_BYTES)
     now = datetime.now(UTC).replace(microsecond=0)
-    return f"{PREFIX}{caller}_{text}", Secret(digest(text), now, None if lives is None else now + lives)
+    return f"{PREFIX}{caller}_{text}", Secret(digest(text), now, None if lives in (None, FOR_EVER) else now + lives)
 
 
 def _check_kind(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from garrison.errors import UnavailableError
+from garrison.errors import BudgetExhaustedError, UnavailableError
 from garrison.server.budgets import NO_LIMIT, BudgetBook
 from garrison.server.quotas import Quotas
 
@@ -98,11 +98,12 @@ class ModelBudget:
         """Whether nothing but rows in all is limited."""
         return bool(self.rows) and not self.distinct and not self._has_quotas
 
-    def in_words(self) -> str:
+    @property
+    def refusal(self) -> str:
+        """What is told whoever has too few rows left, by whichever limit."""
         if not self.rows:
-            return "rows a day"
-        different = f", {self.distinct} of them different" if self.distinct else ""
-        return f"{self.rows} rows{different} ({self.period})"
+            return "what is left of the quota of rows a day does not cover this request"
+        return BudgetExhaustedError.told(self.rows, self.distinct, self.period)
 
     def left(self, caller: str) -> Left:
         """What the caller may still ask.
@@ -144,18 +145,15 @@ class ModelBudget:
         rows = self.book.remaining_one_at_once(self.model, caller, self.period, self.rows)
         return None if rows is None else Left(rows, NO_LIMIT)
 
-    def is_used_up(self, caller: str) -> bool:
-        """Whether the caller is known to have no row left today by the operator's quotas; asks no store.
-
-        So nothing is computed for it in vain where the signed guard has no budget of its own, which else refuses it.
-        """
-        if not self._has_quotas or self.book is None or self.rows:
-            return False
+    def why_used_up(self, caller: str) -> str:
+        """Which of the operator's quotas is known to leave the caller no row today; "" for none. Asks no store."""
+        if not self._has_quotas or self.book is None:
+            return ""
         for name, who, limit in self._quotas_of(caller):
             left = self.book.remaining_at_once(name, (who,), _DAY, limit)
             if left is not None and left[who] <= 0:
-                return True
-        return False
+                return f"the caller's quota of {limit} rows a day is used up" if name == _CALLER else _USED_BY_ALL
+        return ""
 
     def charge(self, wants: Wants) -> list[bool]:
         """Charge rows to all that limits them; for each whether its answer may leave. See `BudgetBook.charge`."""
@@ -252,4 +250,5 @@ class ModelBudget:
         return found
 
 
+_USED_BY_ALL = "the rows of today that all callers of this model share are used up"
 _UNCOUNTED = "quotas cannot be counted before the server is started anew; try again later"

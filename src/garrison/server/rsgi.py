@@ -30,7 +30,7 @@ from garrison.limits import Limits
 from garrison.protocol.http_signature import ACCEPT_HEADER, DIGEST_HEADER
 from garrison.protocol.http_status import INTERNAL
 from garrison.protocol.messages import Reply
-from garrison.server.admission import Admission
+from garrison.server.admission import Admission, TurnedAway
 from garrison.server.app import App, Route, write_evidence
 from garrison.server.batching import Batcher
 from garrison.server.held import HeldBytes
@@ -90,7 +90,6 @@ class RsgiApp:
         self._waiting: dict[asyncio.Future[Reply], Any] = {}
         self._watches: set[asyncio.Task[None]] = set()
         self.in_flight = 0
-        self._errors: dict[str, int] = {}
         self.tracing: Any = None
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
@@ -117,7 +116,7 @@ class RsgiApp:
         """What this process has counted so far. May be called from any thread."""
         hosting = self._app.hosting
         models = [m.batcher.count.copied(m.name, m.version, m.batcher.queued) for m in hosting]
-        return Counted(models, dict(self._errors), self.in_flight)
+        return Counted(models, dict(self._app.refused), self.in_flight)
 
     async def sweep(self) -> None:
         """Ends what has taken too long, gives back what nobody uses, and looks for new keys; until cancelled."""
@@ -148,14 +147,14 @@ class RsgiApp:
             if scope.method not in route.methods:
                 return _wrong_method(scope.method, route)
             if route.model is not None:
-                away = self.turned_away(who.name, route.model)
+                away = self._admission.turned_away(who.name, route.model)
                 if away is not None:
-                    return away
+                    return self._turn_away(away)
                 inferring = self._infer(route.model, who.name, path, headers, protocol)
                 return await (inferring if self.tracing is None else self._traced(route.model, headers, inferring))
             return await self._show(route, who, scope, protocol)
         except GarrisonError as error:
-            self._errors[error.code] = self._errors.get(error.code, 0) + 1
+            self._app.count_refused(error.code)
             return answer_of(error)
         except (_ClientGoneError, RSGIProtocolClosed, asyncio.CancelledError):
             raise
@@ -172,12 +171,11 @@ class RsgiApp:
             return page()
         model, nonce = self._app.read_challenge(scope.query_string, who.scopes)
         away = self._admission.too_fast(who.name, model)
-        return error_answer(*away) if away is not None else write_evidence(await model.evidence(nonce))
+        return self._turn_away(away) if away is not None else write_evidence(await model.evidence(nonce, who.name))
 
-    def turned_away(self, caller: str, model: Model) -> Answer | None:
-        """The answer for whom the operator's quotas keep out now, before anything of a request is read; None for all others."""
-        away = self._admission.too_fast(caller, model) or self._admission.used_up(caller, model)
-        return error_answer(*away) if away is not None else None
+    def _turn_away(self, away: TurnedAway) -> Answer:
+        self._app.count_refused(away.code)
+        return error_answer(*away)
 
     async def _traced(self, model: Model, headers: Any, inferring: Coroutine[Any, Any, Answer]) -> Answer:
         answer: Answer = await self.tracing.around(headers.get_all("traceparent"), model, inferring)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 from pathlib import Path
 
+from garrison.bundle.private import why_not_private
 from garrison.config import ServerConfig
 from garrison.errors import ConfigError, MalformedRequestError
 from garrison.protocol.http_signature import (
@@ -103,7 +104,12 @@ def signatures_of(server: ServerConfig) -> Signatures:
     Raises:
         ConfigError: the file with the secret cannot be used.
     """
-    secret = _secret(Path(server.signature_secret)) if server.signature_secret else None
+    secret = None
+    if server.signature_secret:
+        path = Path(server.signature_secret)
+        if why := why_not_private(path):
+            raise ConfigError(f"server.signature_secret: {why}")
+        secret = _secret(path)
     return Signatures(always=server.signatures == RFC9421, secret=secret)
 
 

@@ -81,7 +81,7 @@ class Counted(msgspec.Struct, tag=True, forbid_unknown_fields=True):
     """What one process has counted; a front worker tells it to its server.
 
     Attributes:
-        errors: HTTP requests that were refused before they reached a model, by code.
+        errors: requests that were refused before they reached a model, by code, over all transports.
         in_flight: requests that are being answered.
     """
 

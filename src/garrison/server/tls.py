@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from garrison.bundle.private import why_not_private
 from garrison.config import ServerConfig
 from garrison.errors import ConfigError
 from garrison.protocol.tls import load_authorities, load_chain
-
-_ANYBODY = 0o007
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,6 @@ def certificates(server: ServerConfig) -> Certificates | None:
     clients = Path(server.tls_client_ca) if server.tls_client_ca else None
     found = Certificates(Path(server.tls_cert), Path(server.tls_key), clients, server.tls_client_names)
     found.context()
-    if found.key.stat().st_mode & _ANYBODY:
-        raise ConfigError(f"server.tls_key: everybody on this machine may read {found.key}: chmod o-rwx it")
+    if why := why_not_private(found.key):
+        raise ConfigError(f"server.tls_key: {why}")
     return found

@@ -36,6 +36,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from garrison.bundle.private import why_not_private
 from garrison.errors import ConfigError
 from garrison.protocol.addresses import is_loopback
 
@@ -60,8 +61,10 @@ def read_secret(file: Path) -> bytes:
     """The secret in a file: one line, `whsec_` and 24 to 64 bytes in base64.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: it cannot be read, others may read it, or it holds something else.
     """
+    if why := why_not_private(file):
+        raise ConfigError(f"the webhook's secret: {why}")
     try:
         text = file.read_bytes()[:_MOST_FILE].decode("ascii").strip()
         found = base64.b64decode(text.removeprefix(PREFIX), validate=True)

@@ -25,6 +25,7 @@ from garrison.protocol.oip import ALL_JSON
 from garrison.protocol.oip_client import decode_response, encode_request
 from garrison.types import DATATYPES, Array, FloatArray
 from garrison.upstream.connection import NEVER
+from garrison.upstream.forms import AnswerForms, QuestionForms
 from garrison.upstream.http import Asked, Connections
 from garrison.upstream.stream import after
 
@@ -182,6 +183,7 @@ class UpstreamModel:
         self._outputs, self._datatype, self._seconds = outputs, datatype, seconds
         self._path = f"{_path(entry.model, entry.version)}/infer"
         self._numbers = itertools.count(1)
+        self._question_forms, self._answer_forms = QuestionForms(entry.output), AnswerForms()
 
     def ask(self, inputs: Mapping[str, Array]) -> FloatArray:
         """What the model answers, shape (rows, outputs): probabilities or logits.
@@ -232,9 +234,10 @@ class UpstreamModel:
 
     def _question(self, inputs: Mapping[str, Array], number: str) -> Request:
         tensors = inputs if self._entry.batched else {name: x[0] for name, x in inputs.items()}
-        body, json_bytes = encode_request(tensors, binary=self.binary, outputs=(self._entry.output,), request_id=number)
-        if json_bytes == ALL_JSON:
+        if not self.binary:
+            body, _ = encode_request(tensors, binary=False, outputs=(self._entry.output,), request_id=number)
             return Request("POST", self._path, {"content-type": "application/json"}, body)
+        body, json_bytes = self._question_forms.write(tensors, number)
         headers = {"content-type": "application/octet-stream", LENGTH_HEADER: str(json_bytes)}
         return Request("POST", self._path, headers, body)
 
@@ -243,8 +246,13 @@ class UpstreamModel:
         length = response.headers.get(LENGTH_HEADER)
         if length is not None and not (length.isascii() and length.isdigit() and len(length) <= _MOST_DIGITS):
             raise UpstreamError(_WRONG)
+        json_bytes = ALL_JSON if length is None else int(length)
+        values = self._answer_forms.read(body, json_bytes, number)
+        return self._checked(self._decoded(body, json_bytes, number) if values is None else values, rows)
+
+    def _decoded(self, body: bytes, json_bytes: int, number: str) -> Array:
         try:
-            answer = decode_response(body, ALL_JSON if length is None else int(length))
+            answer = decode_response(body, json_bytes)
         except ServiceError as error:
             raise UpstreamError(_WRONG) from error
         if answer.id != number or answer.model != self._entry.model:
@@ -252,7 +260,9 @@ class UpstreamModel:
         values = answer.outputs.get(self._entry.output)
         if values is None:
             raise UpstreamError(_WRONG)
-        return self._checked(values, rows)
+        if len(answer.outputs) == 1:
+            self._answer_forms.learn(body, json_bytes, number, values)
+        return values
 
     def _checked(self, values: Array, rows: int) -> FloatArray:
         if not self._entry.batched:

@@ -18,6 +18,7 @@ from benchmarks.serving.figures import (
     all_figures,
     best_peer,
     guard_added,
+    interval,
     paired,
     processor,
     ratio,
@@ -91,6 +92,23 @@ def test_throughput_must_be_at_least_the_bound() -> None:
     assert throughput(good).met is True
     slow = [*rounds("guarded", [110], "throughput", "resnet18"), *rounds("unguarded", [100], "throughput", "resnet18")]
     assert throughput(slow).met is False
+
+
+def test_the_interval_of_a_median_is_narrower_with_more_rounds_and_than_the_quartiles_of_many() -> None:
+    few, many = [0.5, 1.0, 1.5, 2.0, 2.5], [0.5, 1.0, 1.5, 2.0, 2.5] * 20
+    low, high = interval(many)
+    assert 1.0 <= low <= 1.5 <= high <= 2.0
+    wide = interval(few)
+    assert wide[1] - wide[0] > high - low
+    assert interval([2.0]) == (2.0, 2.0)
+
+
+def test_what_two_equal_servers_differ_by_stands_beside_the_tail() -> None:
+    records = [*rounds("sealed", [16, 18], "latency-sealed"), *rounds("unguarded", [10, 10], "latency-sealed")]
+    assert "two unguarded servers" not in tail(records, "sealed").note
+    assert "95 % interval of the median 1.60 to 1.80" in tail(records, "sealed").note
+    records += [*rounds("control", [5, 15], "latency-control"), *rounds("unguarded", [10, 10], "latency-control")]
+    assert "two unguarded servers by the same measure 1.00 (0.50 to 1.50)" in tail(records, "sealed").note
 
 
 def test_tail_and_start() -> None:

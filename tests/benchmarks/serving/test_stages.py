@@ -50,7 +50,7 @@ class Dry(Run):
         if len(self.rounds) == self._stop_after:
             raise KeyboardInterrupt
         self.rounds.append((key, load))
-        rates = {"unguarded": 9_000.0, "guarded": 8_000.0, "isolated": 6_000.0, "sealed": 4_000.0}
+        rates = {"unguarded": 9_000.0, "control": 9_000.0, "guarded": 8_000.0, "isolated": 6_000.0, "sealed": 4_000.0}
         place = (key.stage, key.model, key.connections, key.round)
         self.book.add(Record(*place, arm, rate, requests=1) for arm, rate in rates.items() if arm not in self.failing)
 
@@ -74,6 +74,8 @@ def test_half_load_is_half_of_what_the_arm_itself_could_do_just_before(tmp_path:
     run.latency()
     loads = {key.stage: load for key, load in run.rounds}
     assert loads == {
+        "capacity-control": 0.0,
+        "latency-control": 4_500.0,
         "capacity-guarded": 0.0,
         "latency-guarded": 4_000.0,
         "capacity-isolated": 0.0,
@@ -85,7 +87,7 @@ def test_half_load_is_half_of_what_the_arm_itself_could_do_just_before(tmp_path:
         (f"{what}-sealed", k) for k in range(3) for what in ("capacity", "latency")
     ]
     assert [key.round for key, _ in run.rounds if key.stage == "latency-sealed"] == [0, 1, 2]
-    assert len(run.started) == 2
+    assert run.started == [["unguarded", "control", "guarded", "isolated", "sealed"]] * 2
 
 
 def test_an_interrupted_run_starts_only_the_sittings_that_it_lacks(tmp_path: Path) -> None:

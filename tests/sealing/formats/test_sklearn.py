@@ -89,6 +89,7 @@ def served(path: Path, folder: Path, x: Array, y: Array, *, double: bool = False
         read_source(path, double=double), rows_from_arrays({"x": x}, y), SealOptions(name="model")
     )
     manifest = seal(draft, owner, folder / "b")
+    assert manifest.guarded is not None, manifest.numpy_because
     bundle = verify(folder / "b", [owner.public])
     dtype = np.float64 if double else np.float32
     answers = np.concatenate(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import msgspec
 import numpy as np
 
-from garrison.errors import GuardError
+from garrison.errors import BudgetExhaustedError, GuardError
 from garrison.guard.base import Marks, RowDefense, Settings, View, raise_not_tighter
 from garrison.guard.distinct import DistinctRows
 from garrison.guard.state import State
@@ -89,8 +89,7 @@ class Budget(RowDefense, frozen=True):
         return over
 
     def detail(self, facts: ModelFacts) -> str:  # noqa: ARG002
-        different = f", {self.distinct} of them different" if self.distinct else ""
-        return f"the caller's budget of {self.rows} rows{different} ({self.period}) does not cover this request"
+        return BudgetExhaustedError.told(self.rows, self.distinct, self.period)
 
     def check_tightened(self, signed: Self) -> None:
         rows = self.rows <= signed.rows and (self.period == signed.period or signed.period == "day")

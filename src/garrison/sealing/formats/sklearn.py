@@ -45,6 +45,8 @@ TRUSTED_TYPES = (
 INPUT = "x"
 _LEAF = -1
 _DEEPEST = 12
+_OPSET = 21
+"""That of the guard's graph: a newer one, as the converter takes it by itself, would only have to be met by the guard."""
 
 
 def read(path: Path, *, double: bool = False) -> Source:
@@ -143,7 +145,9 @@ def _to_onnx(estimator: Any, kind: Any, declared: Declared) -> ModelProto:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return skl2onnx.convert_sklearn(estimator, initial_types=[(INPUT, kind)], options=given)
+                return skl2onnx.convert_sklearn(
+                    estimator, initial_types=[(INPUT, kind)], options=given, target_opset=_OPSET
+                )
         except NameError as error:  # an option that this converter does not know
             if i == len(choices) - 1:
                 raise UnsupportedModelError(f"{type(estimator).__name__}: {error}") from error
