@@ -22,10 +22,12 @@ from benchmarks.fuzzing.mutations import Mutator, Request, RequestMutator
 
 from garrison.errors import UnavailableError
 from garrison.protocol.http_status import STATUS
+from garrison.server.app import ATTESTATION_PATH
 
 CONNECTIONS, PIPELINED, GOOD_ONE_IN = 16, 32, 16
 WIRE_CONNECTIONS, WIRE_SECONDS, AGAIN_SECONDS = 64, 20.0, 5.0
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+_AGAIN = re.compile(rb"\r\nretry-after: *\d+\r\n", re.IGNORECASE)
 _KEPT = 20
 _OK = 200
 
@@ -55,8 +57,8 @@ class Seen:
     bad: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def note(self, status: int, body: bytes, request: bytes) -> None:
-        """One response to a malformed request."""
+    def note(self, status: int, head: bytes, body: bytes, request: bytes) -> None:
+        """One response to a malformed request. The head ends with its last line's end."""
         self.sent += 1
         self.statuses[status] += 1
         if status == _OK:
@@ -66,7 +68,7 @@ class Seen:
             code = said["code"]
             good = (
                 STATUS.get(code) == status
-                and (status < 500 or _in_a_hurry(code, request))
+                and (status < 500 or _is_for_later(code, head, request))
                 and said.keys() == {"error", "code"}
                 and isinstance(said["error"], str)
             )
@@ -81,9 +83,11 @@ class Seen:
             self.bad.append(what)
 
 
-def _in_a_hurry(code: str, request: bytes) -> bool:
-    """A mutated request may name a time within which nobody can answer."""
-    return code == UnavailableError.code and b"request-timeout" in request.lower()
+def _is_for_later(code: str, head: bytes, request: bytes) -> bool:
+    """Who is told when to come again: a mutated request may name a time within which nobody can answer; and of those for evidence only so many may wait at once."""
+    if code != UnavailableError.code or not _AGAIN.search(head):
+        return False
+    return b"request-timeout" in request.lower() or ATTESTATION_PATH.encode() in request.partition(b"\r\n")[0]
 
 
 def _of_web_server(status: int, body: bytes) -> bool:
@@ -105,16 +109,20 @@ class _Pipe:
         self.waiting, self.at = requests, 0
         self.socket.sendall(b"".join(data for _, data in requests))
 
-    def responses(self) -> Iterator[tuple[int, bytes]]:
-        """Those that are whole."""
+    def responses(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Status, head and body of those that are whole."""
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             found = _LENGTH.search(self.buffer, 0, end + 4)
             last = end + 4 + (int(found[1]) if found else 0)
             if len(self.buffer) < last:
                 return
-            status, body = int(self.buffer[9:12]), bytes(self.buffer[end + 4 : last])
+            status, head, body = (
+                int(self.buffer[9:12]),
+                bytes(self.buffer[: end + 2]),
+                bytes(self.buffer[end + 4 : last]),
+            )
             del self.buffer[:last]
-            yield status, body
+            yield status, head, body
 
 
 class Framed:
@@ -174,11 +182,11 @@ class Framed:
         except OSError:
             data = b""
         pipe.buffer += data
-        for status, body in pipe.responses():
+        for status, head, body in pipe.responses():
             number, request = pipe.waiting[pipe.at]
             pipe.at += 1
             if number < 0:
-                seen.note(status, body, request)
+                seen.note(status, head, body, request)
             else:
                 self._note_good(number, status, body, seen)
         if data or pipe.at == len(pipe.waiting):
@@ -274,8 +282,8 @@ class Wire:
             seen.sent += 1
             return
         before = seen.sent
-        for status, body in pipe.responses() if pipe.buffer.startswith(b"HTTP/1.1 ") else ():
-            seen.note(status, body, data)
+        for status, head, body in pipe.responses() if pipe.buffer.startswith(b"HTTP/1.1 ") else ():
+            seen.note(status, head, body, data)
         seen.ended += seen.sent == before
         seen.sent = before + 1  # one malformed piece, whatever number of responses it had
 

@@ -79,8 +79,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Longest message that is taken over gRPC, in bytes. Together with `grpc_requests` it bounds what calls can hold on to, before they count among `queue_bytes`."""
     grpc_requests: int = 256
     """Most calls over gRPC at once; the next one is told to come again later."""
-    evidence_requests: int = 8
-    """Most requests for evidence that wait for one model; the next one is told to come again later."""
+    evidence_requests: int = 16
+    """Most requests for evidence that wait for one model, of one caller as many as are left for others; the next one is told to come again later."""
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from benchmarks.serving.driving import tree
 from tests.commands import fails, run
+from tests.pools import pools
 from tests.serving import Bundles, command
 
 from garrison.cli import cli
@@ -30,6 +32,22 @@ def test_serve_says_what_is_served_and_how_it_is_guarded(bundles: Bundles, tmp_p
         _, said = server.communicate(timeout=60)
         assert server.returncode == 0
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("more", [("--isolation", "none"), ("--isolation", "process", "--workers", "2")])
+def test_serve_keeps_its_threads_memory_in_one_pool(bundles: Bundles, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """By itself each thread has one, and keeps the most it ever needed: with few requests it has six of them."""
+    with command(bundles, "metered", tmp_path, "--ledger", str(tmp_path / "ledger"), *more) as (server, ready):
+        for _ in range(20):
+            assert httpx.get(f"{ready['url']}/v2/health/ready").status_code == 200
+        serving = [child for child in tree(server.pid) if is_server(child)]
+        assert len(serving) == (3 if "--workers" in more else 1)
+        assert all(pools(one) <= 1 for one in serving)
+
+
+def is_server(process: int) -> bool:
+    """Not an enclave, and not the spare."""
+    return b"garrison.enclave.worker" not in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def test_serve_tells_a_person_loudly_that_there_is_no_enclave(

@@ -96,7 +96,7 @@ def test_what_runs_between_batches_runs_alone_and_takes_turns_with_them() -> Non
                 return super().__call__(asks)
 
         with batcher(Counted(), compute_rows=1, inline_rows=1) as queue:
-            asides = [queue.between(lambda: step("aside")) for _ in range(6)]
+            asides = [queue.between(lambda: step("aside"), "a") for _ in range(6)]
             batches = [queue.submit(waiting(k, 2.0)) for k in range(6)]
             await asyncio.gather(*asides, *batches)
         assert sorted(done) == ["aside"] * 6 + ["batch"] * 6
@@ -118,12 +118,12 @@ def test_who_fails_or_goes_between_batches_stops_nobody() -> None:
             raise RuntimeError("no")
 
         with batcher(Echo(), inline_rows=1) as queue:
-            gone = asyncio.ensure_future(queue.between(held))
-            never = asyncio.ensure_future(queue.between(lambda: None))
+            gone = asyncio.ensure_future(queue.between(held, "a"))
+            never = asyncio.ensure_future(queue.between(lambda: None, "a"))
             assert await asyncio.to_thread(began.wait, PATIENT_SECONDS)
             gone.cancel()
             never.cancel()
-            failing = asyncio.ensure_future(queue.between(broken))
+            failing = asyncio.ensure_future(queue.between(broken, "a"))
             for _ in range(10):
                 await asyncio.sleep(0)
             assert gone.cancelled()
@@ -132,7 +132,7 @@ def test_who_fails_or_goes_between_batches_stops_nobody() -> None:
             with pytest.raises(RuntimeError):
                 await failing
             assert (await queue.submit(waiting(1))).body == b"1"
-            assert await queue.between(lambda: 7) == 7
+            assert await queue.between(lambda: 7, "a") == 7
 
     asyncio.run(main())
 

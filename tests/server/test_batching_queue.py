@@ -19,6 +19,7 @@ from garrison.server.batching import Batcher
 from garrison.server.budgets import FILE_NAME, BudgetBook
 from garrison.server.model_budget import Left, ModelBudget
 from garrison.server.stores import sqlite
+from garrison.server.waiting import Turns
 
 
 def test_a_full_queue_refuses_and_recovers() -> None:
@@ -178,5 +179,27 @@ def test_a_locked_database_does_not_stop_the_loop(tmp_path: Path, monkeypatch: p
             other.close()
         assert book.remaining("m", "alice", "ever", 100) == 98
         book.close()
+
+    asyncio.run(main())
+
+
+def test_places_between_batches_are_shared_out_and_turns_go_to_who_came_first() -> None:
+    async def main() -> None:
+        turns = Turns(8)
+        greedy = [turns.join("greedy") for _ in range(4)]
+        with pytest.raises(UnavailableError, match="4 of your requests for evidence"):
+            turns.join("greedy")
+        others = [turns.join(name) for name in ("b", "b", "c", "d")]
+        with pytest.raises(UnavailableError, match="8 requests for evidence"):
+            turns.join("e")
+        greedy[1].cancel()
+        assert turns.leave(greedy[2])
+        for turn in (greedy[0], greedy[3], *others):
+            assert not turn.done()
+            assert turns.give()
+            assert turn.done()
+        assert not turns.give()
+        assert not turns.leave(greedy[0])
+        assert len(turns) == 0
 
     asyncio.run(main())

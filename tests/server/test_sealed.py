@@ -230,7 +230,8 @@ def slow(enclave: Simulated, seconds: float) -> None:
 
 
 def test_too_many_requests_for_evidence_are_told_to_come_again(sealed: dict[str, Sealed], tmp_path: Path) -> None:
-    limits = Limits(evidence_requests=2)
+    """Of one caller half of them: for whoever comes anew there is a place left."""
+    limits = Limits(evidence_requests=4)
     with serve_simulated(sealed["mlp"], state=tmp_path, limits=limits) as (served, (enclave,)):
         gate = threading.Event()
         show = enclave.service.evidence
@@ -240,12 +241,24 @@ def test_too_many_requests_for_evidence_are_told_to_come_again(sealed: dict[str,
             return show(nonce, capabilities)
 
         enclave.service.evidence = held  # type: ignore[assignment,method-assign]
-        url = f"{served.url}{ATTESTATION}?nonce={NONCE}"
+
+        def ask(address: str) -> httpx.Response:
+            with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=PATIENT_SECONDS) as client:
+                return client.get(f"{served.url}{ATTESTATION}?nonce={NONCE}")
+
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(httpx.get, url, timeout=PATIENT_SECONDS) for _ in range(6)]
+            asked = [pool.submit(ask, "127.0.0.1") for _ in range(6)]
             wait_until(lambda: sum(one.done() for one in asked) == 3)
+            others = [pool.submit(ask, "127.0.0.2") for _ in range(2)]
+            wait_until(lambda: sum(one.done() for one in others) == 1)
             assert httpx.get(f"{served.url}/v2/health/live").status_code == 200  # the loop is free meanwhile
+            again = ask("127.0.0.1")
             gate.set()
-            statuses = sorted(one.result().status_code for one in asked)
-        assert statuses == [200, 200, 200, 503, 503, 503]
+            assert sorted(one.result().status_code for one in asked) == [200, 200, 200, 503, 503, 503]
+            assert sorted(one.result().status_code for one in others) == [200, 503]
+        assert (again.status_code, again.headers["retry-after"]) == (503, "1")
+        assert again.json() == {
+            "error": "2 of your requests for evidence are waiting already, which is your share; try again",
+            "code": "unavailable",
+        }
         assert served.infer().status_code == 200

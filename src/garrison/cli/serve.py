@@ -19,6 +19,7 @@ from garrison.config import DEFAULT_FILE, SETTINGS_VARIABLE, Config, load_config
 from garrison.enclave.backends import BACKENDS, OF_A_PROGRAM
 from garrison.enclave.levels import LEVELS
 from garrison.enclave.log import write_server_log
+from garrison.enclave.memory import share_pools
 from garrison.enclave.program import Program, spawn
 from garrison.limits import MIB
 
@@ -92,6 +93,7 @@ def serve(
     **options: Any,
 ) -> None:
     """Serve the sealed models in each BUNDLE behind their guards, until interrupted."""
+    share_pools()
     config = _with_options(load_config(config_file), options)
     write_server_log(config.operations.log)
     settings = Path(DEFAULT_FILE) if config_file is None else config_file

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -35,7 +34,7 @@ from garrison.server.job import Job, summed
 from garrison.server.ledger.recorder import Recorder
 from garrison.server.model_budget import ModelBudget
 from garrison.server.tally import ModelCount
-from garrison.server.waiting import FairQueue, Waiting
+from garrison.server.waiting import FairQueue, Turns, Waiting
 
 INLINE_SECONDS = CHEAP_SECONDS
 """A batch that is expected to take longer is not computed on the event loop's thread."""
@@ -91,7 +90,7 @@ class Batcher:
         self._working = False
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self._asides: deque[asyncio.Future[None]] = deque()
+        self._asides = Turns(limits.evidence_requests)
         self._aside_last = False
         self._owed: list[tuple[str, int]] = []
 
@@ -99,6 +98,7 @@ class Batcher:
         """Take these limits in place of those before."""
         self._limits = limits
         self._queue.most = limits.queue_requests
+        self._asides.most = limits.evidence_requests
 
     def why_not(self) -> str:
         """Why no question would be taken now; "" where it would."""
@@ -159,16 +159,13 @@ class Batcher:
         while self._working and time.monotonic() < end:
             await asyncio.sleep(_END_SECONDS)
 
-    async def between(self, call: Callable[[], Result]) -> Result:
+    async def between(self, call: Callable[[], Result], caller: str) -> Result:
         """Run something on the worker thread while no batch is computed. Takes turns with batches, where there are both.
 
         Raises:
-            UnavailableError: too many are waiting.
+            UnavailableError: too many are waiting, or too many of this caller's.
         """
-        if len(self._asides) >= self._limits.evidence_requests:
-            raise UnavailableError(f"{len(self._asides)} requests for evidence are waiting already; try again")
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._asides.append(turn)
+        turn = self._asides.join(caller)
         self._schedule()
         try:
             await turn
@@ -185,19 +182,14 @@ class Batcher:
 
     def _leave(self, turn: asyncio.Future[None]) -> None:
         """Somebody who waited for a turn has gone."""
-        if turn in self._asides:
-            self._asides.remove(turn)
-        elif turn.done() and not turn.cancelled():
+        if not self._asides.leave(turn) and turn.done() and not turn.cancelled():
             self._rest()
 
     def _give_turn(self) -> bool:
         """Whether somebody got a turn between two batches."""
-        while self._asides and not (self._aside_last and self._queue):
-            turn = self._asides.popleft()
-            if not turn.done():
-                self._working = self._aside_last = True
-                turn.set_result(None)
-                return True
+        if not (self._aside_last and self._queue) and self._asides.give():
+            self._working = self._aside_last = True
+            return True
         self._aside_last = False
         return False
 
@@ -393,6 +385,5 @@ class Batcher:
 
     def _exhausted(self) -> Reply:
         """The budget was enough when the batch began, and was used up elsewhere meanwhile: the answer must not leave."""
-        code, budget = BudgetExhaustedError.code, self._budget
-        detail = f"the caller's budget of {budget.in_words()} does not cover this request"
-        return Reply(code, detail, b"", -1, b"", Outcome(code=code, rows=0))
+        code = BudgetExhaustedError.code
+        return Reply(code, self._budget.refusal, b"", -1, b"", Outcome(code=code, rows=0))

@@ -21,6 +21,7 @@ from garrison.attest.evidence import Evidence
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.enclave.confine.kernel import PR_SET_PDEATHSIG, prctl
 from garrison.enclave.log import write_server_log
+from garrison.enclave.memory import share_pools
 from garrison.enclave.talk import failure, raised_again
 from garrison.errors import FrameError, GarrisonError, UnavailableError
 from garrison.server.control import FrontEnd, Line, Listening, Lost, Setup, Stop, Told, Wish
@@ -139,6 +140,7 @@ class Front:
 
 def main(words: Sequence[str]) -> None:
     """The program."""
+    share_pools()
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # where the server had died before, the connection says so
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is served, when it means to read the keys again
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it reaches the server too, which tells us

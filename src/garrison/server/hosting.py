@@ -62,14 +62,14 @@ class Model:
     def version(self) -> int:
         return self.manifest.version
 
-    async def evidence(self, nonce: bytes) -> Evidence:
-        """Evidence of this model's enclave, between two batches.
+    async def evidence(self, nonce: bytes, caller: str) -> Evidence:
+        """Evidence of this model's enclave for a caller, between two batches.
 
         Raises:
             NotFoundError: this isolation gives none.
-            UnavailableError: too many ask at once, or the enclave is being started anew.
+            UnavailableError: too many ask at once, or this caller too often, or the enclave is being started anew.
         """
-        return await self.batcher.between(lambda: self.enclave.evidence(nonce))
+        return await self.batcher.between(lambda: self.enclave.evidence(nonce), caller)
 
     def sealed_cost(self, body_bytes: int) -> float:
         """What a sealed request may cost, in rows: as if all of it were tensors in binary form."""

@@ -1,4 +1,4 @@
-"""Requests that wait for a model, in a queue that is fair to callers.
+"""Requests that wait for a model, in a queue that is fair to callers; and those for evidence, which have turns between batches.
 
 Callers take turns, one request a turn, the oldest of each first: a caller with thousands of waiting requests puts another's off by one
 request a turn. A caller may have as many waiting as there are places left. So one alone gets half of the queue, two get a third
@@ -166,3 +166,50 @@ class FairQueue:
         elif next_turn:
             del self._callers[caller]
             self._callers[caller] = mine
+
+
+class Turns:
+    """Who waits to be let in between two batches, the oldest first. Places are shared out as those of the queue are.
+
+    Args:
+        most: how many may wait.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._waiting: dict[asyncio.Future[None], str] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def join(self, caller: str) -> asyncio.Future[None]:
+        """Wait for a turn; it has come when this is done.
+
+        Raises:
+            UnavailableError: too many are waiting, or too many of this caller's.
+        """
+        free = self.most - len(self._waiting)
+        mine = sum(other == caller for other in self._waiting.values())
+        if free <= 0:
+            raise UnavailableError(f"{self.most} requests for evidence are waiting already; try again")
+        if mine >= free:
+            raise UnavailableError(
+                f"{mine} of your requests for evidence are waiting already, which is your share; try again"
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = caller
+        return turn
+
+    def leave(self, turn: asyncio.Future[None]) -> bool:
+        """Whether it was waiting still."""
+        return self._waiting.pop(turn, None) is not None
+
+    def give(self) -> bool:
+        """Give the oldest its turn; whether there was one who wants it."""
+        while self._waiting:
+            turn = next(iter(self._waiting))
+            del self._waiting[turn]
+            if not turn.done():
+                turn.set_result(None)
+                return True
+        return False

@@ -60,7 +60,7 @@ AUTHORIZATION, CODE_KEY = "authorization", "garrison-code"
 """Who asks; and in the trailing metadata of an error, its code, as in HTTP's body."""
 _IDLE_SECONDS, _PING_SECONDS, _PING_TIMEOUT_SECONDS = 300, 60, 20
 _METADATA_BYTES = 16 * 1024
-_AGAIN_SECONDS = 0.05
+_AGAIN_SECONDS, _LOOK_SECONDS = 0.05, 0.5
 _OK = 200
 _IDENTITY_ONLY = 1
 """No compression: a short message could stand for a long one."""
@@ -175,10 +175,15 @@ class GrpcServer:
         """Begin another server where grpcio's has ended by itself, as it does for all when one call's path is no UTF-8."""
         port = int(self.address.rpartition(":")[2])
         while True:
-            ended = await asyncio.gather(self._server.wait_for_termination(), return_exceptions=True)
+            # A call that is kept open would put its end off: so it is asked now and then whether it has failed.
+            looked = await asyncio.gather(self._server.wait_for_termination(_LOOK_SECONDS), return_exceptions=True)
+            ended: object = looked[0]
             if self._stopping:
                 return
-            logger.error("the gRPC server has ended by itself (%s); another one begins", type(ended[0]).__name__)
+            if ended is True:  # it has not
+                continue
+            logger.error("the gRPC server has ended by itself (%s); another one begins", type(ended).__name__)
+            await self._server.stop(0)  # gives back what a server that fails keeps: 6 KiB, and its calls
             begun = False
             while not begun and not self._stopping:
                 try:
@@ -248,6 +253,7 @@ class GrpcServer:
             call.trailers += refused.headers
         except GarrisonError as error:
             code, told = error.code, str(error)
+            self._app.count_refused(code)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -325,8 +331,9 @@ class GrpcServer:
             model = self._route(call, path).model
             if model is None:
                 raise self._app.why_not_found(path, call.who.scopes)
-            away = self._admission.too_fast(caller, model) or self._admission.used_up(caller, model)
+            away = self._admission.turned_away(caller, model)
             if away is not None:
+                self._app.count_refused(away.code)
                 raise _RefusedError(*away)
             if self.tracing is None:
                 return await self._asked(call, model, deadline)
