@@ -181,6 +181,7 @@ class OperationsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     Attributes:
         metrics: HOST:PORT where Prometheus reads `/metrics`; "" for nowhere.
+        metrics_open: offer them beyond this machine, where nobody needs a key and nothing is encrypted.
         log: "text", or "json" for one object a line.
         traces: URL of an OpenTelemetry collector (OTLP over HTTP) for traces; "" for none.
         traces_share: of the requests whose callers do not say, 0 to 1.
@@ -190,6 +191,7 @@ class OperationsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """
 
     metrics: str = ""
+    metrics_open: bool = False
     log: Literal["text", "json"] = "text"
     traces: str = ""
     traces_share: float = 0.01

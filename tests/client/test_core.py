@@ -11,7 +11,15 @@ import pytest
 from garrison.client.core import Core
 from garrison.client.prediction import Prediction, join
 from garrison.client.talk import Pause, Talk, Unreachable, Work
-from garrison.errors import ConfigError, GarrisonError, LimitError, ProofError, ServiceError, UnavailableError
+from garrison.errors import (
+    ConfigError,
+    GarrisonError,
+    LimitError,
+    NotFoundError,
+    ProofError,
+    ServiceError,
+    UnavailableError,
+)
 from garrison.protocol.http_messages import Request, Response
 from garrison.protocol.http_status import ERRORS, INTERNAL, STATUS
 from garrison.protocol.oip_client import encode_request
@@ -104,6 +112,12 @@ def test_metadata_is_asked_for_once_and_the_key_is_sent() -> None:
 def answer_for(rows: int, **changes: Any) -> Response:
     output = {"name": "p", "datatype": "FP32", "shape": [rows, 1], "data": [0.5] * rows}
     return ok({"model_name": "m", "model_version": "1", "outputs": [output]} | changes)
+
+
+def test_a_caller_who_sees_no_model_is_told_so() -> None:
+    nameless = Core(api_key="gk_a_b", model=None, version=None, attempts=1, verify=False)
+    with pytest.raises(NotFoundError, match="shows this caller no model"):
+        play(nameless.metadata(), ok([]))
 
 
 def test_long_inputs_are_split() -> None:

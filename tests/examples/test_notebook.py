@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ MOST_SECONDS = 120
 def printed(notebook: Any) -> str:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return "\n".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
+
+
+def clones(text: str, asked: str) -> list[float]:
+    """Accuracy of the clone of a thief who asks so: of the bare model's answers, and of the service's."""
+    found = re.findall(rf"^{asked}, (undefended|defended): clone ([0-9.]+)%$", text, re.MULTILINE)
+    assert [name for name, _ in found] == ["undefended", "defended"]
+    return [float(share) / 100 for _, share in found]
 
 
 def test_there_are_notebooks_without_outputs() -> None:
@@ -46,3 +54,9 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for words in ("guard: bounds > max-probability", "is as its owner sealed it", "ChangedFileError", "signatures checked: True",
                   "BudgetExhaustedError", "a thief gets from the service", "undefended"):  # fmt: skip
         assert words in text
+    bare, guarded = clones(text, "random numbers")
+    assert bare > 4 / 26, "control: this thief works where there is no guard"
+    assert guarded < bare / 2
+    near_bare, near_guarded = clones(text, "numbers as letters have them")
+    assert near_guarded > guarded + 0.1, "as the notebook says: this thief's rows are nearly letters"
+    assert near_bare > near_guarded - 0.05

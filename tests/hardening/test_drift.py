@@ -71,6 +71,28 @@ def test_rows_against_a_bundle_and_against_rows(tmp_path: Path) -> None:
     )
 
 
+def test_labels_that_only_one_file_has_are_left_out(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(300, 2)), np.arange(300) % 3
+    plain, labelled = save(tmp_path / "plain.npz", x=x), save(tmp_path / "labelled.npz", x=x, y=y)
+    for old, new, unpaired in (
+        (labelled, plain, "reference"),
+        (plain, labelled, "now"),
+        (plain, plain, ""),
+        (labelled, labelled, ""),
+    ):
+        found = as_json("drift", "compare", str(old), str(new))
+        assert found["unpaired"] == unpaired
+        assert ("y" in found["chance"]) is (old == new == labelled)
+        told = run("drift", "compare", str(old), str(new)).stderr
+        assert (f"y is left out: only {labelled} has it" in told) is bool(unpaired)
+
+
+def test_arrays_are_compared_by_name_in_whatever_order_they_lie(tmp_path: Path) -> None:
+    low, high = np.random.default_rng(0).uniform((0, 9), (1, 10), size=(300, 2)).T
+    one, other = save(tmp_path / "a.npz", a=low, b=high), save(tmp_path / "b.npz", b=high, a=low)
+    assert as_json("drift", "compare", str(one), str(other))["shifted"] == []
+
+
 def test_a_bundle_without_a_reference_says_so(tmp_path: Path) -> None:
     sealed = seal_mlp(tmp_path / "BUNDLE")
     (tmp_path / "owner.pub").write_bytes(sealed.owner.public.pem)

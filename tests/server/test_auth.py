@@ -11,7 +11,8 @@ import httpx
 import pytest
 from tests.serving import Bundles, serve
 
-from garrison.errors import AuthenticationError, ConfigError
+from garrison.enclave.log import JsonLines
+from garrison.errors import AuthenticationError, ConfigError, UnavailableError
 from garrison.server.auth import Authenticator, add_key, read_keys, revoke_key
 
 PEER = "127.0.0.1:4711"
@@ -107,8 +108,10 @@ def test_a_revoked_key_is_worthless_and_the_others_are_not(file: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"keys": {}, "extra": 1}', b'{"format": "other", "keys": {}}'])
 def test_a_key_file_that_cannot_be_read_lets_nobody_in(file: Path, content: bytes | None) -> None:
-    key = add_key(file, "alice")
+    key, gone = add_key(file, "alice"), add_key(file, "bob")
+    good = file.read_bytes()
     guard = Authenticator(file)
+    assert guard.caller(bearer(gone), PEER) == "bob"
     assert guard.caller(bearer(key), PEER) == "alice"
     if content is None:
         file.unlink()
@@ -116,10 +119,71 @@ def test_a_key_file_that_cannot_be_read_lets_nobody_in(file: Path, content: byte
         file.write_bytes(content)
         os.utime(file, ns=(1, 1))
     guard.refresh()
-    with pytest.raises(AuthenticationError):
+    with pytest.raises(UnavailableError):  # it may be good: to be tried again
         guard.caller(bearer(key), PEER)
+    with pytest.raises(AuthenticationError):
+        guard.caller(None, PEER)
     with pytest.raises(ConfigError):
         Authenticator(file)
+    file.write_bytes(good)
+    revoke_key(file, "bob")
+    guard.refresh()
+    assert guard.caller(bearer(key), PEER) == "alice"
+    with pytest.raises(AuthenticationError):
+        guard.caller(bearer(gone), PEER)
+
+
+def test_what_is_wrong_with_the_key_file_is_said_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_key(file, "alice")
+    good = file.read_bytes()
+    guard = Authenticator(file)
+
+    def said() -> list[str]:
+        found = [JsonLines().format(record) for record in caplog.records if record.levelname == "ERROR"]
+        caplog.clear()
+        return found
+
+    file.write_bytes(b'{"keys": ')
+    for _ in range(3):
+        guard.refresh()
+    (line,) = said()
+    assert f"{file} is not a key file: Input data was truncated" in line
+    file.unlink()
+    file.mkdir()
+    for _ in range(3):
+        guard.refresh()
+    (line,) = said()
+    assert "expected a regular file" in line
+    file.rmdir()
+    file.write_bytes(good)
+    guard.refresh()
+    assert said() == []
+    file.write_bytes(b'{"keys": ')
+    guard.refresh()
+    assert len(said()) == 1
+
+
+def test_over_http_a_broken_key_file_says_to_try_again(bundles: Bundles, tmp_path: Path, file: Path) -> None:
+    key = add_key(file, "alice")
+    good = file.read_bytes()
+
+    def until(status: int) -> httpx.Response:
+        deadline = time.monotonic() + 30
+        while True:
+            response = running.infer(authorization=bearer(key))
+            if response.status_code == status or time.monotonic() > deadline:
+                return response
+            time.sleep(0.05)
+
+    with serve(bundles, "mlp-1", state=tmp_path, keys=str(file)) as running:
+        assert until(200).status_code == 200
+        file.write_bytes(b"{")
+        response = until(503)
+        assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+        assert response.headers["retry-after"] == "1"
+        assert running.infer().status_code == 401
+        file.write_bytes(good)
+        assert until(200).status_code == 200
 
 
 def test_names_are_plain_and_given_once(file: Path) -> None:

@@ -14,9 +14,11 @@ from tests.models import images
 
 from garrison.config import OperationsConfig
 from garrison.enclave.host import Launch, launch
+from garrison.guard.drifting.blame import Blame
+from garrison.guard.drifting.report import MOST_NAMED, DriftAlarm
 from garrison.protocol.messages import Ask
 from garrison.protocol.oip_client import encode_request
-from garrison.server.drift_watch import DriftWatch
+from garrison.server.drift_watch import ALARM, NAMED, OVER, DriftWatch, _news
 from garrison.server.webhook import Webhook
 
 
@@ -64,6 +66,26 @@ def test_an_alarm_is_told_once_and_its_end_too(tmp_path: Path) -> None:
     finally:
         watch.close()
         enclave.stop()
+
+
+def test_who_is_named_later_is_told_once_and_who_was_named_stays() -> None:
+    def alarm(*names: str, active: bool = True) -> DriftAlarm:
+        found = DriftAlarm(1, "psi", "x", 0.2, 0.1, 512, 0.0, active=True)
+        for name in names:
+            found = found.found(Blame((name,), ()))
+        return found if active else found.over()
+
+    ann, both, back = alarm("ann"), alarm("ann", "mallory"), alarm("ann", "mallory", "ann")
+    assert (both.named, both.moving) == (("ann", "mallory"), ("mallory",))
+    assert (back.named, back.moving) == (("ann", "mallory"), ("ann",))
+    assert _news(None, ann) == [ALARM]
+    assert _news(ann, ann) == []
+    assert _news(ann, both) == [NAMED]
+    assert _news(both, back) == [], "both were told of"
+    assert _news(ann, alarm("ann", "mallory", active=False)) == [NAMED, OVER]
+    assert _news(alarm(), ann) == [NAMED]
+    crowd = alarm(*map(str, range(MOST_NAMED + 8)))
+    assert crowd.named == tuple(map(str, range(MOST_NAMED))), "the first stay"
 
 
 def test_alarms_from_before_the_start_are_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from tests.models import images
 from tests.serving import Bundles, command, serve
 from tests.stalls import PATIENT_SECONDS, wait_until
 
-from garrison.config import Config, LedgerConfig, ServerConfig
+from garrison.config import Config, LedgerConfig, OperationsConfig, ServerConfig
 from garrison.crypto.owner import OwnerKey
 from garrison.enclave.backends.process import ProcessEnclave
 from garrison.errors import BundleError, ChangedFileError, ConfigError, GuardError, KeyFileError, UntrustedKeyError
@@ -55,6 +56,17 @@ def test_beyond_this_machine_only_with_tls_or_on_purpose(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_needs_no_keys(host: str) -> None:
     check_exposure(Config(server=ServerConfig(host=host)))
+
+
+@pytest.mark.parametrize(
+    ("host", "beyond"),
+    [("0.0.0.0", True), ("[::]", True), ("::", True), ("192.0.2.1", True), ("127.0.0.1", False), ("[::1]", False), ("localhost", False)],
+)  # fmt: skip
+def test_metrics_are_told_beyond_this_machine_only_on_purpose(host: str, beyond: bool) -> None:
+    for metrics_open in (False, True):
+        config = Config(operations=OperationsConfig(metrics=f"{host}:9464", metrics_open=metrics_open))
+        with pytest.raises(ConfigError, match="metrics_open") if beyond and not metrics_open else nullcontext():
+            check_exposure(config)
 
 
 def test_a_taken_port_is_noticed() -> None:
@@ -122,6 +134,7 @@ def test_the_misinformation_key_is_found_beside_the_bundle_or_named(bundles: Bun
     assemble(config(tmp_path, secret=(str(secret),)), [moved, plain.path], trusted).close()
     other = tmp_path / "wrong.secret"
     other.write_text("# wrong\n" + "A" * 43 + "=\n")
+    other.chmod(0o600)
     with pytest.raises(KeyFileError, match="not the misinformation key"):
         assemble(config(tmp_path, secret=(str(other),)), [moved], trusted)
     assemble(config(tmp_path, secret=(str(other), str(secret))), [moved], trusted).close()

@@ -10,7 +10,7 @@ from garrison.bundle.reader import verify
 from garrison.crypto.owner import OwnerPublicKey
 from garrison.errors import ConfigError, GarrisonError, MissingExtraError
 from garrison.hardening.data import Rows, read_npz
-from garrison.hardening.drift_offline import Compared, check_rows, compare_rows
+from garrison.hardening.drift_offline import Compared, check_rows, compare_rows, paired
 from garrison.types import Array
 
 __all__ = ["check", "compare", "evidently_page"]
@@ -33,7 +33,7 @@ def check(bundle: str | Path, data: str | Path | Rows, trusted: Sequence[OwnerPu
 
 
 def compare(reference: str | Path, now: str | Path) -> Compared:
-    """Two .npz files of rows, feature by feature.
+    """Two .npz files of rows, feature by feature; y where both have it.
 
     Raises:
         CalibrationError: they do not hold the same features, or too few rows.
@@ -48,7 +48,7 @@ def evidently_page(reference: str | Path, now: str | Path, page: Path) -> None:
         MissingExtraError: it is not installed.
         ConfigError: it fails on these files.
     """
-    old, new = read_npz(Path(reference)), read_npz(Path(now))
+    old, new, _ = paired(read_npz(Path(reference)), read_npz(Path(now)))
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
         import pandas as pd

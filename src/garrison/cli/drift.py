@@ -78,7 +78,11 @@ def compare(reference: Path, now: Path, evidently: bool, page: Path | None, stri
             raise click.UsageError("--evidently writes a page: give -o PAGE.html")
         _offline().evidently_page(reference, now, page)
         page = None
-    _finish(_offline().compare(reference, now), str(reference), page, strict=strict, as_json=as_json)
+    found = _offline().compare(reference, now)
+    if found.unpaired:
+        holder = reference if found.unpaired == "reference" else now
+        notes.print(f"y is left out: only {printable(str(holder))} has it", markup=False, soft_wrap=True)
+    _finish(found, str(reference), page, strict=strict, as_json=as_json)
 
 
 def _offline() -> Any:
@@ -130,10 +134,17 @@ def _column(column: ColumnShift) -> str:
 
 def _alarm(alarm: DriftAlarm) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(alarm.since))
-    who = ", ".join(map(printable, alarm.named)) or "nobody in particular"
     state = "rings" if alarm.active else "over"
     found = f"{alarm.kind} of {printable(alarm.column)} {alarm.value:.4g}, threshold {alarm.threshold:.4g}"
-    return f"  alarm {alarm.number}: {found}, at row {alarm.row}, since {since} UTC; moved by {who}; {state}"
+    return f"  alarm {alarm.number}: {found}, at row {alarm.row}, since {since} UTC; {_who(alarm)}; {state}"
+
+
+def _who(alarm: DriftAlarm) -> str:
+    """Who was named, and who moves it now where that are others."""
+    named, now = (", ".join(map(printable, names)) or "nobody in particular" for names in (alarm.named, alarm.moving))
+    if not alarm.active or set(alarm.moving) == set(alarm.named):
+        return f"moved by {named}"
+    return f"named so far: {named}; moved now by {now}"
 
 
 def _write_page(page: Path, found: Sequence[ModelDrift]) -> None:

@@ -218,6 +218,8 @@ class Core:
     def _name(self) -> Talk[str]:
         if self._model is None:
             names = sorted({entry.name for entry in (yield from self.index())})
+            if not names:
+                raise NotFoundError("the server shows this caller no model: its key names none, or others")
             if len(names) != 1:
                 raise NotFoundError(f"the server has {len(names)} models; name one of {', '.join(names)}")
             self._model = names[0]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
+import msgspec
 import numpy as np
 
 from garrison.bundle.reader import VerifiedBundle
@@ -18,7 +20,7 @@ from garrison.guard.defenses.drift import Drift
 from garrison.guard.defenses.projection import Projection
 from garrison.guard.drifting.columns import Column, Layout, layout_of
 from garrison.guard.drifting.measures import ks, psi
-from garrison.guard.drifting.report import ColumnShift
+from garrison.guard.drifting.report import ColumnShift, Unpaired
 from garrison.guard.drifting.report import Compared as Compared  # noqa: PLC0414  it is handed on
 from garrison.guard.pipeline import load_defense
 from garrison.hardening.data import Rows, for_model
@@ -62,12 +64,13 @@ def _answers(bundle: VerifiedBundle, inputs: dict[str, Array]) -> FloatArray:
 
 
 def compare_rows(reference: Rows, now: Rows) -> Compared:
-    """Two files of rows, feature by feature; y as one more column where both have it.
+    """Two files of rows, feature by feature; y as one more column where both have it, and left out where only one does.
 
     Raises:
         CalibrationError: other arrays or shapes, too many features, or too few rows.
     """
-    old, new = _flat(reference), _flat(now)
+    kept, kept_now, unpaired = paired(reference, now)
+    old, new = _flat(kept), _flat(kept_now)
     if old.keys() != new.keys():
         odd = sorted(old.keys() ^ new.keys())
         raise CalibrationError(f"the two files must hold the same features; only one has {', '.join(odd[:4])}")
@@ -77,7 +80,15 @@ def compare_rows(reference: Rows, now: Rows) -> Compared:
         )
     _check_rows(len(reference))
     columns = [fit_column(name, x, answer=name == "y") for name, x in old.items()]
-    return compare_columns(columns, np.stack(list(new.values()), axis=1), len(reference))
+    found = compare_columns(columns, np.stack([new[name] for name in old], axis=1), len(reference))
+    return msgspec.structs.replace(found, unpaired=unpaired)
+
+
+def paired(reference: Rows, now: Rows) -> tuple[Rows, Rows, Unpaired]:
+    """Both with y or both without, as far as they can be compared; and which of them alone had it."""
+    if (reference.y is None) == (now.y is None):
+        return reference, now, ""
+    return replace(reference, y=None), replace(now, y=None), "now" if reference.y is None else "reference"
 
 
 def _flat(rows: Rows) -> dict[str, FloatArray]:

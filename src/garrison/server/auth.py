@@ -5,7 +5,7 @@
     certificate    `cert:NAME` (garrison.server.client_names); where keys or tokens are used too, both must name the same caller
     address        `ip:ADDRESS`, of IPv6 the /64 network
 
-Invariants: a key file that cannot be read lets nobody in; comparisons take the same time wherever they fail; what was found good is remembered by the whole
+Invariants: a key file that cannot be read lets nobody in, and tells who shows a key to try again, for the key may be good; comparisons take the same time wherever they fail; what was found good is remembered by the whole
 header, until it ends or the keys change.
 
 Not checked: whether two callers are one person. Without keys a caller is an address, which anybody who has many of them can change; `X-Forwarded-For` is not
@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from garrison.config import OidcConfig
-from garrison.errors import AuthenticationError, ConfigError
+from garrison.errors import AuthenticationError, ConfigError, UnavailableError
 from garrison.server.identity import NEVER, Identity, read_scopes
 from garrison.server.key_file import PREFIX, KeyEntry, KeyRing, add_key, digest, read_keys, revoke_key, rotate_key
 from garrison.server.tokens import SUBJECT, Tokens
@@ -85,6 +85,8 @@ class Authenticator:
         self.limits = (False, False)
         """Whether the key file limits anybody's rows a day, and anybody's requests a second."""
         self._take(KeyRing() if path is None else read_keys(path))
+        self._broken = ""
+        """Why the key file cannot be read; "" where it can."""
         self._stamp = _stamp(path)
         self._tokens = Tokens(oidc, clock) if oidc is not None and oidc.issuer else None
         self._generation = 0 if self._tokens is None else self._tokens.keys.generation
@@ -108,7 +110,7 @@ class Authenticator:
 
         Raises:
             AuthenticationError: nobody who may ask.
-            UnavailableError: it is a token, and the issuer's keys are not known just now.
+            UnavailableError: it is a key, and the key file cannot be read just now; or a token, and the issuer's keys are not known.
         """
         named = None if self._name_of is None else self._named(peer)
         if self._path is None and self._tokens is None:
@@ -135,17 +137,23 @@ class Authenticator:
                 self._generation = self._tokens.keys.generation
                 self._known.clear()
         stamp = _stamp(self._path)
-        if self._path is None or (stamp == self._stamp and not now):
+        if self._path is None or (stamp == self._stamp and not now and not self._broken):
             return
         self._stamp = stamp
         self._known.clear()
         try:
             self._take(read_keys(self._path))
+            self._broken = ""
             logger.info("the key file was read again; it holds %d keys", len(self._ring.keys))
-        except ConfigError:
-            self._take(KeyRing())
-            self._stamp = None  # and tried again each time: a mended file may look the same from outside
-            logger.exception("the key file cannot be read; until it can, no key is good")
+        except ConfigError as error:
+            self._lose_keys(str(error))
+
+    def _lose_keys(self, why: str) -> None:
+        """No key is good: the last good ones may be revoked by now. The file is tried again each time: a mended one may look the same from outside."""
+        self._take(KeyRing())
+        if why != self._broken:
+            logger.error("the key file cannot be read; until it can, whoever shows a key gets 503: %s", why)
+        self._broken = why
 
     def _take(self, ring: KeyRing) -> None:
         self._ring = ring
@@ -177,6 +185,8 @@ class Authenticator:
         return found
 
     def _by_key(self, key: str) -> Identity:
+        if self._broken:
+            raise UnavailableError("keys cannot be checked just now; try again")
         if len(key) <= _MOST_KEY_CHARACTERS and key.isascii():
             caller, _, secret = key.removeprefix(PREFIX).rpartition("_")
             entry, found = self._ring.keys.get(caller), digest(secret)

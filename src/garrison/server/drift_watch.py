@@ -104,7 +104,7 @@ def _news(old: DriftAlarm | None, alarm: DriftAlarm) -> list[str]:
     """What is new of an alarm."""
     if old is None:
         return [ALARM] if alarm.active else [ALARM, OVER]
-    found = [NAMED] if alarm.named and not old.named else []
+    found = [NAMED] if alarm.named != old.named else []  # who is named stays, so that nobody is told of twice
     return [*found, OVER] if old.active and not alarm.active else found
 
 

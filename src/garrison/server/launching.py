@@ -94,9 +94,15 @@ def stop_all(enclaves: Sequence[Enclave]) -> None:
 
 def check_exposure(config: Config) -> None:
     """Raise `ConfigError` where strangers could reach a server that knows nobody, or read what passes, unless that is asked for."""
-    server = config.server
+    server, operations = config.server, config.operations
     if server.store:
         scheme_of(server.store)
+    told_at = operations.metrics.rpartition(":")[0].strip("[]")
+    if operations.metrics and not (is_loopback(told_at) or operations.metrics_open):
+        raise ConfigError(
+            f"metrics at {operations.metrics} would be told to whoever can reach it, without a key and without TLS: name an address of this machine, "
+            "or say that this is meant (operations.metrics_open)"
+        )
     if is_loopback(server.host):
         return
     if not (server.keys or config.oidc.issuer or server.tls_client_names or server.allow_anonymous):

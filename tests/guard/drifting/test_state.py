@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 import pytest
@@ -53,6 +55,32 @@ def test_two_keys_that_skew_together_are_named_together() -> None:
     assert until_alarm(state, 10, 1_000, skew) > 0
     assert set(state.alarms[0].named) == {"caller 1", "caller 2"}
     assert {c.caller for c in state.alarms[0].callers[:2]} == {"caller 1", "caller 2"}
+
+
+def test_who_is_named_stays_with_the_alarm_whoever_moves_it_later(caplog: pytest.LogCaptureFixture) -> None:
+    def skew(mover: int, place: int) -> Callable[[FloatArray, int], None]:
+        def change(part: FloatArray, k: int) -> None:
+            part[mover, place] += 3.0
+
+        return change
+
+    state = fresh()
+    assert until_alarm(state, 10, 1_000, skew(2, 0)) > 0
+    (first,) = state.alarms
+    assert (first.named, first.moving) == (("caller 2",), ("caller 2",))
+    caplog.clear()
+    x = rows(30_000, seed=6)
+    x[7::10, 0] += 3.0
+    ask(state, x, NAMES)
+    alarm = next(alarm for alarm in state.alarms if alarm.number == first.number)
+    assert alarm.active
+    assert (alarm.named, alarm.moving) == (("caller 2", "caller 7"), ("caller 7",))
+    assert alarm.callers[0].caller == "caller 7"
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"drift.named: alarm {first.number},")]
+    assert len(told) == 1, "once"
+    ask(state, rows(30_000, seed=7), NAMES)
+    over = next(alarm for alarm in state.alarms if alarm.number == first.number)
+    assert (over.active, over.named, over.moving) == (False, ("caller 2", "caller 7"), ())
 
 
 def test_a_shift_of_the_answers_alone_rings() -> None:

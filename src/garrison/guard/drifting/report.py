@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from garrison.guard.drifting.blame import CallerShift
+from garrison.guard.drifting.blame import Blame, CallerShift
+
+Unpaired = Literal["", "reference", "now"]
+
+MOST_NAMED = 64
+"""Of one alarm, one after the other."""
 
 
 class DriftAlarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -18,8 +25,10 @@ class DriftAlarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         row: how many rows had been counted.
         since: when, in seconds since the epoch, by the host's clock.
         active: whether it rings still.
-        named: callers without whom most of the shift would not be, as it was last looked at while it rang; empty for a shift that is nobody's.
-        callers: who explain most of it, each alone.
+        named: callers without whom most of the shift would not be, each since it was first found and in that order, `MOST_NAMED` at most: who is named once stays, whoever moves more later.
+            Empty for a shift that is nobody's.
+        moving: of whom that holds now, as last looked at; empty for nobody, and for an alarm that is over.
+        callers: who explain most of it, each alone, when somebody was last found.
     """
 
     number: int
@@ -31,7 +40,19 @@ class DriftAlarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     since: float
     active: bool
     named: tuple[str, ...] = ()
+    moving: tuple[str, ...] = ()
     callers: tuple[CallerShift, ...] = ()
+
+    def found(self, blame: Blame) -> DriftAlarm:
+        """As it is after another look at who moves it."""
+        new = [name for name in blame.named if name not in self.named]
+        named = (*self.named, *new)[:MOST_NAMED]
+        callers = blame.callers if blame.named or not named else self.callers
+        return msgspec.structs.replace(self, named=named, moving=blame.named, callers=callers)
+
+    def over(self) -> DriftAlarm:
+        """As it is once the shift has faded."""
+        return msgspec.structs.replace(self, active=False, moving=())
 
 
 class ColumnShift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +132,7 @@ class Compared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         columns: most shifted first; `ewma` is how many standard errors the means are apart.
         chance: by column, how often chance alone makes two samples differ so much.
         shifted: names of the columns that differ by more than chance makes of it in one of a hundred comparisons, all columns together.
+        unpaired: which of the two alone holds y, "reference" or "now": it was left out; "" for both or neither.
     """
 
     rows: int
@@ -118,3 +140,4 @@ class Compared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     columns: tuple[ColumnShift, ...]
     chance: dict[str, float]
     shifted: tuple[str, ...]
+    unpaired: Unpaired = ""

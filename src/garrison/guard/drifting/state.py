@@ -226,10 +226,10 @@ class DriftState:
         self._blamed[k] = since, since + later
         found = blame(self.sketch, self.callers, column)
         if there >= 0:
-            if found.named or not self.alarms[there].named:
-                self.alarms[there] = msgspec.structs.replace(
-                    self.alarms[there], named=found.named, callers=found.callers
-                )
+            before = self.alarms[there]
+            self.alarms[there] = alarm = before.found(found)
+            if alarm.named != before.named:
+                _tell_named(alarm)
             return
         self._rung += 1
         alarm = DriftAlarm(
@@ -241,16 +241,14 @@ class DriftState:
             row=self.sketch.rows,
             since=self.clock(),
             active=True,
-            named=found.named,
-            callers=found.callers,
-        )
+        ).found(found)
         self.alarms = [*self.alarms[1 - MOST_ALARMS :], alarm]
         _tell(alarm)
 
     def _end(self, kind: str) -> None:
         for i, alarm in enumerate(self.alarms):
             if alarm.active and alarm.kind == kind:
-                self.alarms[i] = msgspec.structs.replace(alarm, active=False)
+                self.alarms[i] = alarm.over()
 
     def shares_of(self, caller: str) -> FloatArray | None:
         """A caller's own histogram, all columns one after the other; None where it is not told apart."""
@@ -373,3 +371,9 @@ def _tell(alarm: DriftAlarm) -> None:
     who = ", ".join(repr(name) for name in alarm.named) or "nobody in particular"
     words = "drift.alarm: %s of %s is %.4g, and rings from %.4g: after %d rows; moved by %s"
     logger.warning(words, alarm.kind, alarm.column, alarm.value, alarm.threshold, alarm.row, who)
+
+
+def _tell_named(alarm: DriftAlarm) -> None:
+    words = "drift.named: alarm %d, %s of %s: %s; moved now by %s"
+    who, now = (", ".join(map(repr, names)) for names in (alarm.named, alarm.moving))
+    logger.warning(words, alarm.number, alarm.kind, alarm.column, who, now)
