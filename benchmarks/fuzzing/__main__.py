@@ -33,7 +33,7 @@ SHARES = {"HTTP, framed": 0.88, "HTTP, wire": 0.08, "gRPC, calls": 0.03, "gRPC, 
 ROUNDS = 10
 SHOWN, LONGEST = 5, 1_500
 FLAT = 0.05
-"""Memory counts as flat within this share of what it was after the first of ten rounds."""
+"""Memory counts as flat where what processes have of their own grows by no more than this share of all that they held after the first of ten rounds."""
 _OWN_KIB = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -76,7 +76,7 @@ class Found:
             "exceptions in the log": ("0", str(len(self.traces)), not self.traces),
             "gRPC servers begun anew, after a path that is no UTF-8": ("", str(self.begun_anew), True),
             "enclaves started anew": ("0", str(len(self.enclaves) - 1), len(self.enclaves) == 1),
-            "memory, highest against the first tenth": (f"within {FLAT:.0%}", f"{self.growth:+.1%} of {self.whole:.0f} MiB", self.growth <= FLAT),
+            "memory, highest against the first tenth": (f"within {FLAT:.0%}", f"{self.growth:+.1%} of {self.whole:.0f} MiB ({self.memory[0]:.0f} to {max(self.memory):.0f} of their own)", self.growth <= FLAT),
             "`garrison ledger verify`": ("holds", f"{'holds' if self.ledger else 'does not hold'}, {self.entries:,} entries", self.ledger),
         }  # fmt: skip
 

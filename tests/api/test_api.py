@@ -22,6 +22,7 @@ from garrison.errors import (
     ChangedFileError,
     ConfigError,
     KeyFileError,
+    NoTrustedKeyError,
     TargetExistsError,
     UnsupportedModelError,
     UntrustedKeyError,
@@ -163,6 +164,9 @@ def test_mistakes_are_typed_errors(bundles: Bundles, tmp_path: Path) -> None:
         garrison.keygen(tmp_path / "owner")
     with pytest.raises(UntrustedKeyError):
         garrison.verify(path, keys.public)
+    for nobody in (None, ()):
+        with pytest.raises(NoTrustedKeyError):
+            garrison.verify(path, nobody)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="unknown setting 'isolatoin'"):
         garrison.serve(path, trust=trust, isolatoin="none")
     with pytest.raises(ConfigError, match="require_isolation"):

@@ -11,6 +11,7 @@ import pytest
 from garrison.bundle.key_files import read_private_key
 from garrison.bundle.private import why_not_private
 from garrison.bundle.secret import read_secret
+from garrison.cli.owner_key import given_passphrase
 from garrison.config import ServerConfig
 from garrison.crypto.owner import OwnerKey
 from garrison.errors import ConfigError, KeyFileError
@@ -23,6 +24,7 @@ READERS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     "the misinformation key": (lambda: RANDOM, read_secret),
     "the owner's key": (lambda: OwnerKey.generate().to_pem(None), lambda path: read_private_key(path, None)),
     "the webhook's secret": (lambda: b"whsec_" + RANDOM, webhook.read_secret),
+    "the passphrase": (lambda: PASSPHRASE, given_passphrase),
     "signature_secret": (lambda: RANDOM, lambda path: signatures_of(ServerConfig(signature_secret=str(path)))),
 }
 

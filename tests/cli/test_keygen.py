@@ -89,6 +89,7 @@ def test_keygen_does_not_replace_a_key_that_appears_meanwhile(monkeypatch: pytes
 def test_a_passphrase_encrypts_the_key_and_is_needed_again(
     way: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    Path("pass").touch(0o600)
     Path("pass").write_text("correct horse\nsecond line\n")
     given: tuple[str, ...] = ("--passphrase-file", "pass")
     if way == "variable":
@@ -105,7 +106,7 @@ def test_a_passphrase_encrypts_the_key_and_is_needed_again(
 
 def test_a_passphrase_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     fails(KeyFileError, "keygen", "-o", "owner", "--encrypt", match="GARRISON_PASSPHRASE")
-    Path("empty").write_text("")
+    Path("empty").touch(0o600)
     fails(KeyFileError, "keygen", "-o", "owner", "--passphrase-file", "empty", match="empty")
     fails(KeyFileError, "keygen", "-o", "owner", "--passphrase-file", "nowhere", match="nowhere")
     monkeypatch.setenv("GARRISON_PASSPHRASE", "")

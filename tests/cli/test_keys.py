@@ -60,6 +60,7 @@ def test_a_key_has_scopes_an_end_and_a_successor(tmp_path: Path) -> None:
     assert [key["ends"] is None for key in entry["keys"]] == [False, False], "the new one ends too"
     run("keys", "rotate", "alice", "--keys", file, "--lives", "never")
     listed = run("keys", "list", "--keys", file).stdout
+    assert "…" not in listed, "an end that is cut is none"
     assert "never" in listed
     assert "infer:m" in listed
     run("keys", "rotate", "alice", "--keys", file, "--overlap", "0")

@@ -100,6 +100,7 @@ def test_keygen_explains_where_it_cannot_write(tmp_path: Path) -> None:
     assert "is a folder" in fails(KeyFileError, "keygen", "-o", str(tmp_path / "a"), "--force")
     assert not (tmp_path / "a.key").exists()
     assert "found a folder" in fails(KeyFileError, "keygen", "-o", "..")
+    (tmp_path / "p").touch(0o600)
     (tmp_path / "p").write_bytes(b"x" * 2000)
     assert "at most 1023" in fails(
         KeyFileError, "keygen", "-o", str(tmp_path / "b"), "--passphrase-file", str(tmp_path / "p")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -66,6 +68,22 @@ def test_serve_tells_a_person_loudly_that_there_is_no_enclave(
     assert "isolation: none (no enclave)" in err
     assert "bounds, budget, release" in err
     assert "100 rows a caller (ever)" in err
+
+
+def test_a_log_of_json_holds_nothing_else(bundles: Bundles, tmp_path: Path) -> None:
+    (tmp_path / "garrison.toml").write_text('[operations]\nlog = "json"\n')
+    words = ("serve", str(bundles.sealed["metered"].path), "--trust", str(bundles.folder / "owner.pub"))
+    more = ("--config", str(tmp_path / "garrison.toml"), "--isolation", "none", "--state", str(tmp_path), "--port", "0")
+    run = [sys.executable, "-m", "garrison", *words, *more]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        server.terminate()
+        _, said = server.communicate(timeout=60)
+    lines = [json.loads(line) for line in said.splitlines()]
+    (served,) = [line["message"] for line in lines if line["message"].startswith("serving: ")]
+    assert json.loads(served.removeprefix("serving: "))["url"] == url
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
 
 def test_serve_refuses_what_is_not_safe(bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,10 @@ def run(chain: tuple[DefenseSpec, ...], progress: Progress, raw: RawScores) -> d
         ((SCORE, SCORE, RELEASE), "twice"),
         ((DefenseSpec(name="release", shadow=True),), "not in shadow"),
         ((DefenseSpec(name="bonds"), RELEASE), "unknown defense 'bonds'"),
-        ((BOUNDS, DefenseSpec(name="release", parameters={"mode": "all"})), "release"),
+        (
+            (BOUNDS, DefenseSpec(name="release", parameters={"mode": "all"})),
+            "release.*'all'.*expected one of.*'labels'",
+        ),
         ((DefenseSpec(name="release", parameters={"mode": "top-k", "k": 11}),), "release.k is 11"),
         (
             (SCORE, DefenseSpec(name="adaptive-misinformation", parameters={"tau": float("nan")}), RELEASE),

@@ -211,6 +211,7 @@ def test_nobody_there() -> None:
 
 
 def test_the_commands(tmp_path: Path) -> None:
+    (tmp_path / "pass").touch(0o600)
     (tmp_path / "pass").write_text("word\n")
     np.savez(tmp_path / "data.npz", x=images().inputs["x"])
     run = CliRunner()

@@ -397,6 +397,27 @@ def test_the_rest_of_an_answer_is_left_to_a_thread() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("cheap", [True, False])
+def test_where_it_cannot_be_seen_whether_an_enclave_has_answered_a_thread_asks(cheap: bool) -> None:
+    """A defect there once would have left the model busy for ever."""
+
+    class Unsure(Elsewhere):
+        def is_whole(self) -> bool:
+            raise ValueError("a file descriptor cannot be negative")
+
+    async def main() -> None:
+        with closing(Unsure(Echo())) as place, ThreadPoolExecutor(max_workers=1) as worker:
+            queue = Batcher(place.echo, FREE, worker, Limits(), place.begin)
+            if not cheap:
+                queue._size.note(1, 100 * INLINE_SECONDS)
+            for k in range(3):
+                assert (await queue.submit(waiting(k))).body == str(k).encode()
+            assert threading.get_ident() not in place.read_by
+            assert not queue.busy
+
+    asyncio.run(main())
+
+
 def test_a_cheap_answer_that_is_only_begun_does_not_hold_the_loop() -> None:
     async def main() -> None:
         with closing(Elsewhere(Echo())) as place, ThreadPoolExecutor(max_workers=1) as worker:

@@ -66,6 +66,8 @@ def test_a_rotated_key_lives_as_long_as_the_one_before_was_made_for(file: Path) 
         rotate_key(file, "alice", overlap=timedelta(0), lives=lives)
         (secret,) = read_keys(file).keys["alice"].secrets
         assert secret.lives == expected
+    with pytest.raises(ConfigError, match="longer than no time"):
+        rotate_key(file, "alice", overlap=DAY, lives=timedelta(0))
     add_key(file, "bob", lives=2 * DAY)
     rotate_key(file, "bob", overlap=timedelta(hours=1))
     rotate_key(file, "bob", overlap=timedelta(hours=1))

@@ -62,6 +62,14 @@ def test_a_good_token_names_its_caller(issuer: Issuer, tokens: Tokens, kid: str)
     assert time.time() < found.until <= time.time() + 331
 
 
+def test_who_shows_nothing_is_told_what_is_taken_here(issuer: Issuer, tmp_path: Path) -> None:
+    add_key(tmp_path / "keys.json", "alice")
+    for path, takes_keys in ((None, False), (tmp_path / "keys.json", True)):
+        with pytest.raises(AuthenticationError, match=f"token of {issuer.url}") as found:
+            Authenticator(path, settings(issuer)).identify(None, "127.0.0.1:1")
+        assert ("gk_" in str(found.value)) is takes_keys
+
+
 def unsigned(issuer: Issuer, algorithm: str, **header: Any) -> str:
     head = {name: value for name, value in ({"alg": algorithm, "kid": "ec"} | header).items() if value is not None}
     return forged(head, issuer.claims(), lambda _: b"")

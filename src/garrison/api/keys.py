@@ -42,6 +42,6 @@ def verify(bundle: str | Path, trust: Trust) -> VerifiedBundle:
 
 
 def trusted(trust: Trust) -> list[OwnerPublicKey]:
-    """The keys in these files."""
-    files = [trust] if isinstance(trust, str | Path) else trust
+    """The keys in these files; without any nothing is trusted, and whoever verifies says so."""
+    files = [trust] if isinstance(trust, str | Path) else trust or ()
     return [read_public_key(Path(file)) for file in files]

@@ -15,6 +15,6 @@ def why_not_private(file: Path) -> str:
         mode = file.stat().st_mode
     except OSError:
         return ""  # who reads it says why it cannot be read
-    if not stat.S_ISREG(mode) or not mode & stat.S_IRWXO:
+    if stat.S_ISCHR(mode) or not mode & stat.S_IRWXO:  # a terminal, or /dev/null, is no secret
         return ""
-    return f"everybody on this machine may read {file}: chmod o-rwx it"
+    return f"everybody on this machine may read or change {file}: chmod o-rwx it"

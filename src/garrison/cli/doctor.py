@@ -14,10 +14,10 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.table import Table
+from rich.table import Column, Table
 
 from garrison import __version__, datasets
-from garrison.cli.output import console, json_option, plain, show_json
+from garrison.cli.output import console, json_option, plain, printable, show_json
 from garrison.enclave.hardware import NOT_RUN, look_for_hardware
 from garrison.enclave.levels import isolation_name
 from garrison.enclave.rehearsal import rehearse
@@ -65,15 +65,20 @@ def doctor(as_json: bool) -> None:
 
 def _show(checks: list[Check], *, works: bool) -> None:
     console.print(f"garrison {__version__}")
-    table = Table(box=None, show_header=False)
+    table = Table(*(Column(overflow="fold") for _ in range(3)), box=None, show_header=False)
     group = ""
     for check in checks:
         if check.group != group:
             group = check.group
             table.add_row("", f"[bold]{group}[/]")
         mark = "[green]ok[/]" if check.ok else "[bold red]missing[/]" if check.needed else "[yellow]missing[/]"
-        table.add_row(mark, *map(plain, (check.name, check.found, "" if check.ok else check.mend)))
+        table.add_row(mark, *map(plain, (check.name, check.found)))
     console.print(table)
+    mends = [f"{check.name}: {check.mend}" for check in checks if check.mend and not check.ok]
+    if mends:
+        console.print("[bold]To mend[/]")
+    for mend in mends:  # on one line each, to be copied as they are
+        console.print(f"  {printable(mend)}", markup=False, soft_wrap=True)
     console.print("Serving works on this machine." if works else "[bold red]Serving does not work on this machine.[/]")
 
 

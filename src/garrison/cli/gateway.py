@@ -14,6 +14,7 @@ from garrison.cli.serving import serve_bundles
 from garrison.cli.trust import trust_option
 from garrison.config import Config, ServerConfig, load_config
 from garrison.enclave.log import write_server_log
+from garrison.enclave.memory import share_pools
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -41,6 +42,7 @@ def gateway(bundle: Path, trust: tuple[Path, ...], config_file: Path | None, as_
 
     BUNDLE is what `garrison seal` makes after `garrison harden --upstream`. The model stays where it is; let clients reach the gateway alone.
     """
+    share_pools()
     config = _with_options(load_config(config_file), options)
     write_server_log(config.operations.log)
     if not config.server.upstream:

@@ -115,7 +115,8 @@ def list_(file: Path, as_json: bool) -> None:
     if as_json:
         show_json([_as_json(caller, entry) for caller, entry in sorted(entries.items())])
         return
-    table = Table(Column("caller", no_wrap=True), "made", "ends", "may", "rows a day", "requests a second")
+    names = ("caller", "made", "ends", "may", "rows a day", "requests a second")
+    table = Table(*(Column(name, overflow="fold", no_wrap=name == "caller") for name in names))  # wrapped, never cut
     for caller, entry in sorted(entries.items()):
         made = ", ".join(_time(secret.created) for secret in entry.secrets)
         ends = ", ".join(_end(secret) for secret in entry.secrets)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from garrison.bundle.key_files import read_key_file, read_private_key
+from garrison.bundle.private import why_not_private
 from garrison.crypto.owner import OwnerKey
 from garrison.errors import KeyFileError
 
@@ -34,6 +35,8 @@ def given_passphrase(file: Path | None) -> bytes | None:
         if text == "":
             raise KeyFileError(f"{VARIABLE} is set and empty; give a passphrase or unset it")
         return None if text is None else _checked(os.fsencode(text), VARIABLE)
+    if why := why_not_private(file):
+        raise KeyFileError(f"the passphrase: {why}")
     lines = read_key_file(file, "passphrase").splitlines()
     if not lines or not lines[0]:
         raise KeyFileError(f"{file}: expected a passphrase on the first line, found none")

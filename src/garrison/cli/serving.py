@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,15 @@ from garrison.cli.trust import trusted_keys
 from garrison.config import Config
 from garrison.enclave.host import ServiceCard
 from garrison.enclave.levels import HARDWARE, NONE, level_reached
+from garrison.enclave.log import JSON
 from garrison.enclave.program import Program
 from garrison.server.cautions import cautions
 from garrison.server.launching import state_folder
 from garrison.server.root import assemble, run
 from garrison.server.stores import in_words
 from garrison.server.workers import run_workers
+
+logger = logging.getLogger(__name__)
 
 
 def serve_bundles(
@@ -40,6 +44,8 @@ def serve_bundles(
         if as_json:
             show_json(_as_json(config, cards, url) | ({"grpc": grpc} if grpc else {}))
             sys.stdout.flush()
+        elif config.operations.log == JSON:
+            _log(config, cards, url, grpc)
         else:
             if grpc:
                 notes.print(f"gRPC      {grpc}", markup=False)
@@ -103,6 +109,15 @@ def _show(config: Config, cards: Sequence[ServiceCard], url: str) -> None:
     )
     for caution in cautions(config, cards):
         notes.print(f"warning   {caution}", style="bold red", markup=False, soft_wrap=True)
+    click.echo(url)
+
+
+def _log(config: Config, cards: Sequence[ServiceCard], url: str, grpc: str) -> None:
+    """What `_show` says, as lines of the log: nothing else may stand between its objects. The URL goes to standard output, as always."""
+    told = _as_json(config, cards, url) | ({"grpc": grpc} if grpc else {})
+    logger.info("serving: %s", msgspec.json.encode(told).decode())
+    for caution in cautions(config, cards):
+        logger.warning("%s", caution)
     click.echo(url)
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from garrison.bundle.private import why_not_private
 from garrison.errors import ConfigError
 from garrison.hardening.upstream import ROWS_A_REQUEST, Wish
 from garrison.upstream.target import Target
@@ -86,6 +87,8 @@ def upstream_wish(given: dict[str, Any]) -> tuple[Target, Wish] | None:
 def _key(file: Path | None) -> str:
     if file is None:
         return ""
+    if why := why_not_private(file):
+        raise ConfigError(f"--upstream-key: {why}")
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -161,7 +161,7 @@ class Mail:
         if head.caller != expected:
             return SealedRequestError(
                 f"sealed by {head.caller[:64] or 'nobody'!r}, and handed in for {expected or 'nobody'!r}: "
-                "the name inside must be the one that the server knows the caller by (a key's id, oidc:SUBJECT or cert:NAME; garrison.client.Client(caller=...))"
+                "the name inside must be the one that the server knows the caller by (a key's id, oidc:SUBJECT or cert:NAME; --caller, or Client(caller=...))"
             )
         if head.offer and len(head.offer) != offer_bytes(suite):
             return SealedRequestError(f"an offer of a session has {offer_bytes(suite)} bytes, found {len(head.offer)}")

@@ -9,9 +9,10 @@ is run and counted and changes nothing.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -39,6 +40,8 @@ from garrison.guard.relabelling import Marks, RelabelDefense, relabel
 from garrison.guard.state import ChainState, State
 from garrison.types import Array, Batch, BoolArray, DefenseSpec, FloatArray, ModelFacts, Phase, RawScores, Released
 
+_ENUM_AT = re.compile(r"enum value .* at `\$\.(\w+)`")
+
 
 def load_defense(spec: DefenseSpec) -> Defense:
     """The defense that a spec names, with its parameters checked.
@@ -53,7 +56,23 @@ def load_defense(spec: DefenseSpec) -> Defense:
     try:
         return msgspec.convert(spec.parameters, kind)
     except msgspec.ValidationError as error:
-        raise GuardError(f"defense {spec.name!r}: {error}") from error
+        raise GuardError(f"defense {spec.name!r}: {error}{_choices(error, kind)}") from error
+
+
+def _choices(error: msgspec.ValidationError, kind: type[Defense]) -> str:
+    """The words that a parameter may be, where it is another one; "" for any other error."""
+    at = _ENUM_AT.search(str(error))
+    if at is None:
+        return ""
+    words = next((_words(field.type) for field in msgspec.structs.fields(kind) if field.name == at[1]), ())
+    return f"; expected one of {', '.join(map(repr, words))}" if words else ""
+
+
+def _words(kind: Any) -> tuple[Any, ...]:
+    """Of a literal type, or of one among others."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(word for one in get_args(kind) for word in _words(one))
 
 
 def specs_of(defenses: Sequence[Defense], shadow: frozenset[str] = frozenset()) -> tuple[DefenseSpec, ...]:

@@ -184,11 +184,11 @@ class Channel(Generic[Sent, Received]):
 
     def _missing(self) -> int:
         """How many bytes of the next message are yet to be taken; `_GLANCE_BYTES` where that is not known, none of one that will not be taken."""
-        there = len(self._taken)
-        if there < LENGTH.size:
+        taken = self._taken  # looked at once: another thread may close
+        if len(taken) < LENGTH.size:
             return _GLANCE_BYTES
-        (length,) = LENGTH.unpack_from(self._taken)
-        return LENGTH.size + int(length) - there if length <= self._most_received else 0
+        (length,) = LENGTH.unpack_from(taken)
+        return LENGTH.size + int(length) - len(taken) if length <= self._most_received else 0
 
     def _exactly(self, length: int) -> bytes:
         try:

@@ -144,6 +144,8 @@ class App:
             raise MalformedRequestError(f"nonce must be {NONCE_BYTES} random bytes in base64url (43 characters)")
         names = self._names(scopes)
         name = given.get("model", names[0] if len(names) == 1 else "")
+        if not names:
+            raise NotFoundError("the server shows this caller no model: its key names none, or others")
         if not name:
             raise NotFoundError(f"the server has {len(names)} models; name one of {', '.join(names)}")
         version = given.get("version")

@@ -53,7 +53,6 @@ _SCHEME = "bearer"  # in any case, as RFC 9110 has it
 _NOBODY = digest("")
 _MOST_CACHED = 4096
 _MOST_KEY_CHARACTERS = 256
-_HELP = "send 'Authorization: Bearer gk_...', as `garrison keys add` printed it"
 
 NameOf = Callable[[str], str | None]
 """From "address:port" of a connection to the name in its client's certificate."""
@@ -91,6 +90,7 @@ class Authenticator:
         self._tokens = Tokens(oidc, clock) if oidc is not None and oidc.issuer else None
         self._generation = 0 if self._tokens is None else self._tokens.keys.generation
         self._name_of = name_of
+        self._help = _help(keys=path is not None, issuer="" if self._tokens is None or oidc is None else oidc.issuer)
         self._known: dict[str, Identity] = {}
 
     def entry(self, caller: str) -> KeyEntry | None:
@@ -116,7 +116,7 @@ class Authenticator:
         if self._path is None and self._tokens is None:
             return by_address(peer.rpartition(":")[0]) if named is None else named
         if header is None:
-            raise AuthenticationError(f"a key is needed: {_HELP}")
+            raise AuthenticationError(f"a key is needed: {self._help}")
         # Only headers that were found good are remembered. A dict compares a string only after its keyed hash fits.
         known = self._known.get(header)
         if known is None or known.until <= self._clock():
@@ -176,7 +176,7 @@ class Authenticator:
         elif known and self._tokens is not None:
             found = self._tokens.identify(shown)
         else:
-            raise AuthenticationError(f"the key is not known: {_HELP}")
+            raise AuthenticationError(f"the key is not known: {self._help}")
         if found.until <= self._clock():
             raise AuthenticationError("the key or token has ended")
         if len(self._known) >= _MOST_CACHED:
@@ -194,7 +194,12 @@ class Authenticator:
             good = [ends for sha256, ends in kept if hmac.compare_digest(found, sha256)]
             if good and entry is not None:
                 return Identity(caller, read_scopes(entry.scopes), max(good))
-        raise AuthenticationError(f"the key is not known: {_HELP}")
+        raise AuthenticationError(f"the key is not known: {self._help}")
+
+
+def _help(*, keys: bool, issuer: str) -> str:
+    ways = ["'Authorization: Bearer gk_...', as `garrison keys add` printed it"] if keys else []
+    return "send " + ", or ".join([*ways, f"'Authorization: Bearer ...' with a token of {issuer}"] if issuer else ways)
 
 
 def _seconds(ends: datetime | None) -> float:

@@ -15,6 +15,7 @@ no longer than `INLINE_SECONDS`; whatever fails, every request gets an answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ from garrison.server.ledger.recorder import Recorder
 from garrison.server.model_budget import ModelBudget
 from garrison.server.tally import ModelCount
 from garrison.server.waiting import FairQueue, Turns, Waiting
+
+logger = logging.getLogger(__name__)
 
 INLINE_SECONDS = CHEAP_SECONDS
 """A batch that is expected to take longer is not computed on the event loop's thread."""
@@ -261,11 +264,18 @@ class Batcher:
 
     def _arrived(self, job: Job, there: bool) -> None:  # noqa: FBT001  a callback
         """An enclave has answered, or is so slow, also in the middle of its answer, that a thread is to wait for it."""
-        replies = self._settled(job) if there and job.pending is not None and job.pending.is_whole() else None
+        replies = self._settled(job) if there and self._is_there(job) else None
         if replies is None:
             self._leave_to_thread(job)
         else:
             self._end(job, replies)
+
+    def _is_there(self, job: Job) -> bool:
+        try:
+            return job.pending is not None and job.pending.is_whole()
+        except Exception:  # the thread that waits for it then tells whoever asked
+            logger.exception("it cannot be seen whether an enclave has answered")
+            return False
 
     def _end(self, job: Job, replies: list[Reply]) -> None:
         """Whatever becomes of a batch, the next has its turn."""
@@ -314,7 +324,7 @@ class Batcher:
                 job.answered = self._call(asks)
             else:
                 job.pending = self._begin(asks, cheap=cheap)
-                if job.pending is None or not (cheap and job.pending.wait(INLINE_SECONDS) and job.pending.is_whole()):
+                if job.pending is None or not (cheap and job.pending.wait(INLINE_SECONDS) and self._is_there(job)):
                     return None
         except Exception as error:  # noqa: BLE001  whatever fails, every request gets an answer
             return None if job.spoilt() else failure(job.batch, error)

@@ -89,7 +89,8 @@ class Keys:
         except (OSError, ValueError) as error:
             if not self._is_url:
                 raise ConfigError(f"oidc.jwks: {settings.jwks} cannot be used: {error}") from error
-            logger.exception("the keys of %s cannot be read; until they can, no token is good", settings.issuer)
+            words = "the keys of %s cannot be read (%s); until they can, no token is good"
+            logger.warning(words, settings.issuer, error)
 
     @property
     def usable(self) -> bool:

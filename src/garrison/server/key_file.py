@@ -184,7 +184,7 @@ def rotate_key(path: Path, caller: str, *, overlap: timedelta, lives: timedelta 
             raise ConfigError(
                 f"{caller!r} has {len(older)} keys that are still good; rotate with --overlap 0, or wait for one to end"
             )
-        text, secret = _fresh(caller, lives or entry.secrets[-1].lives)
+        text, secret = _fresh(caller, entry.secrets[-1].lives if lives is None else lives)
         _write(path, KeyRing(keys={**ring.keys, caller: msgspec.structs.replace(entry, secrets=(*older, secret))}))
     return text
 

@@ -14,6 +14,7 @@ import msgspec
 
 from garrison.bundle.folder import Folder
 from garrison.bundle.manifest import MANIFEST_FILE
+from garrison.bundle.private import why_not_private
 from garrison.bundle.secret import read_secret, secret_path
 from garrison.config import Config, ServerConfig
 from garrison.crypto.owner import OwnerPublicKey, key_commitment
@@ -216,6 +217,8 @@ def _upstream(server: ServerConfig) -> Target | None:
 
 
 def _line_of(file: Path) -> str:
+    if why := why_not_private(file):
+        raise ConfigError(f"server.upstream_key: {why}")
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -93,7 +93,7 @@ _BY_HAND: Json = {
         "required": ["inputs"],
         "properties": {
             "id": {"type": ["string", "null"]},
-            "inputs": {"type": "array", "items": {"$ref": f"{_REF}InputTensor"}},
+            "inputs": {"type": "array", "minItems": 1, "items": {"$ref": f"{_REF}InputTensor"}},
             "outputs": {"type": ["array", "null"], "items": {"$ref": f"{_REF}OutputWanted"}},
             "parameters": _PARAMETERS | {"properties": {"binary_data_output": {"type": "boolean"}}},
         },

@@ -431,7 +431,7 @@ def test_a_port_that_is_taken(running: Served) -> None:
         assert beside is not None
         await beside.start()
 
-    with pytest.raises(ConfigError, match="choose another --grpc-port"):
+    with pytest.raises(ConfigError, match=r"choose another --grpc-port \(Address already in use\)"):
         asyncio.run(start())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -142,7 +143,11 @@ class GrpcServer:
             ConfigError: the port cannot be had.
         """
         asyncio.get_running_loop().set_exception_handler(_without_paths)
-        await self._begin(self._config.grpc_port or 0)
+        port = self._config.grpc_port or 0
+        try:
+            await self._begin(port)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_why_not(self._config.host, port)}") from error
         self._keeper = asyncio.ensure_future(self._keep())
 
     async def stop(self, seconds: float) -> None:
@@ -385,6 +390,15 @@ def _path(name: str, version: str) -> str:
     if "/" in name or "/" in version:
         raise MalformedRequestError("a model's name and version hold no slash")
     return f"/v2/models/{name}/versions/{version}" if version else f"/v2/models/{name}"
+
+
+def _why_not(host: str, port: int) -> str:
+    """What grpc does not say of a port that cannot be had, found by trying; "" where it can be had by now."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return ""
+    except OSError as error:
+        return f" ({os.strerror(error.errno) if error.errno else error})"
 
 
 def _without_paths(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
