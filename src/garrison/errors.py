@@ -255,9 +255,8 @@ class BudgetExhaustedError(RequestError):
     def told(rows: int, distinct: int, period: str) -> str:
         """For whoever has too few rows left, by whichever limit: enclaves know what is left, and not whether an operator's quota made it so."""
         different = f", {distinct} of them different" if distinct else ""
-        return (
-            f"what is left to the caller does not cover this request; its budget is {rows} rows{different} ({period})"
-        )
+        given = f"{rows} rows{different} ({period})"
+        return f"what is left to the caller, with a budget of {given}, does not cover this request"
 
 
 class WorkRequiredError(RequestError):
